@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which of the compiled tables this machine can run, and which it should.
+#include <cstring>
+
+#include "ds/status.h"
+#include "kernels/ops.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace ds {
+
+extern const Ops kOps_scalar;
+
+#if defined(__x86_64__)
+extern const Ops kOps_avx2, kOps_avx512, kOps_avx512_bf16;
+
+namespace {
+
+bool is_amd() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  char vendor[12];
+  std::memcpy(vendor, &ebx, 4);
+  std::memcpy(vendor + 4, &edx, 4);
+  std::memcpy(vendor + 8, &ecx, 4);
+  return std::memcmp(vendor, "AuthenticAMD", 12) == 0;
+}
+
+}  // namespace
+
+bool cpu_supports(CpuIsa isa) {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  switch (isa) {
+    case CpuIsa::kScalar:
+      return true;
+    case CpuIsa::kAvx2:
+      return avx2;
+    case CpuIsa::kAvx512:
+      return avx512;
+    case CpuIsa::kAvx512Bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
+}
+
+CpuIsa best_cpu_isa() {
+  if (cpu_supports(CpuIsa::kAvx512Bf16) && is_amd()) return CpuIsa::kAvx512Bf16;
+  if (cpu_supports(CpuIsa::kAvx512)) return CpuIsa::kAvx512;
+  if (cpu_supports(CpuIsa::kAvx2)) return CpuIsa::kAvx2;
+  return CpuIsa::kScalar;
+}
+
+const Ops& cpu_ops(CpuIsa isa) {
+  DS_CHECK(cpu_supports(isa));
+  switch (isa) {
+    case CpuIsa::kScalar:
+      return kOps_scalar;
+    case CpuIsa::kAvx2:
+      return kOps_avx2;
+    case CpuIsa::kAvx512:
+      return kOps_avx512;
+    case CpuIsa::kAvx512Bf16:
+      return kOps_avx512_bf16;
+  }
+  return kOps_scalar;
+}
+
+#else
+
+bool cpu_supports(CpuIsa isa) { return isa == CpuIsa::kScalar; }
+CpuIsa best_cpu_isa() { return CpuIsa::kScalar; }
+const Ops& cpu_ops(CpuIsa isa) {
+  DS_CHECK(cpu_supports(isa));
+  return kOps_scalar;
+}
+
+#endif
+
+}  // namespace ds

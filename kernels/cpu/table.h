@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// The body of every per-ISA file: define DS_ISA, include a simd_*.h, then this. Everything it makes
+// lives in ds::DS_ISA, because an inline function shared by files with different flags would be
+// linked once, with whichever flags came first. For the same reason no standard containers are used
+// below here.
+#pragma once
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention_train.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/loss.h"
+#include "kernels/cpu/pack.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/tile.h"
+#include "kernels/cpu/update.h"
+#include "kernels/cpu/vector_math.h"
+
+namespace ds::DS_ISA {
+
+constexpr Ops table(const char* name) {
+  return {.name = name,
+          .packed_bytes = packed_bytes,
+          .pack = pack,
+          .unpack = unpack,
+          .prepared_bytes = prepared_bytes,
+          .prepare = prepare,
+          .linear = linear,
+          .outer_accumulate = outer_accumulate,
+          .rmsnorm = rmsnorm,
+          .rmsnorm_backward = rmsnorm_backward,
+          .rope_append = rope_append,
+          .rope = rope,
+          .attention = attention,
+          .attention_train = attention_train,
+          .attention_train_backward = attention_train_backward,
+          .swiglu = swiglu,
+          .swiglu_backward = swiglu_backward,
+          .relu = relu,
+          .relu_backward = relu_backward,
+          .embed = embed,
+          .embed_backward = embed_backward,
+          .cross_entropy = cross_entropy,
+          .kl_topk = kl_topk,
+          .adamw = adamw,
+          .sum_squares = sum_squares,
+          .all_finite = all_finite};
+}
+
+}  // namespace ds::DS_ISA

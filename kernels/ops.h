@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ops: the one contract of compute. A backend fills this table; engine and trainer are written once
+// against it. Pure: no files, no globals; the pool (CPU) or stream (GPU) comes with each call, memory is
+// the caller's. Pointers are device pointers of the backend. All activations are FP32, row-major.
+//
+// One numerics: on one backend a row's result does not depend on which or how many rows go with it, nor
+// on the number of threads. Every output element has one fixed order of accumulation.
+#pragma once
+
+#include <cstdint>
+
+#include "ds/parallel.h"
+
+namespace ds {
+
+struct OpContext {
+  const ds_parallel* parallel = nullptr;  ///< CPU: the host's pool
+  void* stream = nullptr;                 ///< GPU: the stream to enqueue on
+};
+
+/// How a weight matrix W [n, k] (y = W x) is laid out. Panels of 16 rows, zero-padded at the end:
+///   kF32   [ceil(n/16)][k][16]                 float
+///   kBF16  [ceil(n/16)][ceil(k/2)][16][2]      bfloat16, a pair of neighbouring k in each 32-bit lane
+enum class WeightFormat : uint8_t { kF32 = 0, kBF16 = 1 };
+
+struct WeightView {
+  WeightFormat format = WeightFormat::kBF16;
+  int64_t n = 0, k = 0;
+  const void* data = nullptr;  ///< 64-byte aligned
+};
+
+/// Rank of every low-rank pair as computed: trained rank <= 16, zero-padded.
+constexpr int64_t kLoraRank = 16;
+constexpr int kMaxLoraSlots = 8;
+constexpr int kMaxFusedWeights = 3;
+
+/// y += scale * B (A x), A [16, k], B [n, 16], both packed in the format of the base weight.
+struct LoraPair {
+  WeightView a, b;       ///< data == nullptr: this weight has no low-rank part in this slot
+  float scale = 0.0f;
+};
+
+/// Low-rank parts of one call. Rows choose their slot, so one batch may mix versions.
+struct LoraSlots {
+  const int32_t* slot_of_row = nullptr;  ///< [rows], -1 = base only
+  int n_slots = 0;
+  LoraPair pair[kMaxLoraSlots][kMaxFusedWeights];
+  float* t = nullptr;  ///< out/workspace [n_weights][rows][16]: A x of each row (kept for backward)
+};
+
+enum class Epilogue : uint8_t {
+  kNone,      ///< y_i = W_i x (+ bias_i)
+  kResidual,  ///< y_0 = residual + W_0 x (+ bias_0); residual may alias y_0
+  kSwiglu,    ///< y_0 = silu(W_0 x + b_0) * (W_1 x + b_1); n_weights == 2
+};
+
+/// One shared input, up to three weights: q/k/v, gate/up, or one alone. The backward pass with respect
+/// to the input is this same op on transposed packs (and B^T, A^T as the low-rank pair).
+struct LinearArgs {
+  int64_t rows = 0;
+  const float* x = nullptr;          ///< [rows, k]
+  int64_t x_stride = 0;              ///< floats between rows of x
+  const void* x_prepared = nullptr;  ///< from prepare(); null if prepared_bytes() is 0
+  int n_weights = 0;
+  WeightView w[kMaxFusedWeights];    ///< all with the same k and format
+  const float* bias[kMaxFusedWeights] = {nullptr, nullptr, nullptr};  ///< [n] or null
+  float* y[kMaxFusedWeights] = {nullptr, nullptr, nullptr};           ///< [rows, n]
+  int64_t y_stride[kMaxFusedWeights] = {0, 0, 0};                     ///< floats between rows
+  const LoraSlots* lora = nullptr;
+  Epilogue epilogue = Epilogue::kNone;
+  const float* residual = nullptr;   ///< [rows, n_0], stride y_stride[0]
+};
+
+/// Paged K/V of one layer: pages of 32 tokens, [page][kv_head][32][head_dim]. (ABI v1 layout.)
+constexpr int64_t kKvPageTokens = 32;
+enum class KvDtype : uint8_t { kF32 = 0, kBF16 = 1 };
+
+struct KvView {
+  KvDtype dtype = KvDtype::kBF16;
+  int64_t n_kv_heads = 0, head_dim = 0;
+  void* k = nullptr;  ///< base of the layer's key pages
+  void* v = nullptr;
+};
+
+/// One sequence's part of a mixed batch: rows [row0, row0 + n_rows) are its tokens at positions
+/// [position0, position0 + n_rows); keys 0 .. position are visible to each (causal).
+struct SequenceSpan {
+  int64_t row0 = 0, n_rows = 0, position0 = 0;
+  const int32_t* pages = nullptr;  ///< page ids covering positions 0 .. position0 + n_rows - 1
+};
+
+/// Rotates q and k in place (by halves, HF layout), then stores k and v of each row in its page.
+struct RopeAppendArgs {
+  int64_t rows = 0, n_heads = 0;
+  float* q = nullptr;        ///< [rows, n_heads * head_dim]
+  float* k = nullptr;        ///< [rows, n_kv_heads * head_dim]
+  const float* v = nullptr;  ///< [rows, n_kv_heads * head_dim]
+  const float* cos = nullptr;  ///< [positions, head_dim / 2]
+  const float* sin = nullptr;
+  const SequenceSpan* sequences = nullptr;
+  int64_t n_sequences = 0;
+  KvView kv;
+};
+
+struct AttentionArgs {
+  int64_t n_heads = 0;
+  const float* q = nullptr;  ///< [rows, n_heads * head_dim], rotated
+  float* out = nullptr;      ///< same shape
+  float scale = 0.0f;
+  const SequenceSpan* sequences = nullptr;
+  int64_t n_sequences = 0;
+  KvView kv;
+};
+
+/// Training attention on whole sequences packed by rows, optionally behind a frozen prefix whose K/V get
+/// no gradient. Everything FP32.
+struct TrainSequence {
+  int64_t row0 = 0, n_rows = 0;
+  int64_t prefix = 0;               ///< tokens of the frozen prefix, all visible
+  const float* prefix_k = nullptr;  ///< [prefix, n_kv_heads * head_dim], rotated
+  const float* prefix_v = nullptr;
+};
+struct TrainAttentionArgs {
+  int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  float scale = 0.0f;
+  const float *q = nullptr, *k = nullptr, *v = nullptr;  ///< rotated q, k
+  float* out = nullptr;                                  ///< forward: written; backward: read
+  float* lse = nullptr;                                  ///< [rows, n_heads] natural log-sum-exp
+  const float* dout = nullptr;                           ///< backward
+  float *dq = nullptr, *dk = nullptr, *dv = nullptr;     ///< backward: overwritten
+  const TrainSequence* sequences = nullptr;
+  int64_t n_sequences = 0;
+};
+
+/// Softmax cross-entropy of logits [rows, vocab]: loss[r] = -weight[r] * log p(target[r]).
+struct CrossEntropyArgs {
+  int64_t rows = 0, vocab = 0, stride = 0;
+  float* logits = nullptr;            ///< overwritten by d(sum of losses)/d logits when `gradient`
+  const int32_t* target = nullptr;    ///< [rows]
+  const float* weight = nullptr;      ///< [rows]
+  float* logprob = nullptr;           ///< [rows] out: log p(target)
+  int32_t* argmax = nullptr;          ///< [rows] out, or null
+  bool gradient = false;
+};
+
+/// weight[r] * KL(stored || softmax(logits[r])) where the stored side is its top-k probabilities and one
+/// bucket for the rest: sum_i p_i (log p_i - log q_i) + p_rest (log p_rest - log q_rest).
+struct KlTopkArgs {
+  int64_t rows = 0, vocab = 0, stride = 0, top_k = 0;
+  float* logits = nullptr;            ///< overwritten by the gradient when `gradient`
+  const int32_t* index = nullptr;     ///< [rows, top_k]
+  const float* logprob = nullptr;     ///< [rows, top_k] stored natural logs
+  const float* weight = nullptr;      ///< [rows]
+  float* kl = nullptr;                ///< [rows] out, unweighted
+  bool gradient = false;
+};
+
+struct AdamWArgs {
+  int64_t n = 0;
+  float *master = nullptr, *m = nullptr, *v = nullptr;  ///< FP32 parameter and moments
+  const float* gradient = nullptr;
+  float gradient_scale = 1.0f;                          ///< clip factor
+  float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
+  int64_t step = 1;                                     ///< from 1, for bias correction
+};
+
+/// The table. Every entry is filled by every backend; `tests/kernels/ops_test.cpp` runs each against a
+/// double-precision oracle, finite differences, and as a benchmark.
+struct Ops {
+  const char* name;  ///< "cpu-scalar", "cpu-avx2", "cpu-avx512", "cpu-avx512-bf16"
+
+  // Weights. `source` is FP32 row-major [n, k], or [k, n] when `transposed`.
+  int64_t (*packed_bytes)(WeightFormat, int64_t n, int64_t k);
+  void (*pack)(const OpContext&, WeightFormat, int64_t n, int64_t k, const float* source, bool transposed,
+               void* packed);
+  void (*unpack)(const OpContext&, const WeightView&, float* out);  ///< FP32 [n, k]
+
+  // Shared input of linear layers, converted once.
+  int64_t (*prepared_bytes)(WeightFormat, int64_t rows, int64_t k);
+  void (*prepare)(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x, int64_t x_stride,
+                  void* prepared);
+  void (*linear)(const OpContext&, const LinearArgs&);
+
+  /// out [n, k] += scale * dy^T x over rows; the gradient of a weight.
+  void (*outer_accumulate)(const OpContext&, int64_t rows, int64_t n, int64_t k, const float* dy,
+                           int64_t dy_stride, const float* x, int64_t x_stride, float scale, float* out);
+
+  /// y = x * rsqrt(mean(x^2) + eps) * w; rstd [rows] is kept for backward (may be null).
+  void (*rmsnorm)(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w, float eps,
+                  float* y, float* rstd);
+  /// dx += gradient with respect to x; dw (or null) += gradient with respect to w.
+  void (*rmsnorm_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* x,
+                           const float* w, const float* rstd, float* dx, float* dw);
+
+  void (*rope_append)(const OpContext&, const RopeAppendArgs&);
+  /// Rotation alone for training: x [rows, heads * head_dim] by positions[rows]; `inverse` for backward.
+  void (*rope)(const OpContext&, int64_t rows, int64_t heads, int64_t head_dim, const int32_t* positions,
+               const float* cos, const float* sin, bool inverse, float* x);
+  void (*attention)(const OpContext&, const AttentionArgs&);
+  void (*attention_train)(const OpContext&, const TrainAttentionArgs&);
+  void (*attention_train_backward)(const OpContext&, const TrainAttentionArgs&);
+
+  /// y = silu(gate) * up, elementwise over n.
+  void (*swiglu)(const OpContext&, int64_t n, const float* gate, const float* up, float* y);
+  /// dgate and dup overwritten; they may alias gate and up.
+  void (*swiglu_backward)(const OpContext&, int64_t n, const float* dy, const float* gate, const float* up,
+                          float* dgate, float* dup);
+  void (*relu)(const OpContext&, int64_t n, float* x);
+  void (*relu_backward)(const OpContext&, int64_t n, const float* y, float* dy);  ///< dy *= (y > 0)
+
+  /// Rows of a packed matrix [vocab, d] by id, as FP32 [rows, d].
+  void (*embed)(const OpContext&, const WeightView& table, int64_t rows, const int32_t* ids, float* out);
+  /// out [vocab, d] row-major: out[ids[r]] += dy[r].
+  void (*embed_backward)(const OpContext&, int64_t rows, int64_t d, const int32_t* ids, const float* dy,
+                         float* out);
+
+  void (*cross_entropy)(const OpContext&, const CrossEntropyArgs&);
+  void (*kl_topk)(const OpContext&, const KlTopkArgs&);
+
+  void (*adamw)(const OpContext&, const AdamWArgs&);
+  double (*sum_squares)(const OpContext&, int64_t n, const float* x);  ///< fixed chunk order
+  bool (*all_finite)(const OpContext&, int64_t n, const float* x);
+};
+
+enum class CpuIsa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+
+/// Best ISA of this machine. AVX-512 BF16 dot products are chosen only where they are faster than FP32
+/// FMA (AMD Zen 4 and later; Intel's run at half rate without AMX: see kernels/README.md).
+CpuIsa best_cpu_isa();
+bool cpu_supports(CpuIsa isa);
+const Ops& cpu_ops(CpuIsa isa);
+
+}  // namespace ds

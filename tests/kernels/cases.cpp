@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/kernels/cases.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "tests/kernels/cases_attention.h"
+
+namespace ds::test {
+
+Floats random_floats(size_t n, uint32_t seed, float scale) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  Floats out(n);
+  for (float& x : out) x = normal(rng);
+  return out;
+}
+
+float as_bf16(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  u = (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+Floats as_bf16(Floats x) {
+  for (float& v : x) v = as_bf16(v);
+  return x;
+}
+Vec as_double(const Floats& x) { return Vec(x.begin(), x.end()); }
+
+std::shared_ptr<char> aligned(int64_t bytes) {
+  const auto size = static_cast<size_t>((bytes + 64) / 64 * 64);
+  return {static_cast<char*>(std::aligned_alloc(64, size)), [](char* p) { std::free(p); }};
+}
+
+double error_of(const Floats& got, const Vec& expected) {
+  if (got.size() != expected.size()) return INFINITY;
+  double worst = 0, squares = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const double error = std::abs(double{got[i]} - expected[i]);
+    if (!(error <= worst)) worst = error;  // NaN too
+    squares += expected[i] * expected[i];
+  }
+  return worst / std::max(1e-12, std::sqrt(squares / static_cast<double>(got.size())));
+}
+
+std::vector<CpuIsa> supported_isas() {
+  std::vector<CpuIsa> all;
+  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+    if (cpu_supports(isa)) all.push_back(isa);
+  }
+  return all;
+}
+
+namespace {
+
+using Run = std::function<void(const Ops&, const OpContext&, const Floats& in, Floats* out)>;
+
+/// A case whose op reads `in` and starts from `start` in *out each time.
+Case simple(std::string name, double tolerance, std::function<Floats()> in, Floats start, Run run,
+            std::function<Vec(const Floats& in)> expect) {
+  Case c;
+  c.name = std::move(name);
+  c.tolerance = c.tolerance_bf16 = tolerance;
+  auto input = lazy<Floats>(std::move(in));
+  auto initial = std::make_shared<Floats>(std::move(start));
+  c.bind = [=](const Ops& ops, const OpContext& context, Floats* out) {
+    *out = *initial;
+    return [=, &ops] { run(ops, context, input(), out); };
+  };
+  c.expect = [=] { return expect(input()); };
+  return c;
+}
+
+std::function<Floats()> normal(int64_t n, uint32_t seed, float scale = 1.0f) {
+  return [=] { return random_floats(static_cast<size_t>(n), seed, scale); };
+}
+
+Vec slice(const Floats& x, int64_t begin, int64_t end) {
+  return Vec(x.begin() + begin, x.begin() + end);
+}
+Vec joined(Vec a, const Vec& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+std::string sized(const char* name, int64_t a, int64_t b) {
+  return std::string(name) + " " + std::to_string(a) + "x" + std::to_string(b);
+}
+
+Case rmsnorm_case(int64_t rows, int64_t d) {
+  const int64_t n = rows * d;
+  return simple(
+      sized("rmsnorm", rows, d), 2e-6, normal(n + d, 3), Floats(n + rows),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        ops.rmsnorm(c, rows, d, in.data(), in.data() + n, 1e-5f, out->data(), out->data() + n);
+      },
+      [=](const Floats& in) {
+        Vec rstd;
+        const Vec y =
+            reference::rmsnorm(rows, d, slice(in, 0, n), slice(in, n, n + d), 1e-5, &rstd);
+        return joined(y, rstd);
+      });
+}
+
+Case rmsnorm_backward_case(int64_t rows, int64_t d) {
+  const int64_t n = rows * d;
+  return simple(
+      sized("rmsnorm_backward", rows, d), 1e-5, normal(2 * n + d, 4), Floats(n + d, 0.5f),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        Floats y(n), rstd(rows);
+        ops.rmsnorm(c, rows, d, &in[n], &in[2 * n], 1e-5f, y.data(), rstd.data());
+        ops.rmsnorm_backward(c, rows, d, in.data(), &in[n], &in[2 * n], rstd.data(), out->data(),
+                             out->data() + n);
+      },
+      [=](const Floats& in) {
+        auto [dx, dw] = reference::rmsnorm_backward(rows, d, slice(in, 0, n), slice(in, n, 2 * n),
+                                                    slice(in, 2 * n, 2 * n + d), 1e-5);
+        Vec all = joined(dx, dw);
+        for (double& x : all) x += 0.5;  // both accumulate
+        return all;
+      });
+}
+
+Case outer_case(int64_t rows, int64_t n, int64_t k) {
+  Case c = simple(
+      sized("outer_accumulate", n, k) + " r" + std::to_string(rows), 1e-5,
+      normal(rows * (n + k), 5), Floats(n * k, 1.0f),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        ops.outer_accumulate(c, rows, n, k, in.data(), n, in.data() + rows * n, k, 0.5f,
+                             out->data());
+      },
+      [=](const Floats& in) {
+        Vec g = reference::outer(rows, n, k, slice(in, 0, rows * n),
+                                 slice(in, rows * n, rows * (n + k)));
+        for (double& x : g) x = 1.0 + 0.5 * x;
+        return g;
+      });
+  c.flops = 2.0 * static_cast<double>(rows) * static_cast<double>(n) * static_cast<double>(k);
+  c.bytes = 8.0 * static_cast<double>(n) * static_cast<double>(k);
+  return c;
+}
+
+Case swiglu_case(int64_t n, bool backward) {
+  const char* name = backward ? "swiglu_backward" : "swiglu";
+  return simple(
+      sized(name, n, 1), 5e-6, normal(3 * n, 6, 3.0f), Floats(backward ? 2 * n : n),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        const float *g = in.data(), *u = g + n, *dy = u + n;
+        float* to = out->data();
+        if (!backward) return ops.swiglu(c, n, g, u, to);
+        std::copy(in.begin(), in.begin() + 2 * n, out->begin());  // outputs alias the inputs
+        ops.swiglu_backward(c, n, dy, to, to + n, to, to + n);
+      },
+      [=](const Floats& in) {
+        Vec y, dup;
+        for (int64_t i = 0; i < n; ++i) {
+          const double g = in[i], u = in[n + i], dy = in[2 * n + i];
+          y.push_back(backward ? dy * u * reference::silu_slope(g) : reference::silu(g) * u);
+          dup.push_back(dy * reference::silu(g));
+        }
+        return backward ? joined(y, dup) : y;
+      });
+}
+
+Case relu_case(int64_t n) {
+  return simple(
+      sized("relu, relu_backward", n, 1), 0.0, normal(2 * n, 7), Floats(2 * n),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        *out = in;
+        ops.relu(c, n, out->data());
+        ops.relu_backward(c, n, out->data(), out->data() + n);
+      },
+      [=](const Floats& in) {
+        Vec all = as_double(in);
+        for (int64_t i = 0; i < n; ++i) {
+          if (in[i] <= 0) all[i] = all[n + i] = 0;
+        }
+        return all;
+      });
+}
+
+Case rope_case(int64_t rows, int64_t heads, int64_t d, bool inverse) {
+  const int64_t n = rows * heads * d, half = d / 2;
+  Floats in = random_floats(n + 2 * 50 * half, 8);
+  for (int64_t i = 0; i < 50 * half; ++i) {
+    in[n + i] = std::cos(static_cast<float>(i));
+    in[n + 50 * half + i] = std::sin(static_cast<float>(i));
+  }
+  const auto position = [](int64_t r) { return static_cast<int32_t>(r * 7 % 50); };
+  return simple(
+      sized(inverse ? "rope inverse" : "rope", rows, heads * d), 1e-6, [in] { return in; },
+      Floats(n),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        std::vector<int32_t> positions;
+        for (int64_t r = 0; r < rows; ++r) positions.push_back(position(r));
+        std::copy(in.begin(), in.begin() + n, out->begin());
+        ops.rope(c, rows, heads, d, positions.data(), &in[n], &in[n + 50 * half], inverse,
+                 out->data());
+      },
+      [=](const Floats& in) {
+        Vec x = slice(in, 0, n);
+        const Vec cos = slice(in, n, n + 50 * half);
+        const Vec sin = slice(in, n + 50 * half, n + 100 * half);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t h = 0; h < heads; ++h) {
+            reference::rotate(half, &cos[position(r) * half], &sin[position(r) * half], inverse,
+                              &x[(r * heads + h) * d]);
+          }
+        }
+        return x;
+      });
+}
+
+Case cross_entropy_case(int64_t rows, int64_t vocab) {
+  const int64_t n = rows * vocab;
+  const auto target = [=](int64_t r) { return static_cast<int32_t>((r * 31 + 5) % vocab); };
+  const auto weight = [](int64_t r) { return r % 3 == 2 ? 0.0f : 0.5f + static_cast<float>(r); };
+  return simple(
+      sized("cross_entropy", rows, vocab), 2e-5, normal(n, 9, 3.0f), Floats(n + 2 * rows),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        std::vector<int32_t> targets, argmax(rows);
+        Floats weights;
+        for (int64_t r = 0; r < rows; ++r) {
+          targets.push_back(target(r));
+          weights.push_back(weight(r));
+        }
+        std::copy(in.begin(), in.end(), out->begin());
+        ops.cross_entropy(c, {rows, vocab, vocab, out->data(), targets.data(), weights.data(),
+                              out->data() + n, argmax.data(), true});
+        std::copy(argmax.begin(), argmax.end(), out->begin() + n + rows);
+      },
+      [=](const Floats& in) {
+        Vec gradient, logprob, argmax;
+        for (int64_t r = 0; r < rows; ++r) {
+          const Vec x = slice(in, r * vocab, (r + 1) * vocab);
+          Vec g = reference::softmax(x.data(), vocab);
+          g[target(r)] -= 1;
+          for (double& v : g) v *= double{weight(r)};
+          gradient = joined(gradient, g);
+          logprob.push_back(-reference::cross_entropy(x, target(r)));
+          argmax.push_back(static_cast<double>(std::max_element(x.begin(), x.end()) - x.begin()));
+        }
+        return joined(joined(gradient, logprob), argmax);
+      });
+}
+
+Case kl_case(int64_t rows, int64_t vocab, int64_t top_k) {
+  const int64_t n = rows * vocab;
+  const auto index = [=](int64_t r, int64_t i) {
+    return static_cast<int32_t>((r * 13 + i * 17) % vocab);
+  };
+  const auto logprob = [](int64_t i) { return std::log(0.9f / std::pow(2.0f, float(i + 1))); };
+  return simple(
+      sized("kl_topk", rows, vocab), 5e-5, normal(n, 10, 3.0f), Floats(n + rows),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        std::vector<int32_t> indices;
+        Floats logprobs, weights;
+        for (int64_t r = 0; r < rows; ++r) {
+          weights.push_back(1.0f + static_cast<float>(r));
+          for (int64_t i = 0; i < top_k; ++i) {
+            indices.push_back(index(r, i));
+            logprobs.push_back(logprob(i));
+          }
+        }
+        std::copy(in.begin(), in.end(), out->begin());
+        ops.kl_topk(c, {rows, vocab, vocab, top_k, out->data(), indices.data(), logprobs.data(),
+                        weights.data(), out->data() + n, true});
+      },
+      [=](const Floats& in) {
+        Vec gradient, kl;
+        for (int64_t r = 0; r < rows; ++r) {
+          const Vec x = slice(in, r * vocab, (r + 1) * vocab);
+          std::vector<int32_t> ids;
+          Vec stored;
+          for (int64_t i = 0; i < top_k; ++i) {
+            ids.push_back(index(r, i));
+            stored.push_back(double{logprob(i)});
+          }
+          Vec g = reference::kl_topk_gradient(x, ids, stored);
+          for (double& v : g) v *= 1.0 + static_cast<double>(r);
+          gradient = joined(gradient, g);
+          kl.push_back(reference::kl_topk(x, ids, stored));
+        }
+        return joined(gradient, kl);
+      });
+}
+
+Case adamw_case(int64_t n) {
+  return simple(
+      sized("adamw", n, 1), 2e-6, normal(3 * n, 17), Floats(3 * n),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        std::copy(in.begin(), in.begin() + 2 * n, out->begin());
+        for (int64_t i = 0; i < n; ++i) (*out)[2 * n + i] = in[n + i] * in[n + i];
+        AdamWArgs a;
+        a.n = n;
+        a.master = out->data();
+        a.m = a.master + n;
+        a.v = a.m + n;
+        a.gradient = in.data() + 2 * n;
+        a.gradient_scale = 0.7f;
+        a.lr = 0.01f;
+        a.weight_decay = 0.1f;
+        a.step = 3;
+        ops.adamw(c, a);
+      },
+      [=](const Floats& in) {
+        Vec p, ms, vs;
+        const double b1 = double{0.9f}, b2 = double{0.999f};
+        for (int64_t i = 0; i < n; ++i) {
+          const double g = double{0.7f} * in[2 * n + i];
+          const double m = b1 * in[n + i] + (1 - b1) * g;
+          const double v = b2 * double{in[n + i] * in[n + i]} + (1 - b2) * g * g;
+          const double step =
+              m / (1 - std::pow(b1, 3)) / (std::sqrt(v / (1 - std::pow(b2, 3))) + double{1e-8f});
+          p.push_back(in[i] - double{0.01f} * (step + double{0.1f} * in[i]));
+          ms.push_back(m);
+          vs.push_back(v);
+        }
+        return joined(joined(p, ms), vs);
+      });
+}
+
+Case embed_case(WeightFormat format, int64_t vocab, int64_t d, int64_t rows) {
+  const auto id = [=](int64_t r) { return static_cast<int32_t>(r * r % vocab); };
+  const int64_t n = vocab * d;
+  return simple(
+      sized("pack, unpack, embed, embed_backward", vocab, d), 1e-6,
+      [=] { return as_bf16(random_floats(n + rows * d, 18)); }, Floats(2 * n + rows * d),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        auto packed = aligned(ops.packed_bytes(format, vocab, d));
+        Floats turned(n);
+        for (int64_t i = 0; i < n; ++i) turned[i % d * vocab + i / d] = in[i];
+        ops.pack(c, format, vocab, d, turned.data(), true, packed.get());
+        const WeightView view{format, vocab, d, packed.get()};
+        ops.unpack(c, view, out->data());
+        std::vector<int32_t> ids;
+        for (int64_t r = 0; r < rows; ++r) ids.push_back(id(r));
+        ops.embed(c, view, rows, ids.data(), out->data() + n);
+        std::fill(out->begin() + n + rows * d, out->end(), 0.0f);
+        ops.embed_backward(c, rows, d, ids.data(), in.data() + n, out->data() + n + rows * d);
+      },
+      [=](const Floats& in) {
+        Vec table = slice(in, 0, n), looked_up, gradient(n, 0.0);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t i = 0; i < d; ++i) {
+            looked_up.push_back(table[id(r) * d + i]);
+            gradient[id(r) * d + i] += double{in[n + r * d + i]};
+          }
+        }
+        return joined(joined(table, looked_up), gradient);
+      });
+}
+
+Case sums_case(int64_t n) {
+  return simple(
+      sized("sum_squares, all_finite", n, 1), 1e-6, normal(n, 19), Floats(3),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        (*out)[0] = static_cast<float>(ops.sum_squares(c, n, in.data()));
+        (*out)[1] = ops.all_finite(c, n, in.data()) ? 1.0f : 0.0f;
+        Floats bad = in;
+        bad[n - 1] = n % 2 == 0 ? INFINITY : NAN;
+        (*out)[2] = ops.all_finite(c, n, bad.data()) ? 1.0f : 0.0f;
+      },
+      [=](const Floats& in) {
+        double sum = 0;
+        for (float x : in) sum += double{x} * double{x};
+        return Vec{sum, 1.0, 0.0};
+      });
+}
+
+/// What a memory-bound op must move.
+Case moving(double bytes, Case c) {
+  c.bytes = bytes;
+  return c;
+}
+
+void add_linear_cases(std::vector<Case>* all) {
+  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+    for (int64_t rows : {1, 2, 5, 17, 100}) {
+      all->push_back(linear_case({rows, 37, {5, 16, 33}, format, Epilogue::kNone, true, 2}));
+      all->push_back(linear_case({rows, 96, {70}, format, Epilogue::kResidual, rows == 5, 1}));
+      all->push_back(linear_case({rows, 131, {56, 56}, format, Epilogue::kSwiglu, rows == 2, 3}));
+      all->push_back(linear_case({rows, 576, {576, 192, 192}, format}));
+    }
+    all->push_back(linear_case({3, 1, {1}, format, Epilogue::kNone, true}));
+    all->push_back(linear_case({20, 3000, {40}, format}));
+  }
+}
+
+}  // namespace
+
+std::vector<Case> all_cases() {
+  std::vector<Case> all;
+  add_linear_cases(&all);
+  for (int64_t d : {5, 64, 576}) {
+    all.push_back(rmsnorm_case(7, d));
+    all.push_back(rmsnorm_backward_case(70, d));
+    all.push_back(adamw_case(d * 3));
+    all.push_back(sums_case(d * 100));
+  }
+  all.push_back(outer_case(1, 5, 7));
+  all.push_back(outer_case(131, 250, 70));
+  all.push_back(outer_case(64, 16, 576));
+  all.push_back(outer_case(300, 96, 16));
+  for (bool flag : {false, true}) {
+    all.push_back(swiglu_case(35'000, flag));
+    all.push_back(rope_case(9, 3, 64, flag));
+    all.push_back(rope_case(9, 2, 20, flag));
+  }
+  all.push_back(relu_case(1001));
+  for (int64_t vocab : {3, 100, 5003}) {
+    all.push_back(cross_entropy_case(7, vocab));
+    if (vocab >= 100) all.push_back(kl_case(5, vocab, 6));
+  }
+  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+    all.push_back(embed_case(format, 50, 17, 40));
+    all.push_back(embed_case(format, 300, 64, 70));
+  }
+  for (KvDtype dtype : {KvDtype::kBF16, KvDtype::kF32}) {
+    all.push_back(attention_case({9, 3, 64, dtype, {{0, 1}, {0, 70}, {37, 1}, {64, 5}}}));
+    all.push_back(attention_case({4, 1, 16, dtype, {{0, 33}, {31, 2}}}));
+    all.push_back(attention_case({2, 2, 128, dtype, {{0, 65}}}));
+    all.push_back(attention_case({2, 1, 20, dtype, {{3, 40}}}));
+    all.push_back(attention_case({5, 1, 32, dtype, {{0, 9}, {100, 1}}}));
+  }
+  for (bool backward : {false, true}) {
+    all.push_back(train_attention_case({9, 3, 64, 0, {20, 1, 70}}, backward));
+    all.push_back(train_attention_case({4, 2, 16, 37, {33, 5}}, backward));
+    all.push_back(train_attention_case({2, 2, 128, 3, {40}}, backward));
+    all.push_back(train_attention_case({3, 1, 20, 0, {65}}, backward));
+  }
+  return all;
+}
+
+std::vector<Case> model_cases() {
+  std::vector<Case> all;
+  for (int64_t rows : {1, 4, 8, 16, 64, 512}) {
+    all.push_back(linear_case({rows, 576, {576, 192, 192}}));
+    all.push_back(linear_case({rows, 576, {576}, WeightFormat::kBF16, Epilogue::kResidual}));
+    all.push_back(linear_case({rows, 576, {1536, 1536}, WeightFormat::kBF16, Epilogue::kSwiglu}));
+    all.push_back(linear_case({rows, 1536, {576}, WeightFormat::kBF16, Epilogue::kResidual}));
+    if (rows < 512) all.push_back(linear_case({rows, 576, {49152}}));
+  }
+  all.push_back(linear_case({64, 49152, {576}}));
+  all.push_back(
+      linear_case({512, 576, {1536, 1536}, WeightFormat::kBF16, Epilogue::kSwiglu, false, 1}));
+  all.push_back(
+      linear_case({1, 576, {1536, 1536}, WeightFormat::kBF16, Epilogue::kSwiglu, false, 1, 2}));
+  all.push_back(outer_case(512, 1536, 576));
+  all.push_back(outer_case(64, 576, 1536));
+  all.push_back(outer_case(512, 16, 1536));
+  all.push_back(outer_case(64, 49152, 576));
+  all.push_back(attention_case({9, 3, 64, KvDtype::kBF16, {{0, 512}}}));
+  all.push_back(attention_case({9, 3, 64, KvDtype::kF32, {{0, 512}}}));
+  all.push_back(attention_case({9, 3, 64, KvDtype::kBF16, {{512, 1}}}));
+  all.push_back(attention_case({9, 3, 64, KvDtype::kBF16, {{3000, 1}}}));
+  for (bool backward : {false, true}) {
+    all.push_back(train_attention_case({9, 3, 64, 0, {60, 60, 60, 60}}, backward));
+    all.push_back(train_attention_case({9, 3, 64, 0, {512}}, backward));
+  }
+  all.push_back(moving(512 * 576 * 8, rmsnorm_case(512, 576)));
+  all.push_back(moving(512 * 576 * 16, rmsnorm_backward_case(512, 576)));
+  all.push_back(moving(512 * 1536 * 12, swiglu_case(512 * 1536, false)));
+  all.push_back(moving(512 * 1536 * 20, swiglu_case(512 * 1536, true)));
+  all.push_back(moving(49152 * 8, cross_entropy_case(1, 49152)));
+  all.push_back(moving(64 * 49152 * 8, cross_entropy_case(64, 49152)));
+  all.push_back(moving(64 * 49152 * 8, kl_case(64, 49152, 32)));
+  all.push_back(moving(4e6 * 28, adamw_case(4'000'000)));
+  all.push_back(moving(8e6 * 12, sums_case(8'000'000)));
+  return all;
+}
+
+}  // namespace ds::test

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// One case per op and shape, used three ways: against the oracle on every ISA (ops_test), for the
+// bits of one row alone and in company (bits_test), and timed (ops_bench). bind() packs and
+// allocates once; the function it returns runs the op.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "tests/kernels/reference.h"
+
+namespace ds::test {
+
+using Floats = std::vector<float>;
+using reference::Vec;
+
+struct Case {
+  std::string name;
+  double tolerance = 1e-5;       ///< of max |got - expected| / rms(expected), FP32 arithmetic
+  double tolerance_bf16 = 1e-5;  ///< the same where activations are rounded to BF16
+  double flops = 0, bytes = 0;
+  std::function<std::function<void()>(const Ops&, const OpContext&, Floats* out)> bind;
+  std::function<Vec()> expect;
+};
+
+/// Weights and memory of one linear call, packed for one table.
+struct LinearShape {
+  int64_t rows = 1, k = 64;
+  std::vector<int64_t> n = {64};
+  WeightFormat format = WeightFormat::kBF16;
+  Epilogue epilogue = Epilogue::kNone;
+  bool bias = false;
+  int lora_slots = 0;  ///< rows cycle through -1, 0, .., lora_slots - 1
+  uint32_t seed = 1;
+};
+
+struct LinearProblem {
+  LinearShape shape;
+  Floats x, residual;
+  std::vector<Floats> w, b;                         ///< BF16-representable where the format is
+  std::vector<std::vector<Floats>> lora_a, lora_b;  ///< [slot][weight]
+  std::vector<int32_t> slots;
+
+  explicit LinearProblem(const LinearShape& shape);
+  Vec expect() const;
+  /// Packs for `ops`; the returned function computes the given rows (all if empty) into *out,
+  /// packed [weights][rows][n].
+  std::function<void()> bind(const Ops& ops, const OpContext& context, Floats* out,
+                             std::vector<int64_t> rows = {}) const;
+};
+
+/// A value made on first use: a case of 100 MB costs nothing while it is only listed.
+template <typename T>
+std::function<const T&()> lazy(std::function<T()> make) {
+  auto value = std::make_shared<std::unique_ptr<T>>();
+  return [=]() -> const T& {
+    if (*value == nullptr) *value = std::make_unique<T>(make());
+    return **value;
+  };
+}
+
+Floats random_floats(size_t n, uint32_t seed, float scale = 1.0f);
+float as_bf16(float x);
+Floats as_bf16(Floats x);
+Vec as_double(const Floats& x);
+
+/// 64-byte aligned bytes.
+std::shared_ptr<char> aligned(int64_t bytes);
+
+/// max |got - expected| / rms(expected).
+double error_of(const Floats& got, const Vec& expected);
+
+Case linear_case(const LinearShape& shape);
+/// Small and odd shapes of every op, for correctness.
+std::vector<Case> all_cases();
+/// The shapes of a 135M model (d 576, ff 1536, 9/3 heads of 64, vocab 49152), for timing.
+std::vector<Case> model_cases();
+
+std::vector<CpuIsa> supported_isas();
+
+}  // namespace ds::test

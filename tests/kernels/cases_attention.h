@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention cases: paged (serving) and packed (training).
+#pragma once
+
+#include <utility>
+
+#include "tests/kernels/cases.h"
+
+namespace ds::test {
+
+struct AttentionShape {
+  int64_t n_heads = 9, n_kv_heads = 3, d = 64;
+  KvDtype dtype = KvDtype::kBF16;
+  std::vector<std::pair<int64_t, int64_t>> sequences;  ///< {rows cached before, rows of this call}
+};
+
+struct AttentionProblem {
+  AttentionShape shape;
+  int64_t total = 0;
+  Floats q, k, v, cos, sin;  ///< of all tokens of all sequences, unrotated
+
+  explicit AttentionProblem(const AttentionShape& shape);
+  Vec expect() const;  ///< outputs of the rows of this call
+
+  struct Part {
+    size_t sequence;
+    int64_t begin, end;  ///< positions
+  };
+  /// A cache that is filled step by step.
+  struct Cache {
+    const AttentionProblem& problem;
+    std::vector<std::vector<int32_t>> pages;
+    std::shared_ptr<char> memory_k, memory_v;
+    KvView kv;
+
+    explicit Cache(const AttentionProblem& problem);
+    /// rope_append and attention of one mixed batch; outputs in the order of the parts.
+    void step(const Ops& ops, const OpContext& context, const std::vector<Part>& parts,
+              Floats* out);
+  };
+};
+
+struct TrainShape {
+  int64_t n_heads = 9, n_kv_heads = 3, d = 64, prefix = 0;
+  std::vector<int64_t> rows;  ///< of each sequence; all have the same prefix
+};
+
+struct TrainProblem {
+  TrainShape shape;
+  int64_t rows = 0;
+  Floats q, k, v, dout, prefix_k, prefix_v;
+
+  explicit TrainProblem(const TrainShape& shape);
+  Vec expect(bool backward) const;  ///< {out, lse} or {dq, dk, dv}
+};
+
+Case attention_case(const AttentionShape& shape);
+Case train_attention_case(const TrainShape& shape, bool backward);
+
+}  // namespace ds::test
