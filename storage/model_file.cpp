@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "storage/model_file.h"
+
+#include <filesystem>
+
+#include "storage/dequantize.h"
+#include "storage/file_bytes.h"
+#include "storage/gguf.h"
+#include "storage/hf_folder.h"
+
+namespace ds {
+namespace {
+
+/// A ModelFile with the memory behind its tensors.
+class LoadedModel final : public ModelFile {
+ public:
+  LoadedModel(const std::string& path, ModelContents contents, std::vector<FileBytes> files,
+              std::string sha256_hex)
+      : files_(std::move(files)) {
+    path_ = path;
+    name_ = contents.name.empty() ? display_name(path) : std::move(contents.name);
+    sha256_ = std::move(sha256_hex);
+    config_ = contents.config;
+    tokenizer_ = std::move(contents.tokenizer);
+    config_.padding_id = tokenizer_.pad;
+    tensors_ = std::move(contents.tensors);
+  }
+
+ private:
+  static std::string display_name(const std::string& path) {
+    const std::filesystem::path normal = std::filesystem::path(path).lexically_normal();
+    return normal.has_filename() ? normal.stem().string() : normal.parent_path().stem().string();
+  }
+
+  std::vector<FileBytes> files_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<ModelFile>> ModelFile::open(const std::string& path) {
+  Sha256 hash;
+  std::vector<FileBytes> files;
+  ModelContents contents;
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    DS_ASSIGN(HfFolder folder, read_hf_folder(path, hash));
+    contents = std::move(folder.contents);
+    files = std::move(folder.files);
+  } else {
+    DS_ASSIGN(FileBytes file, FileBytes::read(path, hash));
+    Result<ModelContents> read = read_gguf_model(file.bytes());
+    if (!read.ok()) return read.status().in(path);
+    contents = std::move(read).value();
+    files.push_back(std::move(file));
+  }
+  return std::unique_ptr<ModelFile>(std::make_unique<LoadedModel>(
+      path, std::move(contents), std::move(files), to_hex(hash.finish())));
+}
+
+// llama.cpp stores the rows of one head in the order 0, h/2, 1, h/2 + 1, ... so that its RoPE can
+// rotate neighbours (convert_hf_to_gguf.py: permute). HF rotates row i with row i + h/2.
+int64_t ModelFile::file_row(const TensorInfo& tensor, int64_t hf_row) const {
+  if (!tensor.permuted_rows) return hf_row;
+  const int64_t half = config_.head_dim / 2;
+  const int64_t in_head = hf_row % config_.head_dim;
+  return hf_row - in_head + 2 * (in_head % half) + in_head / half;
+}
+
+Status ModelFile::read_f32(const std::string& name, std::span<float> out) const {
+  const auto it = tensors_.find(name);
+  if (it == tensors_.end()) return not_found(path_ + ": no tensor " + name);
+  const TensorInfo& tensor = it->second;
+  int64_t elements = 1;
+  for (const int64_t size : tensor.shape) elements *= size;
+  if (static_cast<int64_t>(out.size()) != elements) {
+    return invalid(name + ": room for " + std::to_string(out.size()) + " values, expected " +
+                   std::to_string(elements));
+  }
+  if (!tensor.permuted_rows) {
+    dequantize(tensor.dtype, tensor.data, elements, out.data());
+    return {};
+  }
+  const int64_t rows = tensor.shape[0];
+  const int64_t columns = elements / rows;  // 1 for a bias, whose format has no blocks
+  const int64_t bytes_per_row = static_cast<int64_t>(tensor.bytes) / rows;
+  for (int64_t row = 0; row < rows; ++row) {
+    dequantize(tensor.dtype, tensor.data + file_row(tensor, row) * bytes_per_row, columns,
+               out.data() + row * columns);
+  }
+  return {};
+}
+
+}  // namespace ds
