@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Llama-family decoder over Ops: immutable base weights, low-rank deltas beside them, and the
+// serving forward pass over a paged KV cache. (Training passes: engine/train_graph.h.)
+//
+// Lifetime: a published BaseWeights or LoraDelta is never written again; whoever decodes with it
+// holds a shared_ptr. New weights are new objects.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ds/status.h"
+#include "engine/tokenizer.h"
+#include "kernels/ops.h"
+#include "storage/model_file.h"
+
+namespace ds {
+
+/// A backend with the pool or stream to run on. Copied freely; the pool outlives all copies.
+struct Compute {
+  const Ops* ops = nullptr;
+  OpContext context;
+};
+
+/// 64-byte aligned bytes, uninitialised.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes);
+  std::byte* data() const { return data_.get(); }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_.get());
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
+  std::unique_ptr<std::byte, Free> data_;
+  size_t bytes_ = 0;
+};
+
+/// The seven linear layers of a block, in the order used by every per-target array.
+enum Target : int { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
+/// HF module path inside a layer: "self_attn.q_proj", ..., "mlp.down_proj".
+std::string_view target_path(Target target);
+/// {n (out), k (in)} of a target's weight.
+std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target target);
+
+/// A packed weight with its memory and optional bias. `transposed` is packed on demand for
+/// training.
+struct Linear {
+  WeightView view;
+  Buffer storage;
+  std::vector<float> bias;  ///< empty or [n]
+};
+
+struct LayerWeights {
+  std::array<Linear, kTargets> linear;
+  std::vector<float> attention_norm, mlp_norm;  ///< [d_model]
+};
+
+/// Base weights of one model in one weight format.
+class BaseWeights {
+ public:
+  static Result<std::shared_ptr<const BaseWeights>> load(const ModelFile& file,
+                                                         const Compute& compute,
+                                                         WeightFormat format);
+  /// From FP32 tensors by HF name (full fine-tuning, tests). `sha256` identifies them.
+  static Result<std::shared_ptr<const BaseWeights>> from_tensors(
+      const ModelConfig& config, const std::map<std::string, std::vector<float>>& tensors,
+      const std::string& sha256, const Compute& compute, WeightFormat format);
+
+  const ModelConfig& config() const { return config_; }
+  const std::string& sha256() const { return sha256_; }
+  WeightFormat format() const { return format_; }
+  const LayerWeights& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
+  const Linear& embedding() const { return embedding_; }
+  const Linear& head() const { return config_.tied_head ? embedding_ : head_; }
+  const std::vector<float>& final_norm() const { return final_norm_; }
+  const float* rope_cos() const { return rope_cos_.data(); }  ///< [context, head_dim / 2]
+  const float* rope_sin() const { return rope_sin_.data(); }
+
+  /// Transposed packs W^T for the backward pass; built at the first call, kept for life. `layer` -1
+  /// is the head.
+  const Linear& transposed(const Compute& compute, int64_t layer, Target target) const;
+
+ private:
+  using ReadTensor = std::function<Status(const std::string& name, std::span<float> out)>;
+  static Result<std::shared_ptr<const BaseWeights>> build(const ModelConfig&,
+                                                          const std::string& sha256, const Compute&,
+                                                          WeightFormat, const ReadTensor&);
+  ModelConfig config_;
+  std::string sha256_;
+  WeightFormat format_ = WeightFormat::kBF16;
+  std::vector<LayerWeights> layers_;
+  Linear embedding_, head_;
+  std::vector<float> final_norm_, rope_cos_, rope_sin_;
+  mutable std::mutex transposed_mutex_;
+  mutable std::vector<std::unique_ptr<Linear>> transposed_;  ///< [layers * kTargets + 1]
+};
+
+/// Low-rank factors of one version, packed for serving. FP32 A [rank, k] and B [n, rank] in HF
+/// layout come from training or from delta.safetensors.
+class LoraDelta {
+ public:
+  struct Factors {
+    std::vector<float> a, b;  ///< [rank, k], [n, rank]; both empty = target not adapted
+  };
+  using LayerFactors = std::array<Factors, kTargets>;
+
+  /// BF16-rounds (in every format: what serves is what is stored) and packs. `scale` = alpha /
+  /// rank.
+  static std::shared_ptr<const LoraDelta> pack(const BaseWeights& base, const Compute& compute,
+                                               int64_t rank, float scale,
+                                               const std::vector<LayerFactors>& factors);
+  /// Points `slots.pair[slot][...]` at the factors of the `n` given targets of one layer.
+  void bind(int64_t layer, std::span<const Target> targets, int slot, LoraSlots& slots) const;
+  int64_t rank() const { return rank_; }
+  float scale() const { return scale_; }
+
+ private:
+  struct Pair {
+    Linear a, b;
+  };
+  int64_t rank_ = 0;
+  float scale_ = 0;
+  std::vector<std::array<Pair, kTargets>> layers_;
+};
+
+class Mlp;  // engine/mlp.h
+
+/// What a sequence decodes with. Immutable.
+struct Weights {
+  std::string version;        ///< "v3"
+  std::string fingerprint;    ///< "ds-v3-9f3c2a1b"
+  std::string weight_hash;    ///< hex
+  uint64_t execution_id = 0;  ///< key of KV pages: version, formats, attention, KV dtype
+  std::shared_ptr<const BaseWeights> base;
+  std::shared_ptr<const LoraDelta> delta;  ///< null for a base
+  std::shared_ptr<const Mlp> mlp;  ///< a task model's whole weights; then base and delta are null
+};
+
+/// Key and value pages of all layers. One allocation; page ids are the caller's to hand out.
+class KvPages {
+ public:
+  KvPages(const ModelConfig& config, KvDtype dtype, int64_t n_pages);
+  KvView layer(int64_t layer) const;
+  int64_t n_pages() const { return n_pages_; }
+  KvDtype dtype() const { return dtype_; }
+  size_t bytes() const { return storage_.bytes(); }
+  static size_t page_bytes(const ModelConfig& config, KvDtype dtype);  ///< K and V, all layers
+
+ private:
+  KvDtype dtype_;
+  int64_t n_pages_ = 0, n_kv_heads_ = 0, head_dim_ = 0, layer_bytes_ = 0;
+  Buffer storage_;
+};
+
+/// One step over a mixed batch: rows of several sequences, prefill chunks and single tokens alike.
+/// All sequences share `base`; each row's slot picks its delta.
+struct StepBatch {
+  std::span<const TokenId> ids;              ///< [rows]
+  std::span<const SequenceSpan> sequences;   ///< rows and pages
+  std::span<const int32_t> slot_of_row;      ///< [rows] into deltas, -1 = base
+  std::span<const LoraDelta* const> deltas;  ///< at most kMaxLoraSlots
+  std::span<const int32_t> logit_rows;       ///< rows whose logits are wanted
+};
+
+/// The forward pass with its planned workspace. Not thread-safe; one per thread that runs it.
+class Forward {
+ public:
+  /// `max_rows` bounds rows per step.
+  Forward(const ModelConfig& config, const Compute& compute, int64_t max_rows);
+
+  /// Appends K/V of all rows to their pages and computes logits of the wanted rows.
+  /// logits: FP32 [logit_rows.size(), vocab], null to skip the head.
+  /// hidden: FP32 [rows, d_model] after the final norm, or null.
+  void run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages, float* logits,
+           float* hidden);
+  int64_t max_rows() const { return max_rows_; }
+
+ private:
+  void block(const BaseWeights& base, int64_t layer, const StepBatch& batch, const KvPages& pages);
+  void linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
+              const StepBatch& batch, const float* x, std::initializer_list<float*> y,
+              Epilogue epilogue, const float* residual);
+  ModelConfig config_;
+  Compute compute_;
+  int64_t max_rows_;
+  Buffer x_, normed_, q_, k_, v_, attended_, activated_, prepared_, lora_t_, rows_;
+};
+
+}  // namespace ds

@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/train_graph.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace ds {
+
+int64_t TrainBatch::add(std::span<const TokenId> sequence, int64_t first_target,
+                        const PrefixKv* prefix) {
+  const auto row0 = static_cast<int64_t>(ids.size());
+  const auto n = static_cast<int64_t>(sequence.size());
+  DS_CHECK(first_target >= 1 && first_target <= n);
+  ids.insert(ids.end(), sequence.begin(), sequence.end());
+  sequences.push_back({row0, n, prefix});
+  for (int64_t i = first_target; i < n; ++i)
+    loss_rows.push_back(static_cast<int32_t>(row0 + i - 1));
+  return row0;
+}
+
+struct TrainGraph::Call {
+  const BaseWeights& base;
+  const TrainBatch& batch;
+  const Adapters* adapters;
+  Adapters* gradients;
+  FullGradients* full;
+  int64_t rows;
+};
+
+TrainGraph::TrainGraph(const ModelConfig& config, const Compute& compute)
+    : config_(config), compute_(compute), layers_(static_cast<size_t>(config.n_layers)) {}
+
+void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
+  const ModelConfig& c = config_;
+  const int64_t q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
+  const auto floats = [](int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float)); };
+  if (rows > max_rows_) {
+    max_rows_ = rows + rows / 4;  // batches differ a little from step to step
+    const int64_t r = max_rows_;
+    for (LayerState& s : layers_) {
+      s.x = floats(r * c.d_model);
+      s.q = floats(r * q);
+      s.k = floats(r * kv);
+      s.v = floats(r * kv);
+      s.attended = floats(r * q);
+      s.lse = floats(r * c.n_heads);
+      s.mid = floats(r * c.d_model);
+      s.gate = floats(r * c.d_ff);
+      s.up = floats(r * c.d_ff);
+      s.t = floats(r * kTargets * kLoraRank);
+    }
+    for (Buffer* b : {&x_, &normed_, &dx_, &dnormed_}) *b = floats(r * c.d_model);
+    for (Buffer* b : {&activated_, &dwide_, &dwide2_}) *b = floats(r * c.d_ff);
+    for (Buffer* b : {&dq_, &dattended_}) *b = floats(r * q);
+    for (Buffer* b : {&dk_, &dv_}) *b = floats(r * kv);
+    rstd_ = floats(r);
+    dt_ = floats(r * kLoraRank);
+  }
+  if (loss_rows > max_loss_rows_) {
+    max_loss_rows_ = loss_rows + loss_rows / 4;
+    picked_ = floats(max_loss_rows_ * c.d_model);
+    head_in_ = floats(max_loss_rows_ * c.d_model);
+    head_rstd_ = floats(max_loss_rows_);
+    logits_ = floats(max_loss_rows_ * c.vocab);
+  }
+}
+
+const void* TrainGraph::prepare(WeightFormat format, int64_t rows, int64_t k, const float* x) {
+  const int64_t bytes = compute_.ops->prepared_bytes(format, rows, k);
+  if (bytes == 0) return nullptr;
+  if (static_cast<int64_t>(prepared_.bytes()) < bytes)
+    prepared_ = Buffer(static_cast<size_t>(bytes));
+  compute_.ops->prepare(compute_.context, format, rows, k, x, k, prepared_.data());
+  return prepared_.data();
+}
+
+float* TrainGraph::t_of(int64_t layer, Target target) {
+  return layers_[static_cast<size_t>(layer)].t.as<float>() + target * max_rows_ * kLoraRank;
+}
+
+void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<Target> targets,
+                        const float* x, std::initializer_list<float*> y, const float* residual) {
+  // One op call per target: the kept A x of each target has its own place.
+  const int64_t k = target_shape(config_, *targets.begin()).second;
+  const void* prepared = prepare(call.base.format(), call.rows, k, x);
+  const std::vector<int32_t> slot(call.adapters != nullptr ? static_cast<size_t>(call.rows) : 0, 0);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const Target target = targets.begin()[i];
+    const Linear& w = call.base.layer(layer).linear[target];
+    LinearArgs args;
+    args.rows = call.rows;
+    args.x = x;
+    args.x_stride = k;
+    args.x_prepared = prepared;
+    args.n_weights = 1;
+    args.w[0] = w.view;
+    args.bias[0] = w.bias.empty() ? nullptr : w.bias.data();
+    args.y[0] = y.begin()[i];
+    args.y_stride[0] = w.view.n;
+    LoraSlots slots;
+    if (call.adapters != nullptr && call.adapters->adapts(target)) {
+      slots.slot_of_row = slot.data();
+      slots.n_slots = 1;
+      slots.pair[0][0] = call.adapters->forward_pair(layer, target);
+      slots.t = t_of(layer, target);
+      args.lora = &slots;
+    }
+    args.epilogue = residual != nullptr ? Epilogue::kResidual : Epilogue::kNone;
+    args.residual = residual;
+    compute_.ops->linear(compute_.context, args);
+  }
+}
+
+std::vector<TrainSequence> TrainGraph::sequences_of(const TrainBatch& batch, int64_t layer) const {
+  std::vector<TrainSequence> out;
+  out.reserve(batch.sequences.size());
+  for (const TrainBatch::Sequence& s : batch.sequences) {
+    TrainSequence t{s.row0, s.n_rows, 0, nullptr, nullptr};
+    if (s.prefix != nullptr) {
+      t.prefix = s.prefix->tokens;
+      t.prefix_k = s.prefix->k[static_cast<size_t>(layer)].data();
+      t.prefix_v = s.prefix->v[static_cast<size_t>(layer)].data();
+    }
+    out.push_back(t);
+  }
+  return out;
+}
+
+void TrainGraph::forward_layer(const Call& call, int64_t layer) {
+  const ModelConfig& c = config_;
+  const Ops& ops = *compute_.ops;
+  const OpContext& ctx = compute_.context;
+  LayerState& s = layers_[static_cast<size_t>(layer)];
+  const LayerWeights& w = call.base.layer(layer);
+  float* normed = normed_.as<float>();
+  float* next = layer + 1 < c.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
+                                       : x_.as<float>();
+
+  ops.rmsnorm(ctx, call.rows, c.d_model, s.x.as<float>(), w.attention_norm.data(), c.norm_eps,
+              normed, nullptr);
+  linear(call, layer, {kQ, kK, kV}, normed, {s.q.as<float>(), s.k.as<float>(), s.v.as<float>()},
+         nullptr);
+  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+           call.base.rope_sin(), false, s.q.as<float>());
+  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+           call.base.rope_sin(), false, s.k.as<float>());
+  const std::vector<TrainSequence> sequences = sequences_of(call.batch, layer);
+  TrainAttentionArgs attention;
+  attention.n_heads = c.n_heads;
+  attention.n_kv_heads = c.n_kv_heads;
+  attention.head_dim = c.head_dim;
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  attention.q = s.q.as<float>();
+  attention.k = s.k.as<float>();
+  attention.v = s.v.as<float>();
+  attention.out = s.attended.as<float>();
+  attention.lse = s.lse.as<float>();
+  attention.sequences = sequences.data();
+  attention.n_sequences = static_cast<int64_t>(sequences.size());
+  ops.attention_train(ctx, attention);
+  linear(call, layer, {kO}, s.attended.as<float>(), {s.mid.as<float>()}, s.x.as<float>());
+
+  ops.rmsnorm(ctx, call.rows, c.d_model, s.mid.as<float>(), w.mlp_norm.data(), c.norm_eps, normed,
+              nullptr);
+  linear(call, layer, {kGate, kUp}, normed, {s.gate.as<float>(), s.up.as<float>()}, nullptr);
+  ops.swiglu(ctx, call.rows * c.d_ff, s.gate.as<float>(), s.up.as<float>(), activated_.as<float>());
+  linear(call, layer, {kDown}, activated_.as<float>(), {next}, s.mid.as<float>());
+}
+
+void TrainGraph::head_forward(const Call& call) {
+  const ModelConfig& c = config_;
+  const Ops& ops = *compute_.ops;
+  const auto wanted = static_cast<int64_t>(call.batch.loss_rows.size());
+  if (wanted == 0) return;
+  float* picked = picked_.as<float>();
+  for (int64_t i = 0; i < wanted; ++i) {
+    std::memcpy(picked + i * c.d_model,
+                x_.as<float>() + call.batch.loss_rows[static_cast<size_t>(i)] * c.d_model,
+                static_cast<size_t>(c.d_model) * sizeof(float));
+  }
+  ops.rmsnorm(compute_.context, wanted, c.d_model, picked, call.base.final_norm().data(),
+              c.norm_eps, head_in_.as<float>(), head_rstd_.as<float>());
+  LinearArgs args;
+  args.rows = wanted;
+  args.x = head_in_.as<float>();
+  args.x_stride = c.d_model;
+  args.x_prepared = prepare(call.base.format(), wanted, c.d_model, args.x);
+  args.n_weights = 1;
+  args.w[0] = call.base.head().view;
+  args.y[0] = logits_.as<float>();
+  args.y_stride[0] = c.vocab;
+  ops.linear(compute_.context, args);
+}
+
+float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
+                           const TrainBatch& batch) {
+  const auto rows = static_cast<int64_t>(batch.ids.size());
+  DS_CHECK(rows > 0);
+  reserve(rows, static_cast<int64_t>(batch.loss_rows.size()));
+  positions_.resize(static_cast<size_t>(rows));
+  for (const TrainBatch::Sequence& s : batch.sequences) {
+    const int64_t start = s.prefix != nullptr ? s.prefix->tokens : 0;
+    DS_CHECK(start + s.n_rows <= config_.context);
+    for (int64_t i = 0; i < s.n_rows; ++i) {
+      positions_[static_cast<size_t>(s.row0 + i)] = static_cast<int32_t>(start + i);
+    }
+  }
+  const Call call{base, batch, adapters, nullptr, nullptr, rows};
+  compute_.ops->embed(compute_.context, base.embedding().view, rows, batch.ids.data(),
+                      layers_[0].x.as<float>());
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);
+  head_forward(call);
+  return logits_.as<float>();
+}
+
+std::shared_ptr<const PrefixKv> TrainGraph::prefix(const BaseWeights& base,
+                                                   std::span<const TokenId> ids) {
+  TrainBatch batch;
+  batch.add(ids, static_cast<int64_t>(ids.size()), nullptr);
+  forward(base, nullptr, batch);
+  auto out = std::make_shared<PrefixKv>();
+  out->tokens = static_cast<int64_t>(ids.size());
+  const int64_t floats = out->tokens * config_.n_kv_heads * config_.head_dim;
+  for (const LayerState& s : layers_) {
+    out->k.emplace_back(s.k.as<float>(), s.k.as<float>() + floats);
+    out->v.emplace_back(s.v.as<float>(), s.v.as<float>() + floats);
+  }
+  return out;
+}
+
+namespace {
+
+std::vector<float>& full_gradient(FullGradients& full, const std::string& name, int64_t elements) {
+  std::vector<float>& g = full[name];
+  if (g.empty()) g.assign(static_cast<size_t>(elements), 0.0f);
+  return g;
+}
+
+std::string layer_name(int64_t layer, std::string_view rest) {
+  return "model.layers." + std::to_string(layer) + "." + std::string(rest);
+}
+
+}  // namespace
+
+// y = W x + scale * B (A x):  dx = W^T dy + scale * A^T (B^T dy),  dB = scale * dy (A x)^T,
+// dA = scale * (B^T dy) x^T,  dW = dy x^T.
+void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target, const float* dy,
+                                 const float* x, float* dx, bool accumulate) {
+  const Ops& ops = *compute_.ops;
+  const auto [n, k] = target_shape(config_, target);
+  const bool adapted = call.gradients != nullptr && call.gradients->adapts(target);
+  LoraSlots slots;
+  const std::vector<int32_t> slot(adapted ? static_cast<size_t>(call.rows) : 0, 0);
+  LinearArgs args;
+  args.rows = call.rows;
+  args.x = dy;
+  args.x_stride = n;
+  args.x_prepared = prepare(call.base.format(), call.rows, n, dy);
+  args.n_weights = 1;
+  args.w[0] = call.base.transposed(compute_, layer, target).view;
+  args.y[0] = dx;
+  args.y_stride[0] = k;
+  if (adapted) {
+    slots.slot_of_row = slot.data();
+    slots.n_slots = 1;
+    slots.pair[0][0] = call.gradients->backward_pair(layer, target);
+    slots.t = dt_.as<float>();
+    args.lora = &slots;
+  }
+  args.epilogue = accumulate ? Epilogue::kResidual : Epilogue::kNone;
+  args.residual = accumulate ? dx : nullptr;
+  ops.linear(compute_.context, args);
+  if (adapted) {
+    const int64_t rank = call.gradients->rank();
+    const float scale = call.gradients->scale();
+    ops.outer_accumulate(compute_.context, call.rows, rank, k, dt_.as<float>(), kLoraRank, x, k,
+                         scale, call.gradients->a_gradient(layer, target));
+    ops.outer_accumulate(compute_.context, call.rows, rank, n, t_of(layer, target), kLoraRank, dy,
+                         n, scale, call.gradients->bt_gradient(layer, target));
+  }
+  if (call.full != nullptr) {
+    const std::string name = layer_name(layer, target_path(target));
+    ops.outer_accumulate(compute_.context, call.rows, n, k, dy, n, x, k, 1.0f,
+                         full_gradient(*call.full, name + ".weight", n * k).data());
+    if (!call.base.layer(layer).linear[target].bias.empty()) {
+      std::vector<float>& bias = full_gradient(*call.full, name + ".bias", n);
+      for (int64_t r = 0; r < call.rows; ++r) {
+        for (int64_t i = 0; i < n; ++i) bias[static_cast<size_t>(i)] += dy[r * n + i];
+      }
+    }
+  }
+}
+
+void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
+  const ModelConfig& c = config_;
+  const Ops& ops = *compute_.ops;
+  const OpContext& ctx = compute_.context;
+  LayerState& s = layers_[static_cast<size_t>(layer)];
+  const LayerWeights& w = call.base.layer(layer);
+  float *dx = dx_.as<float>(), *dgate = dwide_.as<float>(), *dup = dwide2_.as<float>();
+  float *normed = normed_.as<float>(), *dnormed = dnormed_.as<float>();
+
+  ops.swiglu(ctx, call.rows * c.d_ff, s.gate.as<float>(), s.up.as<float>(), activated_.as<float>());
+  linear_backward(call, layer, kDown, dx, activated_.as<float>(), dgate, false);
+  ops.swiglu_backward(ctx, call.rows * c.d_ff, dgate, s.gate.as<float>(), s.up.as<float>(), dgate,
+                      dup);
+  ops.rmsnorm(ctx, call.rows, c.d_model, s.mid.as<float>(), w.mlp_norm.data(), c.norm_eps, normed,
+              rstd_.as<float>());
+  linear_backward(call, layer, kGate, dgate, normed, dnormed, false);
+  linear_backward(call, layer, kUp, dup, normed, dnormed, true);
+  float* dnorm =
+      call.full == nullptr
+          ? nullptr
+          : full_gradient(*call.full, layer_name(layer, "post_attention_layernorm.weight"),
+                          c.d_model)
+                .data();
+  ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.mid.as<float>(), w.mlp_norm.data(),
+                       rstd_.as<float>(), dx, dnorm);
+}
+
+void TrainGraph::backward_attention(const Call& call, int64_t layer) {
+  const ModelConfig& c = config_;
+  const Ops& ops = *compute_.ops;
+  const OpContext& ctx = compute_.context;
+  LayerState& s = layers_[static_cast<size_t>(layer)];
+  const LayerWeights& w = call.base.layer(layer);
+  float *dx = dx_.as<float>(), *normed = normed_.as<float>(), *dnormed = dnormed_.as<float>();
+
+  linear_backward(call, layer, kO, dx, s.attended.as<float>(), dattended_.as<float>(), false);
+  const std::vector<TrainSequence> sequences = sequences_of(call.batch, layer);
+  TrainAttentionArgs attention;
+  attention.n_heads = c.n_heads;
+  attention.n_kv_heads = c.n_kv_heads;
+  attention.head_dim = c.head_dim;
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  attention.q = s.q.as<float>();
+  attention.k = s.k.as<float>();
+  attention.v = s.v.as<float>();
+  attention.out = s.attended.as<float>();
+  attention.lse = s.lse.as<float>();
+  attention.dout = dattended_.as<float>();
+  attention.dq = dq_.as<float>();
+  attention.dk = dk_.as<float>();
+  attention.dv = dv_.as<float>();
+  attention.sequences = sequences.data();
+  attention.n_sequences = static_cast<int64_t>(sequences.size());
+  ops.attention_train_backward(ctx, attention);
+  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+           call.base.rope_sin(), true, dq_.as<float>());
+  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+           call.base.rope_sin(), true, dk_.as<float>());
+  ops.rmsnorm(ctx, call.rows, c.d_model, s.x.as<float>(), w.attention_norm.data(), c.norm_eps,
+              normed, rstd_.as<float>());
+  linear_backward(call, layer, kQ, dq_.as<float>(), normed, dnormed, false);
+  linear_backward(call, layer, kK, dk_.as<float>(), normed, dnormed, true);
+  linear_backward(call, layer, kV, dv_.as<float>(), normed, dnormed, true);
+  float* dnorm =
+      call.full == nullptr
+          ? nullptr
+          : full_gradient(*call.full, layer_name(layer, "input_layernorm.weight"), c.d_model)
+                .data();
+  ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.x.as<float>(), w.attention_norm.data(),
+                       rstd_.as<float>(), dx, dnorm);
+}
+
+void TrainGraph::head_backward(const Call& call) {
+  const ModelConfig& c = config_;
+  const Ops& ops = *compute_.ops;
+  const auto wanted = static_cast<int64_t>(call.batch.loss_rows.size());
+  float *dx = dx_.as<float>(), *dhead = dnormed_.as<float>();
+  std::memset(dx, 0, static_cast<size_t>(call.rows * c.d_model) * sizeof(float));
+  if (wanted == 0) return;
+  const float* dlogits = logits_.as<float>();
+  LinearArgs args;
+  args.rows = wanted;
+  args.x = dlogits;
+  args.x_stride = c.vocab;
+  args.x_prepared = prepare(call.base.format(), wanted, c.vocab, dlogits);
+  args.n_weights = 1;
+  args.w[0] = call.base.transposed(compute_, -1, kQ).view;
+  args.y[0] = dhead;
+  args.y_stride[0] = c.d_model;
+  ops.linear(compute_.context, args);
+  float* dnorm = nullptr;
+  if (call.full != nullptr) {
+    const char* name = c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight";
+    ops.outer_accumulate(compute_.context, wanted, c.vocab, c.d_model, dlogits, c.vocab,
+                         head_in_.as<float>(), c.d_model, 1.0f,
+                         full_gradient(*call.full, name, c.vocab * c.d_model).data());
+    dnorm = full_gradient(*call.full, "model.norm.weight", c.d_model).data();
+  }
+  // The head read picked rows: differentiate there, then scatter (loss rows are distinct).
+  float* dpicked = head_in_.as<float>();
+  std::memset(dpicked, 0, static_cast<size_t>(wanted * c.d_model) * sizeof(float));
+  ops.rmsnorm_backward(compute_.context, wanted, c.d_model, dhead, picked_.as<float>(),
+                       call.base.final_norm().data(), head_rstd_.as<float>(), dpicked, dnorm);
+  for (int64_t i = 0; i < wanted; ++i) {
+    std::memcpy(dx + call.batch.loss_rows[static_cast<size_t>(i)] * c.d_model,
+                dpicked + i * c.d_model, static_cast<size_t>(c.d_model) * sizeof(float));
+  }
+}
+
+void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradients* full,
+                          const TrainBatch& batch) {
+  const Call call{base, batch, adapters, adapters, full, static_cast<int64_t>(batch.ids.size())};
+  constexpr uint32_t kAttentionTargets = 1u << kQ | 1u << kK | 1u << kV | 1u << kO;
+  head_backward(call);
+  for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) {
+    backward_mlp(call, layer);
+    // Below the lowest trained part nothing needs a gradient.
+    const bool last = layer == 0 && full == nullptr &&
+                      (adapters == nullptr || (adapters->targets() & kAttentionTargets) == 0);
+    if (!last) backward_attention(call, layer);
+  }
+  if (full != nullptr) {
+    for (int64_t row = 0; row < call.rows; ++row) {
+      if (batch.ids[static_cast<size_t>(row)] != config_.padding_id) continue;
+      std::memset(dx_.as<float>() + row * config_.d_model, 0,
+                  static_cast<size_t>(config_.d_model) * sizeof(float));
+    }
+    compute_.ops->embed_backward(
+        compute_.context, call.rows, config_.d_model, batch.ids.data(), dx_.as<float>(),
+        full_gradient(*full, "model.embed_tokens.weight", config_.vocab * config_.d_model).data());
+  }
+}
+
+}  // namespace ds

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Training passes of the decoder over Ops: forward that keeps what backward needs, and backward for
+// the low-rank factors (`Adapters`) or for every parameter (`FullGradients`). Hand-written, no
+// tape.
+//
+// A batch is several sequences packed by rows. A sequence may stand behind a frozen prefix (the
+// chat template's system turn): its K/V are read, never recomputed and get no gradient.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/model.h"
+
+namespace ds {
+
+/// FP32 masters and gradients of the low-rank factors of chosen targets, in one flat array so that
+/// clip, optimizer and checkpoint see a single vector. Per layer and target: A [rank, k], then B^T
+/// [rank, n].
+class Adapters {
+ public:
+  /// `targets` bit t set = Target t is adapted in every layer. 1 <= rank <= kLoraRank.
+  Adapters(const ModelConfig& config, int64_t rank, float scale, uint32_t targets);
+
+  /// A uniform in +-1/sqrt(k) (as PEFT), B zero: the start changes nothing.
+  void initialise(uint64_t seed);
+
+  int64_t rank() const { return rank_; }
+  float scale() const { return scale_; }
+  uint32_t targets() const { return targets_; }
+  bool adapts(Target t) const { return (targets_ >> t & 1u) != 0; }
+  std::span<float> parameters() { return parameters_; }
+  std::span<const float> parameters() const { return parameters_; }
+  std::span<float> gradient() { return gradient_; }
+  void zero_gradient();
+
+  float* a(int64_t layer, Target t) { return parameters_.data() + offset(layer, t); }
+  float* bt(int64_t layer, Target t) {
+    return a(layer, t) + rank_ * target_shape(config_, t).second;
+  }
+  float* a_gradient(int64_t layer, Target t) { return gradient_.data() + offset(layer, t); }
+  float* bt_gradient(int64_t layer, Target t) {
+    return a_gradient(layer, t) + rank_ * target_shape(config_, t).second;
+  }
+
+  /// Factors in HF layout, for LoraDelta::pack and files.
+  std::vector<LoraDelta::LayerFactors> factors() const;
+  Status set_factors(const std::vector<LoraDelta::LayerFactors>& factors);
+
+  /// Refreshes the packed forms used by the passes; call after each change of parameters.
+  void pack(const Compute& compute, WeightFormat format);
+  LoraPair forward_pair(int64_t layer, Target t) const;   ///< A, B
+  LoraPair backward_pair(int64_t layer, Target t) const;  ///< B^T, A^T
+
+ private:
+  struct Packed {
+    Linear a, b, at, bt;
+  };
+  int64_t offset(int64_t layer, Target t) const {
+    return offsets_[static_cast<size_t>(layer * kTargets + t)];
+  }
+  ModelConfig config_;
+  int64_t rank_;
+  float scale_;
+  uint32_t targets_;
+  std::vector<int64_t> offsets_;
+  std::vector<float> parameters_, gradient_;
+  std::vector<Packed> packed_;
+};
+
+/// Gradients of every parameter by HF name, row-major [out, in].
+using FullGradients = std::map<std::string, std::vector<float>>;
+
+/// K (rotated) and V of a prefix at every layer, FP32 [tokens, n_kv_heads * head_dim].
+struct PrefixKv {
+  int64_t tokens = 0;
+  std::vector<std::vector<float>> k, v;
+};
+
+struct TrainBatch {
+  struct Sequence {
+    int64_t row0 = 0, n_rows = 0;
+    const PrefixKv* prefix = nullptr;  ///< null: positions start at 0
+  };
+  std::vector<TokenId> ids;         ///< [rows]
+  std::vector<Sequence> sequences;  ///< in row order, covering all rows
+  std::vector<int32_t> loss_rows;   ///< rows whose logits are wanted, ascending
+
+  /// Appends one sequence; the rows predicting ids[first_target..] become loss rows. Returns row0.
+  int64_t add(std::span<const TokenId> sequence, int64_t first_target, const PrefixKv* prefix);
+};
+
+class TrainGraph {
+ public:
+  TrainGraph(const ModelConfig& config, const Compute& compute);
+
+  /// Logits of the loss rows, FP32 [loss_rows, vocab]; valid until the next call. `adapters` may be
+  /// null (base alone) and must be packed. Grows its workspace when a batch is larger than any
+  /// before.
+  float* forward(const BaseWeights& base, const Adapters* adapters, const TrainBatch& batch);
+
+  /// After forward() of the same batch: gradients from d loss / d logits (the buffer that forward()
+  /// returned, overwritten in place). Adds to `adapters` and `full`, each may be null.
+  void backward(const BaseWeights& base, Adapters* adapters, FullGradients* full,
+                const TrainBatch& batch);
+
+  /// Runs the base over `ids` and keeps the K/V of all its rows.
+  std::shared_ptr<const PrefixKv> prefix(const BaseWeights& base, std::span<const TokenId> ids);
+
+ private:
+  struct LayerState {
+    Buffer x, q, k, v, attended, lse, mid, gate, up, t;
+  };
+  struct Call;  // what one pass needs at hand
+  void reserve(int64_t rows, int64_t loss_rows);
+  void linear(const Call& call, int64_t layer, std::initializer_list<Target> targets,
+              const float* x, std::initializer_list<float*> y, const float* residual);
+  void linear_backward(const Call& call, int64_t layer, Target target, const float* dy,
+                       const float* x, float* dx, bool accumulate);
+  void forward_layer(const Call& call, int64_t layer);
+  void backward_mlp(const Call& call, int64_t layer);
+  void backward_attention(const Call& call, int64_t layer);
+  void head_forward(const Call& call);
+  void head_backward(const Call& call);
+  std::vector<TrainSequence> sequences_of(const TrainBatch& batch, int64_t layer) const;
+  float* t_of(int64_t layer, Target target);
+  const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x);
+
+  ModelConfig config_;
+  Compute compute_;
+  int64_t max_rows_ = 0, max_loss_rows_ = 0;
+  std::vector<LayerState> layers_;
+  std::vector<int32_t> positions_;
+  Buffer x_, normed_, activated_, rstd_, dx_, dnormed_, dwide_, dwide2_, dq_, dk_, dv_, dattended_,
+      dt_;
+  Buffer picked_, head_in_, head_rstd_, logits_, prepared_;
+};
+
+}  // namespace ds

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the tests on models share: the reference files, the compute pool, and a loader.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/model.h"
+#include "kernels/pool.h"
+#include "storage/json.h"
+#include "storage/safetensors.h"
+#include "storage/seams.h"
+
+namespace ds::test {
+
+inline std::string data_path(const std::string& name) {
+  return std::string(DS_TEST_DATA) + "/" + name;
+}
+
+inline Json read_json(const std::string& path) {
+  Result<std::string> text = posix_file_system().read(path);
+  if (!text.ok()) std::fprintf(stderr, "%s\n", text.status().message().c_str());
+  DS_CHECK(text.ok());
+  Result<Json> json = parse_json(*text);
+  DS_CHECK(json.ok());
+  return std::move(json).value();
+}
+
+/// SmolLM2's GGUF: $DS_MODEL, else the cache that examples/setup.sh fills. Empty when absent.
+inline std::string smollm2_path() {
+  if (const char* path = std::getenv("DS_MODEL")) return path;
+  const char* xdg = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  const std::string cache =
+      xdg != nullptr ? xdg : std::string(home != nullptr ? home : "") + "/.cache";
+  const std::string path =
+      cache + "/driftstone/b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53/" +
+      "SmolLM2-135M-Instruct.Q4_1.gguf";
+  return posix_file_system().exists(path) ? path : "";
+}
+
+/// One pool and backend per test program.
+struct Machine {
+  explicit Machine(CpuIsa isa = best_cpu_isa())
+      : pool(0), compute{&cpu_ops(isa), {pool.engine(), nullptr}} {}
+  Pool pool;
+  Compute compute;
+};
+
+struct LoadedModel {
+  std::unique_ptr<ModelFile> file;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<const BaseWeights> base;
+};
+
+inline LoadedModel load_model(const std::string& path, const Compute& compute,
+                              WeightFormat format) {
+  LoadedModel out;
+  Result<std::unique_ptr<ModelFile>> file = ModelFile::open(path);
+  if (!file.ok()) std::fprintf(stderr, "%s\n", file.status().message().c_str());
+  DS_CHECK(file.ok());
+  out.file = std::move(file).value();
+  Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::create(out.file->tokenizer());
+  DS_CHECK(tokenizer.ok());
+  out.tokenizer = *tokenizer;
+  Result<std::shared_ptr<const BaseWeights>> base = BaseWeights::load(*out.file, compute, format);
+  if (!base.ok()) std::fprintf(stderr, "%s\n", base.status().message().c_str());
+  DS_CHECK(base.ok());
+  out.base = *base;
+  return out;
+}
+
+/// Logits of every row of one sequence by the serving path, FP32 [ids, vocab]. `chunk` rows a step;
+/// `delta` may be null.
+inline std::vector<float> serve_logits(const Compute& compute, const BaseWeights& base,
+                                       const LoraDelta* delta, const std::vector<TokenId>& ids,
+                                       int64_t chunk, KvDtype kv) {
+  const auto n = static_cast<int64_t>(ids.size());
+  const int64_t pages = (n + kKvPageTokens - 1) / kKvPageTokens;
+  KvPages cache(base.config(), kv, pages + 2);
+  std::vector<int32_t> table;
+  for (int64_t i = 0; i < pages; ++i)
+    table.push_back(static_cast<int32_t>(pages + 1 - i));  // not in order
+  Forward forward(base.config(), compute, chunk);
+  std::vector<float> logits(static_cast<size_t>(n * base.config().vocab));
+  for (int64_t at = 0; at < n; at += chunk) {
+    const int64_t rows = std::min(chunk, n - at);
+    const SequenceSpan span{0, rows, at, table.data()};
+    std::vector<int32_t> all, slots(static_cast<size_t>(rows), delta != nullptr ? 0 : -1);
+    for (int32_t r = 0; r < rows; ++r) all.push_back(r);
+    StepBatch batch;
+    batch.ids = std::span(ids).subspan(static_cast<size_t>(at), static_cast<size_t>(rows));
+    batch.sequences = {&span, 1};
+    batch.slot_of_row = slots;
+    if (delta != nullptr) batch.deltas = {&delta, 1};
+    batch.logit_rows = all;
+    forward.run(base, batch, cache, logits.data() + at * base.config().vocab, nullptr);
+  }
+  return logits;
+}
+
+}  // namespace ds::test
