@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learn/gate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "learn/shipped_texts.h"
+
+namespace ds {
+namespace {
+
+constexpr double kNearCertain = -0.05;
+constexpr size_t kProbeTopK = 64;
+constexpr float kCanaryMargin = 1.0f;
+
+std::string number(double x) {
+  char out[32];
+  std::snprintf(out, sizeof out, "%.4g", x);
+  return out;
+}
+
+double log_sum_exp(const float* row, int64_t vocab) {
+  const float top = *std::max_element(row, row + vocab);
+  double sum = 0;
+  for (int64_t i = 0; i < vocab; ++i) sum += std::exp(row[i] - top);
+  return top + std::log(sum);
+}
+
+}  // namespace
+
+GateVerdict judge(const GateScores& s, const GateLimits& limits) {
+  const auto held = [](std::string check, std::string reason) {
+    return GateVerdict{false, std::move(check), std::move(reason)};
+  };
+  if (!s.finite) return held("finite", "the candidate computes NaN or infinity");
+  if (!s.changed) return held("changed", "the candidate's weights equal its parent's");
+  if (!s.broken_canaries.empty()) {
+    return held("canary", std::to_string(s.broken_canaries.size()) + " of " +
+                              std::to_string(s.canaries) +
+                              " canaries broken, first: " + s.broken_canaries.front());
+  }
+  if (!(s.kl <= limits.max_kl)) {
+    return held("kl", "KL(base || candidate) " + number(s.kl) + " nats/token, limit " +
+                          number(limits.max_kl));
+  }
+  for (const auto& [name, d] : s.domains) {
+    const double rise = d.before > 0 ? d.after / d.before - 1.0 : 0.0;
+    if (!(rise <= limits.max_drop)) {
+      return held("domain", "domain " + name + ": held-out loss " + number(d.before) + " -> " +
+                                number(d.after) + " (" + number(100 * rise) + " %), limit " +
+                                number(100 * limits.max_drop) + " %");
+    }
+  }
+  size_t worse = 0;
+  std::string first;
+  for (const GateScores::Item& item : s.items) {
+    if (item.after > item.before || item.after > kNearCertain) continue;
+    if (worse++ == 0) first = item.id;
+  }
+  if (worse > 0) {
+    return held("items", std::to_string(worse) + " of " + std::to_string(s.items.size()) +
+                             " new items not better than before, first: " + first);
+  }
+  return {true, "", ""};
+}
+
+Json to_json(const GateScores& s, const GateVerdict& verdict) {
+  Json domains = Json::object();
+  for (const auto& [name, d] : s.domains)
+    domains[name] = {{"before", d.before}, {"after", d.after}};
+  double before = 0, after = 0;
+  for (const auto& item : s.items) {
+    before += item.before / static_cast<double>(s.items.size());
+    after += item.after / static_cast<double>(s.items.size());
+  }
+  return {
+      {"passed", verdict.pass},
+      {"check", verdict.check},
+      {"reason", verdict.reason},
+      {"kl", s.kl},
+      {"domains", domains},
+      {"items", {{"count", s.items.size()}, {"logprob_before", before}, {"logprob_after", after}}},
+      {"canaries", {{"checked", s.canaries}, {"broken", s.broken_canaries}}},
+      {"tokens", s.tokens}};
+}
+
+GateProbe::GateProbe(const Compute& compute, std::shared_ptr<const BaseWeights> base,
+                     std::shared_ptr<const Tokenizer> tokenizer)
+    : base_(std::move(base)),
+      tokenizer_(std::move(tokenizer)),
+      decoder_(base_->config(), compute,
+               base_->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16) {
+  const int64_t vocab = base_->config().vocab;
+  probe_.domain = "base";
+  for (const std::string_view text : probe_texts()) {
+    probe_.sequences.push_back(tokenizer_->encode(text, false));
+    probe_.first_target.push_back(1);
+  }
+  const size_t k = std::min<size_t>(kProbeTopK, static_cast<size_t>(vocab));
+  std::vector<int32_t> order(static_cast<size_t>(vocab));
+  decoder_.score(*base_, nullptr, probe_.sequences, probe_.first_target,
+                 [&](size_t, int64_t, const float* row) {
+                   const double lse = log_sum_exp(row, vocab);
+                   std::iota(order.begin(), order.end(), 0);
+                   std::partial_sort(order.begin(), order.begin() + static_cast<int64_t>(k),
+                                     order.end(), [&](int32_t a, int32_t b) {
+                                       return row[a] != row[b] ? row[a] > row[b] : a < b;
+                                     });
+                   base_ids_.emplace_back(order.begin(), order.begin() + static_cast<int64_t>(k));
+                   std::vector<float> logs;
+                   for (const int32_t id : base_ids_.back())
+                     logs.push_back(static_cast<float>(row[id] - lse));
+                   base_logprobs_.push_back(std::move(logs));
+                 });
+  for (const Canary& c : canaries()) {
+    KnownCanary known{std::string(c.prompt), std::string(c.key),
+                      tokenizer_->encode(c.prompt, false), 0};
+    known.token = tokenizer_->encode(c.key, false).front();
+    known.ids.push_back(known.token);
+    const int64_t last = static_cast<int64_t>(known.ids.size()) - 1;
+    bool holds = false;
+    decoder_.score(*base_, nullptr, {&known.ids, 1}, {&last, 1},
+                   [&](size_t, int64_t, const float* row) {
+                     float second = -1e30f;
+                     for (int64_t i = 0; i < vocab; ++i) {
+                       if (i != known.token) second = std::max(second, row[i]);
+                     }
+                     holds = row[known.token] - second >= kCanaryMargin;
+                   });
+    if (holds) canaries_.push_back(std::move(known));
+  }
+}
+
+GateProbe::Loss GateProbe::loss_of(const LoraDelta* delta, const HeldOut& text,
+                                   GateScores& scores) {
+  Loss loss;
+  const int64_t vocab = base_->config().vocab;
+  for (const auto& s : text.sequences) scores.tokens += static_cast<int64_t>(s.size());
+  decoder_.score(*base_, delta, text.sequences, text.first_target,
+                 [&](size_t s, int64_t target, const float* row) {
+                   const double lse = log_sum_exp(row, vocab);
+                   loss.finite = loss.finite && std::isfinite(lse);
+                   loss.sum += lse - row[text.sequences[s][static_cast<size_t>(target)]];
+                   ++loss.n;
+                 });
+  return loss;
+}
+
+void GateProbe::probe(const LoraDelta* parent, const LoraDelta* candidate, GateScores& scores) {
+  const int64_t vocab = base_->config().vocab;
+  const auto mean = [](const Loss& l) {
+    return l.sum / static_cast<double>(std::max<int64_t>(l.n, 1));
+  };
+  GateScores::Domain& domain = scores.domains["base"];
+  domain.before = mean(loss_of(parent, probe_, scores));
+  size_t index = 0;
+  double kl_sum = 0;
+  Loss after;
+  for (const auto& s : probe_.sequences) scores.tokens += static_cast<int64_t>(s.size());
+  decoder_.score(*base_, candidate, probe_.sequences, probe_.first_target,
+                 [&](size_t s, int64_t target, const float* row) {
+                   const double lse = log_sum_exp(row, vocab);
+                   after.finite = after.finite && std::isfinite(lse);
+                   after.sum += lse - row[probe_.sequences[s][static_cast<size_t>(target)]];
+                   ++after.n;
+                   double p_rest = 1.0, q_rest = 1.0;
+                   for (size_t i = 0; i < base_ids_[index].size(); ++i) {
+                     const double log_p = base_logprobs_[index][i],
+                                  log_q = row[base_ids_[index][i]] - lse;
+                     kl_sum += std::exp(log_p) * (log_p - log_q);
+                     p_rest -= std::exp(log_p);
+                     q_rest -= std::exp(log_q);
+                   }
+                   p_rest = std::max(p_rest, 1e-12);
+                   q_rest = std::max(q_rest, 1e-12);
+                   kl_sum += p_rest * (std::log(p_rest) - std::log(q_rest));
+                   ++index;
+                 });
+  domain.after = mean(after);
+  scores.finite = scores.finite && after.finite;
+  scores.kl = kl_sum / static_cast<double>(std::max<size_t>(index, 1));
+}
+
+void GateProbe::check_canaries(const LoraDelta* candidate, GateScores& scores) {
+  const int64_t vocab = base_->config().vocab;
+  std::vector<std::vector<TokenId>> ids;
+  std::vector<int64_t> last;
+  for (const KnownCanary& c : canaries_) {
+    ids.push_back(c.ids);
+    last.push_back(static_cast<int64_t>(c.ids.size()) - 1);
+    scores.tokens += static_cast<int64_t>(c.ids.size());
+  }
+  scores.canaries = static_cast<int>(canaries_.size());
+  decoder_.score(*base_, candidate, ids, last, [&](size_t s, int64_t, const float* row) {
+    if (std::max_element(row, row + vocab) - row == canaries_[s].token) return;
+    scores.broken_canaries.push_back(canaries_[s].prompt + canaries_[s].key);
+  });
+}
+
+GateScores GateProbe::measure(const LoraDelta* parent, const LoraDelta* candidate,
+                              const std::vector<std::pair<std::string, HeldOut>>& items,
+                              const std::vector<HeldOut>& domains) {
+  GateScores scores;
+  const auto mean = [](const Loss& l) {
+    return l.sum / static_cast<double>(std::max<int64_t>(l.n, 1));
+  };
+  for (const auto& [id, wordings] : items) {
+    const Loss before = loss_of(parent, wordings, scores),
+               after = loss_of(candidate, wordings, scores);
+    scores.items.push_back({id, -mean(before), -mean(after)});
+    scores.finite = scores.finite && after.finite;
+  }
+  for (const HeldOut& domain : domains) {
+    const Loss before = loss_of(parent, domain, scores), after = loss_of(candidate, domain, scores);
+    scores.domains[domain.domain] = {mean(before), mean(after)};
+    scores.finite = scores.finite && after.finite;
+  }
+  probe(parent, candidate, scores);
+  check_canaries(candidate, scores);
+  return scores;
+}
+
+}  // namespace ds

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learn/learner.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "log.h"
+
+namespace ds {
+namespace {
+
+double quantile(std::vector<double> values, double q) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1))];
+}
+
+}  // namespace
+
+Learner::Learner(LearnerParts parts)
+    : parts_(std::move(parts)), compute_{&parts_.ops, {parts_.pool.background(), nullptr}} {
+  for (const auto& [number, record] : parts_.store.rounds(0)) {
+    outcomes_.push_back(record);
+    if (outcomes_.size() > 10) outcomes_.pop_front();
+    promoted_ += record.value("outcome", "") == "published";
+    held_ += record.value("outcome", "") == "held";
+  }
+}
+
+Learner::~Learner() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  for (Command& c : commands_) c.done(unavailable("the learner is stopping"));
+}
+
+void Learner::start() {
+  thread_ = std::thread([this] { loop(); });
+}
+
+void Learner::notify() {
+  {
+    std::lock_guard lock(mutex_);
+    changed_ = true;
+  }
+  wake_.notify_all();
+}
+
+void Learner::step(bool wait, OutcomeCallback done) {
+  {
+    std::lock_guard lock(mutex_);
+    commands_.push_back({Command::Kind::kStep, "", wait ? std::move(done) : [](Result<Json>) {}});
+  }
+  wake_.notify_all();
+  if (!wait) done(Json{{"outcome", "started"}});
+}
+
+void Learner::undo(const std::string& id, OutcomeCallback done) {
+  {
+    std::lock_guard lock(mutex_);
+    commands_.push_back({Command::Kind::kUndo, id, std::move(done)});
+  }
+  wake_.notify_all();
+}
+
+Status Learner::set_paused(bool paused) {
+  {
+    std::lock_guard lock(mutex_);
+    paused_ = paused;
+  }
+  publish_status(paused ? "paused" : "idle");
+  wake_.notify_all();
+  return {};
+}
+
+std::vector<uint64_t> Learner::waiting() {
+  std::vector<uint64_t> out = parts_.store.offsets_in_state("queued");
+  const std::vector<uint64_t> stored = parts_.store.offsets_in_state("stored");
+  out.insert(out.end(), stored.begin(), stored.end());
+  std::sort(out.begin(), out.end());
+  std::erase_if(out, [&](uint64_t offset) {
+    const Result<FeedbackItem> item = parts_.store.get(offset);
+    return !item.ok() || item->kind == "label" || item->kind == "rating";
+  });
+  return out;
+}
+
+bool Learner::due(int64_t& wait_ms) {
+  wait_ms = -1;
+  if (paused_ || !parts_.config.flag("learn.enabled") || parts_.versions.pinned() != 0)
+    return false;
+  const std::vector<uint64_t> offsets = waiting();
+  if (offsets.empty()) return false;
+  const RoundRule rule{parts_.config.integer("learn.min_items"),
+                       parts_.config.integer("learn.settle"),
+                       parts_.config.integer("learn.max_wait")};
+  if (parts_.config.flag("learn.deterministic")) {  // exactly min_items, whenever they are there
+    return static_cast<int64_t>(offsets.size()) >= rule.min_items;
+  }
+  const Result<FeedbackItem> oldest = parts_.store.get(offsets.front()),
+                             newest = parts_.store.get(offsets.back());
+  if (!oldest.ok() || !newest.ok()) return false;
+  wait_ms = round_opens_in(rule, static_cast<int64_t>(offsets.size()), oldest->received_ms,
+                           newest->received_ms, parts_.clock.unix_ms());
+  return wait_ms == 0;
+}
+
+void Learner::loop() {
+  {  // built here, not in the constructor: the daemon is ready before the learner is
+    trainer_ = std::make_unique<RoundTrainer>(compute_, parts_.base, parts_.tokenizer, parts_.chat);
+    probe_ = std::make_unique<GateProbe>(compute_, parts_.base, parts_.tokenizer);
+    trainer_->prepare(group_recipe());
+  }
+  std::unique_lock lock(mutex_);
+  while (!stop_) {
+    if (!commands_.empty()) {
+      Command command = std::move(commands_.front());
+      commands_.pop_front();
+      lock.unlock();
+      if (command.kind == Command::Kind::kStep && parts_.train_task_models) {
+        while (parts_.train_task_models()) {
+        }
+      }
+      Json outcome = command.kind == Command::Kind::kStep ? run_round(true) : run_undo(command.id);
+      const std::string error = outcome.value("error", "");
+      if (error.empty()) {
+        command.done(std::move(outcome));
+      } else {
+        command.done(outcome.value("not_found", false) ? not_found(error) : unavailable(error));
+      }
+      lock.lock();
+      continue;
+    }
+    changed_ = false;
+    int64_t wait_ms = -1;
+    lock.unlock();
+    bool now = due(wait_ms);
+    if (now) run_round(false);
+    if (!paused_ && parts_.train_task_models && parts_.train_task_models()) now = true;
+    update_share();
+    lock.lock();
+    if (now) continue;
+    const auto ready = [&] { return stop_ || changed_ || !commands_.empty(); };
+    // Settings may change and items expire without a notice: look again after a while.
+    wake_.wait_for(lock, std::chrono::milliseconds(wait_ms > 0 ? wait_ms : 500), ready);
+  }
+}
+
+bool Learner::should_drop() const {
+  {
+    std::lock_guard lock(mutex_);
+    if (stop_) return true;
+  }
+  return parts_.versions.lineage_epoch() != epoch_at_start_;
+}
+
+void Learner::update_share() {
+  // Behind by more than max_lag: the trainer is owed its share of the pool until it has caught up.
+  const std::vector<uint64_t> offsets = waiting();
+  bool behind = false;
+  if (!offsets.empty() && parts_.versions.pinned() == 0) {
+    const Result<FeedbackItem> oldest = parts_.store.get(offsets.front());
+    behind = oldest.ok() &&
+             parts_.clock.unix_ms() - oldest->received_ms > parts_.config.integer("learn.max_lag");
+  }
+  parts_.pool.set_background_share(behind ? parts_.config.number("learn.min_share") : 0.0);
+}
+
+void Learner::report(const StepReport& step) {
+  {
+    std::lock_guard lock(mutex_);
+    last_step_ = step;
+  }
+  if (step.step % 8 == 1) update_share();
+  parts_.metrics.counter("ds_learn_steps_total", "Optimizer steps").add();
+  parts_.metrics.gauge("ds_learn_loss", "Loss of the last step").set(step.loss);
+  parts_.events.publish("step", {{"round", current_round_},
+                                 {"step", step.step},
+                                 {"loss", step.loss},
+                                 {"learned", step.learned},
+                                 {"lessons", step.lessons},
+                                 {"tokens", step.tokens}});
+}
+
+void Learner::publish_status(const std::string& state) {
+  std::lock_guard lock(mutex_);
+  state_ = state;
+}
+
+Json Learner::status() const {
+  std::vector<uint64_t> offsets = const_cast<Learner*>(this)->waiting();
+  double oldest_s = 0;
+  if (!offsets.empty()) {
+    const Result<FeedbackItem> oldest = parts_.store.get(offsets.front());
+    if (oldest.ok())
+      oldest_s = static_cast<double>(parts_.clock.unix_ms() - oldest->received_ms) / 1000.0;
+  }
+  std::lock_guard lock(mutex_);
+  const bool busy = state_ == "training" || state_ == "gating";
+  const double seconds = static_cast<double>(parts_.clock.unix_ms() - round_started_ms_) / 1000.0;
+  const std::vector<double> lags(lags_s_.begin(), lags_s_.end());
+  return {{"state", paused_ ? "paused" : state_},
+          {"enabled", parts_.config.flag("learn.enabled")},
+          {"method", parts_.config.text("learn.method")},
+          {"pinned", parts_.versions.pinned()},
+          {"queued", offsets.size()},
+          {"oldest_wait_s", oldest_s},
+          {"round", current_round_},
+          {"step", last_step_.step},
+          {"max_steps", parts_.config.integer("learn.max_steps")},
+          {"loss", last_step_.loss},
+          {"learned", last_step_.learned},
+          {"lessons", last_step_.lessons},
+          {"tokens_per_s",
+           busy && seconds > 0 ? static_cast<double>(last_step_.tokens) / seconds : 0.0},
+          {"lag_s_last", lags.empty() ? 0.0 : lags.back()},
+          {"lag_s_p50", quantile(lags, 0.5)},
+          {"gate", {{"promoted", promoted_}, {"held", held_}}},
+          {"promoted", promoted_},
+          {"held", held_},
+          {"rounds", Json(std::vector<Json>(outcomes_.begin(), outcomes_.end()))}};
+}
+
+Recipe Learner::recipe_for(size_t items, int64_t rank) const {
+  Recipe recipe = items == 1 ? single_recipe() : group_recipe();
+  recipe.rank = rank;
+  recipe.lr *= static_cast<float>(parts_.config.number("learn.lr") / 0.002);
+  recipe.max_steps = parts_.config.integer("learn.max_steps");
+  const double ratio = parts_.config.number("learn.replay_ratio");
+  recipe.replay_per_step =
+      static_cast<int>(0.5 + ratio / (1.0 - ratio) *
+                                 static_cast<double>(std::min<size_t>(
+                                     items, static_cast<size_t>(recipe.lessons_per_step))));
+  recipe.replay_per_step = std::min(recipe.replay_per_step, 4);
+  return recipe;
+}
+
+}  // namespace ds

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// The background trainer of the language model. One thread: waits for feedback, runs rounds (train,
+// gate, publish or hold), undoes items by rebuilding. Every outcome is durable, as a round record
+// and as fates of the items, in the same batch that moves the serving pointer.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "config.h"
+#include "engine/versions.h"
+#include "events.h"
+#include "kernels/pool.h"
+#include "learn/gate.h"
+#include "learn/lessons.h"
+#include "learn/round_trainer.h"
+#include "metrics.h"
+
+namespace ds {
+
+struct LearnerParts {
+  Versions& versions;
+  ReplayStore& store;
+  VersionStore& files;
+  Config& config;
+  Pool& pool;
+  const Ops& ops;
+  Metrics& metrics;
+  EventBus& events;
+  Clock& clock;
+  std::shared_ptr<const BaseWeights> base;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  ChatTemplate chat;
+  std::function<bool()> train_task_models;  ///< one round of whatever labels wait; false: none did
+  /// Changes a candidate between training and gate; tests plant damage here. Empty in production.
+  std::function<void(Adapters&)> tamper;
+};
+
+using OutcomeCallback = std::function<void(Result<Json>)>;
+
+class Learner {
+ public:
+  explicit Learner(LearnerParts parts);
+  ~Learner();  ///< drops a running round; its items wait for the next start
+
+  void start();
+  void notify();  ///< something was stored
+  Json status() const;
+  /// Opens a round now with whatever waits. Without `wait` the answer is {"outcome":"started"}.
+  void step(bool wait, OutcomeCallback done);
+  Status set_paused(bool paused);
+  /// Retracts an item: its waiting record is dropped, or the versions that learned it are rebuilt
+  /// without it and the result is published.
+  void undo(const std::string& id, OutcomeCallback done);
+
+ private:
+  struct Round;    // one candidate in the making
+  struct Rebuild;  // what an undo trains again
+  struct Command {
+    enum class Kind { kStep, kUndo } kind;
+    std::string id;
+    OutcomeCallback done;
+  };
+
+  void loop();
+  bool due(int64_t& wait_ms);
+  std::vector<uint64_t> waiting();
+  Json run_round(bool forced);
+  void undo_retracted(const std::vector<uint64_t>& offsets);
+  std::vector<FeedbackItem> take_items(const std::vector<uint64_t>& offsets);
+  Json publish_round(Round& round, VersionManifest manifest, const std::vector<StoredTensor>& delta,
+                     std::shared_ptr<const LoraDelta> candidate, const Json& gate_record);
+  Json run_undo(const std::string& id);
+  Result<Rebuild> plan_rebuild(const FeedbackItem& item) const;
+  Json undo_learned(const FeedbackItem& item);
+
+  Recipe recipe_for(size_t items, int64_t rank) const;
+  uint64_t lineage_round(int64_t version) const;
+  std::vector<FeedbackItem> lineage_items(int64_t version) const;
+  Result<std::unique_ptr<Adapters>> adapters_of(int64_t version) const;
+  Result<Round> train_round(int64_t parent, std::vector<FeedbackItem> items,
+                            const std::vector<FeedbackItem>& earlier,
+                            std::unique_ptr<Adapters> adapters, uint64_t round_in_lineage);
+  GateScores measure(const Round& round, const LoraDelta* parent, const LoraDelta* candidate);
+  Json finish_round(Round& round, int64_t parent, bool gate_it);
+  Json hold(Round& round, int64_t parent, const std::string& outcome, const std::string& reason,
+            const Json& gate);
+  void set_fates(Commit& commit, const std::vector<FeedbackItem>& items, const std::string& state,
+                 const std::string& version, int64_t step, const std::string& reason) const;
+  bool should_drop() const;
+  void report(const StepReport& step);
+  void publish_status(const std::string& state);
+  void update_share();
+
+  LearnerParts parts_;
+  Compute compute_;
+  std::unique_ptr<RoundTrainer> trainer_;
+  std::unique_ptr<GateProbe> probe_;
+  std::thread thread_;
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Command> commands_;
+  bool stop_ = false, paused_ = false, changed_ = false;
+  uint64_t epoch_at_start_ = 0;
+  std::string state_ = "idle";
+  StepReport last_step_;
+  uint64_t current_round_ = 0;
+  int64_t round_started_ms_ = 0;
+  std::deque<Json> outcomes_;  ///< the last ten
+  std::deque<double> lags_s_;  ///< feedback to serving, the last 100
+  int64_t promoted_ = 0, held_ = 0;
+};
+
+}  // namespace ds

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learn/objective.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace ds {
+namespace {
+
+/// Rows of one term inside the batch's loss rows.
+struct Part {
+  int64_t row0, rows;
+};
+
+Part append(TrainBatch& batch, const Sequence& s) {
+  const auto row0 = static_cast<int64_t>(batch.loss_rows.size());
+  batch.add(s.ids, s.first_target, s.prefix);
+  return {row0, s.targets()};
+}
+
+std::vector<int32_t> targets_of(const TrainBatch& batch) {
+  std::vector<int32_t> out;
+  out.reserve(batch.loss_rows.size());
+  for (const int32_t row : batch.loss_rows) out.push_back(batch.ids[static_cast<size_t>(row) + 1]);
+  return out;
+}
+
+TargetView view_of(const Part& part, const std::vector<float>& logprob,
+                   const std::vector<int32_t>& argmax, const std::vector<int32_t>& target) {
+  TargetView view;
+  view.all_argmax = true;
+  for (int64_t i = part.row0; i < part.row0 + part.rows; ++i) {
+    const auto at = static_cast<size_t>(i);
+    view.sum_logprob += logprob[at];
+    view.worst_logprob = std::min(view.worst_logprob, logprob[at]);
+    view.all_argmax = view.all_argmax && argmax[at] == target[at];
+  }
+  view.mean_logprob = view.sum_logprob / static_cast<double>(std::max<int64_t>(part.rows, 1));
+  return view;
+}
+
+double log_sigmoid(double x) {
+  return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
+}
+
+struct Layout {
+  TrainBatch batch;
+  std::vector<Part> ce, chosen, rejected, kl;
+  int64_t ce_rows = 0;  ///< loss rows of cross-entropy and DPO terms; KL rows follow
+};
+
+Layout lay_out(const Terms& terms) {
+  Layout out;
+  for (const auto& t : terms.cross_entropy) out.ce.push_back(append(out.batch, *t.sequence));
+  for (const auto& t : terms.dpo) {
+    out.chosen.push_back(append(out.batch, *t.chosen));
+    out.rejected.push_back(append(out.batch, *t.rejected));
+  }
+  out.ce_rows = static_cast<int64_t>(out.batch.loss_rows.size());
+  for (const auto& t : terms.kl) out.kl.push_back(append(out.batch, *t.sequence));
+  return out;
+}
+
+void cross_entropy_rows(const Compute& compute, int64_t rows, int64_t vocab, float* logits,
+                        const std::vector<int32_t>& target, const std::vector<float>& weight,
+                        std::vector<float>& logprob, std::vector<int32_t>& argmax, bool gradient) {
+  CrossEntropyArgs args;
+  args.rows = rows;
+  args.vocab = args.stride = vocab;
+  args.logits = logits;
+  args.target = target.data();
+  args.weight = weight.data();
+  args.logprob = logprob.data();
+  args.argmax = argmax.data();
+  args.gradient = gradient;
+  compute.ops->cross_entropy(compute.context, args);
+}
+
+void kl_rows(const Compute& compute, const Terms& terms, const Layout& layout, size_t rows,
+             int64_t vocab, float* logits, bool gradient, StepLoss& loss) {
+  std::vector<int32_t> index;
+  std::vector<float> stored, weight, kl(rows);
+  for (size_t i = 0; i < terms.kl.size(); ++i) {
+    const StoredTopK& side = *terms.kl[i].stored;
+    index.insert(index.end(), side.index.begin(), side.index.end());
+    stored.insert(stored.end(), side.logprob.begin(), side.logprob.end());
+    const auto n = static_cast<size_t>(layout.kl[i].rows);
+    weight.insert(weight.end(), n, terms.kl[i].weight / static_cast<float>(std::max<size_t>(n, 1)));
+  }
+  DS_CHECK(index.size() == rows * kStoredTopK && weight.size() == rows);
+  KlTopkArgs args;
+  args.rows = static_cast<int64_t>(rows);
+  args.vocab = args.stride = vocab;
+  args.top_k = kStoredTopK;
+  args.logits = logits;
+  args.index = index.data();
+  args.logprob = stored.data();
+  args.weight = weight.data();
+  args.kl = kl.data();
+  args.gradient = gradient;
+  compute.ops->kl_topk(compute.context, args);
+  auto next = kl.begin();
+  for (size_t i = 0; i < terms.kl.size(); ++i) {
+    const double sum = std::accumulate(next, next + layout.kl[i].rows, 0.0);
+    next += layout.kl[i].rows;
+    loss.kl_mean.push_back(sum / static_cast<double>(std::max<int64_t>(layout.kl[i].rows, 1)));
+    loss.kl += terms.kl[i].weight * loss.kl_mean.back();
+  }
+}
+
+void fill(std::vector<float>& weight, const Part& part, float value) {
+  std::fill_n(weight.begin() + part.row0, part.rows, value);
+}
+
+}  // namespace
+
+StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights& base,
+                   Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient) {
+  const Layout layout = lay_out(terms);
+  const int64_t vocab = base.config().vocab;
+  const auto loss_rows = layout.batch.loss_rows.size();
+  float* logits = graph.forward(base, adapters, layout.batch);
+  const std::vector<int32_t> target = targets_of(layout.batch);
+  std::vector<float> weight(loss_rows, 0.0f), logprob(loss_rows, 0.0f);
+  std::vector<int32_t> argmax(loss_rows, -1);
+
+  StepLoss loss;
+  loss.tokens = static_cast<int64_t>(layout.batch.ids.size());
+  for (size_t i = 0; i < layout.ce.size(); ++i) {
+    fill(weight, layout.ce[i],
+         terms.cross_entropy[i].weight /
+             static_cast<float>(std::max<int64_t>(layout.ce[i].rows, 1)));
+  }
+  if (!terms.dpo.empty()) {  // the coefficients of a pair depend on its sums: read them first
+    cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob, argmax,
+                       false);
+    for (size_t i = 0; i < terms.dpo.size(); ++i) {
+      const DpoTerm& t = terms.dpo[i];
+      const double chosen = view_of(layout.chosen[i], logprob, argmax, target).sum_logprob;
+      const double rejected = view_of(layout.rejected[i], logprob, argmax, target).sum_logprob;
+      const double margin =
+          t.beta * ((chosen - t.chosen_reference) - (rejected - t.rejected_reference));
+      const double pull = t.beta * std::exp(log_sigmoid(-margin)) * t.weight;
+      fill(weight, layout.chosen[i], static_cast<float>(pull));
+      fill(weight, layout.rejected[i], static_cast<float>(-pull));
+      loss.dpo -= t.weight * log_sigmoid(margin);
+    }
+  }
+  cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob, argmax,
+                     gradient);
+  for (size_t i = 0; i < layout.ce.size(); ++i) {
+    loss.items.push_back(view_of(layout.ce[i], logprob, argmax, target));
+    loss.cross_entropy -= terms.cross_entropy[i].weight * loss.items.back().mean_logprob;
+  }
+  if (!terms.kl.empty()) {
+    kl_rows(compute, terms, layout, loss_rows - static_cast<size_t>(layout.ce_rows), vocab,
+            logits + layout.ce_rows * vocab, gradient, loss);
+  }
+  loss.total = loss.cross_entropy + loss.kl + loss.dpo;
+  if (gradient) graph.backward(base, adapters, full, layout.batch);
+  return loss;
+}
+
+std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
+                                    const Adapters* adapters,
+                                    std::span<const Sequence* const> sequences, int64_t vocab) {
+  constexpr size_t kRowsMax = 256;
+  std::vector<StoredTopK> out;
+  std::vector<int32_t> order(static_cast<size_t>(vocab));
+  for (size_t i = 0; i < sequences.size();) {
+    TrainBatch batch;
+    size_t j = i;
+    for (; j < sequences.size() &&
+           (j == i || batch.ids.size() + sequences[j]->ids.size() <= kRowsMax);
+         ++j) {
+      batch.add(sequences[j]->ids, sequences[j]->first_target, sequences[j]->prefix);
+    }
+    const float* logits = graph.forward(base, adapters, batch);
+    for (; i < j; ++i) {
+      StoredTopK stored;
+      for (int64_t row = 0; row < sequences[i]->targets(); ++row, logits += vocab) {
+        const float top = *std::max_element(logits, logits + vocab);
+        double sum = 0;
+        for (int64_t t = 0; t < vocab; ++t) sum += std::exp(static_cast<double>(logits[t] - top));
+        const double lse = top + std::log(sum);
+        std::iota(order.begin(), order.end(), 0);
+        std::partial_sort(order.begin(), order.begin() + kStoredTopK, order.end(),
+                          [&](int32_t a, int32_t b) {
+                            return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+                          });
+        for (int64_t t = 0; t < kStoredTopK; ++t) {
+          stored.index.push_back(order[static_cast<size_t>(t)]);
+          stored.logprob.push_back(static_cast<float>(logits[order[static_cast<size_t>(t)]] - lse));
+        }
+      }
+      out.push_back(std::move(stored));
+    }
+  }
+  return out;
+}
+
+double AdamW::step(const Compute& compute, std::span<float> parameters,
+                   std::span<const float> gradient, float lr, float beta2, float clip) {
+  const auto n = static_cast<int64_t>(parameters.size());
+  const double norm = std::sqrt(compute.ops->sum_squares(compute.context, n, gradient.data()));
+  if (!std::isfinite(norm)) return norm;
+  AdamWArgs args;
+  args.n = n;
+  args.master = parameters.data();
+  args.m = m_.data();
+  args.v = v_.data();
+  args.gradient = gradient.data();
+  args.gradient_scale = clip > 0 && norm > clip ? static_cast<float>(clip / norm) : 1.0f;
+  args.lr = lr;
+  args.beta2 = beta2;
+  args.step = ++step_;
+  compute.ops->adamw(compute.context, args);
+  return norm;
+}
+
+}  // namespace ds

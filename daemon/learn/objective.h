@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loss terms of one training step and their combined gradient. A step packs all terms into one
+// batch: one forward, the losses, one backward.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/train_graph.h"
+
+namespace ds {
+
+/// A tokenised example: `ids` after an optional frozen prefix; tokens from `first_target` on are
+/// learned.
+struct Sequence {
+  std::vector<TokenId> ids;
+  int64_t first_target = 1;
+  const PrefixKv* prefix = nullptr;
+  int64_t targets() const { return static_cast<int64_t>(ids.size()) - first_target; }
+};
+
+/// The base's distribution at each target of a sequence: its top-k log-probabilities (the rest is
+/// one bucket, see KlTopkArgs).
+constexpr int64_t kStoredTopK = 64;
+struct StoredTopK {
+  std::vector<int32_t> index;  ///< [targets, kStoredTopK]
+  std::vector<float> logprob;  ///< same shape, natural log, descending
+};
+
+/// weight * mean over the targets of -log p(target).
+struct CrossEntropyTerm {
+  const Sequence* sequence = nullptr;
+  float weight = 1.0f;
+};
+
+/// weight * mean over the targets of KL(stored || model); at most `positions` targets when
+/// positive.
+struct KlTerm {
+  const Sequence* sequence = nullptr;
+  const StoredTopK* stored = nullptr;
+  float weight = 1.0f;
+};
+
+/// Direct preference optimisation (Rafailov et al. 2023, eq. 7): -log sigmoid(beta * ((log
+/// p(chosen) - reference) - (log p(rejected) - reference))), sums over the targets.
+struct DpoTerm {
+  const Sequence* chosen = nullptr;
+  const Sequence* rejected = nullptr;
+  float chosen_reference = 0,
+        rejected_reference = 0;  ///< summed log-probabilities under the reference
+  float beta = 0.1f, weight = 1.0f;
+};
+
+struct Terms {
+  std::vector<CrossEntropyTerm> cross_entropy;
+  std::vector<KlTerm> kl;
+  std::vector<DpoTerm> dpo;
+};
+
+/// What a sequence's targets looked like in the forward pass.
+struct TargetView {
+  double mean_logprob = 0, sum_logprob = 0;
+  float worst_logprob = 0;
+  bool all_argmax = false;
+};
+
+struct StepLoss {
+  double total = 0, cross_entropy = 0, kl = 0,
+         dpo = 0;                 ///< weighted sums; kl and ce also mean below
+  std::vector<TargetView> items;  ///< one per cross-entropy term
+  std::vector<double> kl_mean;    ///< one per KL term
+  int64_t tokens = 0;             ///< rows through forward and backward
+};
+
+/// Forward, losses, and (when `adapters` or `full` is given and `gradient`) backward into them.
+StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights& base,
+                   Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient);
+
+/// The base's stored side of each sequence, in one forward per `rows_max` rows.
+std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
+                                    const Adapters* adapters,
+                                    std::span<const Sequence* const> sequences, int64_t vocab);
+
+/// AdamW over the adapters' flat parameters with global-norm clipping.
+class AdamW {
+ public:
+  explicit AdamW(size_t parameters) : m_(parameters, 0.0f), v_(parameters, 0.0f) {}
+  /// One step from `gradient`; returns the norm before clipping. NaN or infinity: nothing is
+  /// changed and the norm returned is not finite.
+  double step(const Compute& compute, std::span<float> parameters, std::span<const float> gradient,
+              float lr, float beta2, float clip);
+
+ private:
+  std::vector<float> m_, v_;
+  int64_t step_ = 0;
+};
+
+}  // namespace ds

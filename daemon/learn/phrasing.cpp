@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learn/phrasing.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+
+namespace ds {
+namespace {
+
+constexpr std::array<std::string_view, 16> kLeadIns = {
+    "Please tell me: ",   "Quick question: ",       "Hello! ",
+    "Can you help me? ",  "I would like to know: ", "Do you know this? ",
+    "A short question: ", "Could you tell me, ",    "Excuse me, ",
+    "I forgot: ",         "Just checking: ",        "Remind me: ",
+    "One more thing: ",   "Help me out: ",          "Answer this: ",
+    "Question: "};
+
+constexpr std::array<std::string_view, 84> kFunctionWords = {
+    "a",    "an",   "the",   "is",    "are",   "was",   "were",   "be",     "of",    "to",
+    "in",   "on",   "at",    "for",   "by",    "with",  "from",   "and",    "or",    "do",
+    "does", "did",  "can",   "could", "will",  "would", "shall",  "should", "may",   "might",
+    "must", "have", "has",   "had",   "i",     "you",   "we",     "they",   "he",    "she",
+    "it",   "my",   "your",  "our",   "their", "his",   "her",    "its",    "me",    "us",
+    "them", "what", "which", "who",   "whom",  "whose", "when",   "where",  "why",   "how",
+    "that", "this", "these", "those", "there", "here",  "please", "tell",   "about", "if",
+    "as",   "so",   "not",   "no",    "yes",   "than",  "then",   "into",   "out",   "up",
+    "down", "much", "many",  "get"};
+
+constexpr std::array<std::string_view, 72> kNames = {
+    "Ashby",    "Bramwell", "Calloway", "Denholm",  "Ellery",   "Farrow",  "Garrick",  "Hadley",
+    "Ingram",   "Jarvis",   "Kendrick", "Lockhart", "Merrick",  "Norwood", "Oakes",    "Pembroke",
+    "Quincy",   "Radley",   "Selwyn",   "Thorne",   "Upton",    "Vance",   "Whitlock", "Yardley",
+    "Ainsley",  "Birch",    "Corwin",   "Dalton",   "Everett",  "Finch",   "Glover",   "Hollis",
+    "Irving",   "Keaton",   "Langley",  "Milton",   "Nolan",    "Orwell",  "Prescott", "Ridley",
+    "Sutton",   "Tilden",   "Vernon",   "Weston",   "Amberly",  "Benton",  "Crosby",   "Dunmore",
+    "Elmhurst", "Fairfax",  "Grafton",  "Hartley",  "Kingston", "Larkin",  "Monroe",   "Newell",
+    "Osborne",  "Pelham",   "Rowan",    "Stanton",  "Trenton",  "Wexford", "Alden",    "Barlow",
+    "Clifton",  "Dover",    "Easton",   "Foley",    "Granger",  "Holden",  "Lyndon",   "Mercer"};
+
+constexpr std::array<std::string_view, 64> kNouns = {
+    "garden",  "library", "kitchen", "bridge",  "market",  "museum",   "harbor",  "station",
+    "factory", "school",  "office",  "theater", "bakery",  "hotel",    "clinic",  "gym",
+    "studio",  "pool",    "tower",   "gallery", "printer", "camera",   "bicycle", "lantern",
+    "ticket",  "parcel",  "window",  "engine",  "guitar",  "blanket",  "teacher", "doctor",
+    "painter", "farmer",  "pilot",   "singer",  "student", "driver",   "lawyer",  "gardener",
+    "river",   "forest",  "island",  "valley",  "desert",  "meadow",   "canyon",  "beach",
+    "village", "castle",  "letter",  "invoice", "recipe",  "contract", "report",  "poster",
+    "ladder",  "helmet",  "basket",  "jacket",  "cinema",  "stadium",  "airport", "workshop"};
+
+struct Word {
+  size_t begin, end;  // bytes [begin, end) in the text, without punctuation around it
+};
+
+bool word_char(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+         static_cast<unsigned char>(c) >= 0x80 || c == '\'' || c == '-';
+}
+
+std::vector<Word> words_of(std::string_view text) {
+  std::vector<Word> out;
+  for (size_t i = 0; i < text.size();) {
+    if (!word_char(text[i])) {
+      ++i;
+      continue;
+    }
+    size_t j = i;
+    while (j < text.size() &&
+           (word_char(text[j]) || (text[j] == '.' && j + 1 < text.size() &&
+                                   std::isdigit(static_cast<unsigned char>(text[j + 1])))))
+      ++j;
+    out.push_back({i, j});
+    i = j;
+  }
+  return out;
+}
+
+std::string lower(std::string_view text) {
+  std::string out(text);
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  return out;
+}
+
+bool function_word(std::string_view word) {
+  return std::find(kFunctionWords.begin(), kFunctionWords.end(), lower(word)) !=
+         kFunctionWords.end();
+}
+
+bool capitalised(std::string_view w) { return std::isupper(static_cast<unsigned char>(w[0])) != 0; }
+bool has_digit(std::string_view w) {
+  return std::any_of(w.begin(), w.end(), [](unsigned char c) { return std::isdigit(c); });
+}
+
+std::vector<std::string> keywords(std::string_view question) {
+  std::vector<std::string> out;
+  for (const Word& w : words_of(question)) {
+    const std::string_view word = question.substr(w.begin, w.end - w.begin);
+    if (!function_word(word)) out.emplace_back(word);
+  }
+  return out;
+}
+
+std::string join(const std::vector<std::string>& words) {
+  std::string out;
+  for (const std::string& w : words) out += (out.empty() ? "" : " ") + w;
+  return out;
+}
+
+std::string_view without_end(std::string_view question) {
+  while (!question.empty() &&
+         std::string_view("?!. \n").find(question.back()) != std::string_view::npos) {
+    question.remove_suffix(1);
+  }
+  return question;
+}
+
+/// "What is X?" -> "Tell me X."; "When does X open?" -> "Tell me when X opens" is beyond us: keep
+/// the rest.
+std::string as_order(std::string_view question) {
+  const std::string_view body = without_end(question);
+  const std::vector<Word> words = words_of(body);
+  if (words.size() >= 3) {
+    const std::string first = lower(body.substr(words[0].begin, words[0].end - words[0].begin));
+    const std::string second = lower(body.substr(words[1].begin, words[1].end - words[1].begin));
+    if ((first == "what" || first == "who") &&
+        (second == "is" || second == "are" || second == "was")) {
+      return "Tell me " + std::string(body.substr(words[2].begin)) + ".";
+    }
+  }
+  std::string rest(body);
+  if (!rest.empty() && !words.empty() &&
+      function_word(body.substr(words[0].begin, words[0].end - words[0].begin))) {
+    rest[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(rest[0])));
+  }
+  return "Tell me " + rest + ".";
+}
+
+std::string replace_all(std::string_view text, const std::string& from, const std::string& to) {
+  const std::string haystack = lower(text), needle = lower(from);
+  std::string out;
+  for (size_t i = 0;;) {
+    const size_t hit = haystack.find(needle, i);
+    if (hit == std::string::npos) return out.append(text.substr(i));
+    out.append(text.substr(i, hit - i)).append(to);
+    i = hit + needle.size();
+  }
+}
+
+std::string random_digits_like(std::string_view number, Rng& rng) {
+  std::string out(number);
+  for (char& c : out) {
+    if (std::isdigit(static_cast<unsigned char>(c)) != 0)
+      c = static_cast<char>('0' + rng.below(10));
+  }
+  return out;
+}
+
+/// A name of the entity's shape: as many words (at most two), numbers kept as numbers.
+std::string name_like(std::string_view entity, Rng& rng) {
+  std::string out;
+  int names = 0;
+  for (const Word& w : words_of(entity)) {
+    const std::string_view word = entity.substr(w.begin, w.end - w.begin);
+    const std::string part = has_digit(word)      ? random_digits_like(word, rng)
+                             : !capitalised(word) ? std::string(kNouns[rng.below(kNouns.size())])
+                             : names++ < 2        ? std::string(kNames[rng.below(kNames.size())])
+                                                  : std::string();
+    if (!part.empty()) out += (out.empty() ? "" : " ") + part;
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string reword(std::string_view question, Rng& rng) {
+  const std::vector<std::string> keys = keywords(question);
+  switch (rng.below(6)) {
+    case 0: {
+      std::string body(question);
+      return std::string(kLeadIns[rng.below(kLeadIns.size())]) + body;
+    }
+    case 1: {  // one word dropped, never a keyword: what is asked must stay recognisable
+      std::vector<Word> words = words_of(question);
+      std::erase_if(words, [&](const Word& w) {
+        return !function_word(question.substr(w.begin, w.end - w.begin));
+      });
+      if (words.size() < 2) break;
+      const Word w = words[rng.below(words.size())];
+      std::string out(question.substr(0, w.begin));
+      const size_t skip = w.end < question.size() && question[w.end] == ' ' ? 1 : 0;
+      return out.append(question.substr(w.end + skip));
+    }
+    case 2:
+      if (keys.size() >= 2) return join(keys) + "?";
+      break;
+    case 3: {
+      if (keys.size() < 2) break;
+      std::vector<std::string> shuffled = keys;
+      for (size_t i = shuffled.size() - 1; i > 0; --i)
+        std::swap(shuffled[i], shuffled[rng.below(i + 1)]);
+      return join(shuffled);
+    }
+    case 4:
+      return as_order(question);
+    default:
+      if (!keys.empty()) return "Tell me about " + join(keys) + ".";
+  }
+  return std::string(kLeadIns[rng.below(kLeadIns.size())]) + std::string(question);
+}
+
+std::vector<std::string> gate_forms(std::string_view question) {
+  std::string body(question);
+  if (!body.empty()) body[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(body[0])));
+  return {"I need to know " + std::string(without_end(body)) + ".",
+          "Hi there. " + std::string(question)};
+}
+
+std::vector<std::string> entities(std::string_view question) {
+  std::vector<std::string> named, plain;
+  const std::vector<Word> words = words_of(question);
+  for (size_t i = 0; i < words.size();) {
+    const auto word = [&](size_t k) {
+      return question.substr(words[k].begin, words[k].end - words[k].begin);
+    };
+    const auto special = [&](size_t k) {
+      return has_digit(word(k)) || (capitalised(word(k)) && k > 0 && !function_word(word(k)));
+    };
+    if (!special(i)) {
+      if (!function_word(word(i)) && i > 0) plain.emplace_back(word(i));
+      ++i;
+      continue;
+    }
+    size_t j = i;  // a run only spans single spaces
+    while (j + 1 < words.size() && special(j + 1) && words[j + 1].begin == words[j].end + 1 &&
+           question[words[j].end] == ' ') {
+      ++j;
+    }
+    named.emplace_back(question.substr(words[i].begin, words[j].end - words[i].begin));
+    i = j + 1;
+  }
+  named.insert(named.end(), plain.begin(), plain.end());
+  return named;
+}
+
+std::optional<Swapped> swap_entity(std::string_view question, std::string_view answer,
+                                   std::span<const std::string> avoid, Rng& rng) {
+  const std::vector<std::string> candidates = entities(question);
+  if (candidates.empty()) return std::nullopt;
+  const auto is_named = [](const std::string& e) { return capitalised(e) || has_digit(e); };
+  const size_t named =
+      static_cast<size_t>(std::count_if(candidates.begin(), candidates.end(), is_named));
+  const std::string& from =
+      named > 0 ? candidates[rng.below(named)] : candidates[rng.below(candidates.size())];
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    const std::string to = name_like(from, rng);
+    const std::string key = lower(to);
+    if (to.empty() || key == lower(from)) continue;
+    if (std::any_of(avoid.begin(), avoid.end(), [&](const std::string& a) { return a == key; }))
+      continue;
+    return Swapped{replace_all(question, from, to), replace_all(answer, from, to), from, to};
+  }
+  return std::nullopt;
+}
+
+}  // namespace ds

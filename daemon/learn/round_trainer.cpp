@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learn/round_trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+
+#include "learn/phrasing.h"
+#include "learn/shipped_texts.h"
+#include "storage/hash.h"
+
+namespace ds {
+namespace {
+
+uint64_t key_word(const std::string& key) {
+  const Sha256Digest digest = sha256(key);
+  uint64_t word = 0;
+  for (int i = 0; i < 8; ++i) word = word << 8 | digest[static_cast<size_t>(i)];
+  return word;
+}
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
+
+/// The context with its last message asking something else.
+std::vector<ChatMessage> asking(std::span<const ChatMessage> context, const std::string& question) {
+  std::vector<ChatMessage> out(context.begin(), context.end());
+  out.back().content = question;
+  return out;
+}
+
+}  // namespace
+
+Recipe single_recipe() { return {}; }
+
+Recipe group_recipe() {
+  Recipe r;
+  r.lr = 1.2e-3f;
+  r.anchors = 4;
+  r.anchor_weight = 4.0f;
+  return r;
+}
+
+struct RoundTrainer::Desk {
+  const Lesson* lesson = nullptr;
+  std::vector<Contrast> contrasts;
+  double last_logprob = -1e9;  // of its worst wording when last seen
+  bool learned = false;
+  bool has_pair(const Recipe& recipe) const {
+    return !lesson->rejected.empty() && recipe.dpo_weight > 0;
+  }
+  float chosen_reference = 0, rejected_reference = 0;
+};
+
+struct RoundTrainer::Step {
+  std::deque<Sequence> sequences;  // stable addresses
+  Terms terms;
+  std::vector<size_t> first_term;  // per chosen lesson its first cross-entropy term, then the end
+};
+
+RoundTrainer::RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWeights> base,
+                           std::shared_ptr<const Tokenizer> tokenizer, ChatTemplate chat)
+    : compute_(compute),
+      base_(std::move(base)),
+      tokenizer_(std::move(tokenizer)),
+      chat_(std::move(chat)),
+      graph_(base_->config(), compute) {
+  if (!chat_.available()) return;
+  system_ids_ = chat_.default_system_ids(*tokenizer_);
+  if (!system_ids_.empty()) system_ = graph_.prefix(*base_, system_ids_);
+}
+
+std::vector<TokenId> RoundTrainer::full_ids(std::span<const ChatMessage> context,
+                                            const std::string& answer,
+                                            int64_t& first_target) const {
+  Result<std::vector<TokenId>> ids = chat_.render(*tokenizer_, context, true);
+  DS_CHECK(
+      ids.ok());  // records are checked at the door, and models without a template take text only
+  first_target = static_cast<int64_t>(ids->size());
+  const std::vector<TokenId> tail = tokenizer_->encode(answer, false);
+  ids->insert(ids->end(), tail.begin(), tail.end());
+  ids->push_back(chat_.end_of_turn());
+  return std::move(ids).value();
+}
+
+Sequence RoundTrainer::sequence_of(std::span<const ChatMessage> context,
+                                   const std::string& answer) const {
+  Sequence out;
+  out.ids = full_ids(context, answer, out.first_target);
+  const auto skip = static_cast<int64_t>(system_ids_.size());
+  if (system_ != nullptr && out.first_target > skip &&
+      std::equal(system_ids_.begin(), system_ids_.end(), out.ids.begin())) {
+    out.ids.erase(out.ids.begin(), out.ids.begin() + skip);
+    out.first_target -= skip;
+    out.prefix = system_.get();
+  }
+  return out;
+}
+
+void RoundTrainer::build_anchors(int64_t tokens) {
+  if (anchor_tokens_ == tokens || !chat_.available()) return;
+  anchor_tokens_ = tokens;
+  anchors_.clear();
+  std::vector<std::vector<TokenId>> prompts;
+  for (const std::string_view prompt : anchor_prompts()) {
+    const ChatMessage message{"user", std::string(prompt)};
+    Result<std::vector<TokenId>> ids = chat_.render(*tokenizer_, {&message, 1}, true);
+    DS_CHECK(ids.ok());
+    prompts.push_back(std::move(ids).value());
+  }
+  BatchDecoder decoder(base_->config(), compute_,
+                       base_->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16);
+  const auto answers = decoder.greedy(*base_, nullptr, prompts, tokens, chat_.end_of_turn());
+  std::vector<const Sequence*> sequences;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    Anchor anchor;
+    anchor.sequence.ids.assign(prompts[i].begin() + static_cast<int64_t>(system_ids_.size()),
+                               prompts[i].end());
+    anchor.sequence.first_target = static_cast<int64_t>(anchor.sequence.ids.size());
+    anchor.sequence.ids.insert(anchor.sequence.ids.end(), answers[i].begin(), answers[i].end());
+    anchor.sequence.prefix = system_.get();
+    if (anchor.sequence.targets() > 0) anchors_.push_back(std::move(anchor));
+  }
+  for (const Anchor& a : anchors_) sequences.push_back(&a.sequence);
+  std::vector<StoredTopK> stored =
+      store_top_k(graph_, *base_, nullptr, sequences, base_->config().vocab);
+  for (size_t i = 0; i < anchors_.size(); ++i) anchors_[i].stored = std::move(stored[i]);
+}
+
+void RoundTrainer::add_lesson(Step& step, const Recipe& recipe, const Lesson& lesson, Rng& rng,
+                              int forms, float weight) const {
+  if (lesson.kind == Lesson::Kind::kText) {
+    std::vector<TokenId> ids = tokenizer_->encode(lesson.answer, false);
+    const auto length = static_cast<int64_t>(ids.size());
+    const int64_t start = length > recipe.text_tokens
+                              ? static_cast<int64_t>(rng.below(
+                                    static_cast<uint64_t>(length - recipe.text_tokens + 1)))
+                              : 0;
+    ids.erase(ids.begin(), ids.begin() + start);
+    ids.resize(static_cast<size_t>(std::min(length, recipe.text_tokens)));
+    if (ids.size() < 2) return;
+    step.sequences.push_back({std::move(ids), 1, nullptr});
+    step.terms.cross_entropy.push_back({&step.sequences.back(), weight});
+    return;
+  }
+  const std::string& question = lesson.context.back().content;
+  for (int form = 0; form < forms; ++form) {
+    const std::string asked = form == 0 ? question : reword(question, rng);
+    step.sequences.push_back(sequence_of(asking(lesson.context, asked), lesson.answer));
+    step.terms.cross_entropy.push_back(
+        {&step.sequences.back(), weight / static_cast<float>(forms)});
+  }
+}
+
+void RoundTrainer::fill_contrasts(const Recipe& recipe, Desk& desk,
+                                  std::span<const std::string> avoid, uint64_t seed) const {
+  if (desk.lesson->kind != Lesson::Kind::kChat) return;
+  Rng rng(seed, key_word(desk.lesson->draw_key));
+  for (int i = 0; i < recipe.contrast_pool; ++i) {
+    const auto swapped =
+        swap_entity(desk.lesson->context.back().content, desk.lesson->answer, avoid, rng);
+    if (!swapped) return;
+    desk.contrasts.push_back(
+        {sequence_of(asking(desk.lesson->context, swapped->question), swapped->answer), {}, false});
+  }
+}
+
+void RoundTrainer::add_contrasts(Step& step, const Recipe& recipe, std::vector<Desk*>& chosen,
+                                 Rng& rng) {
+  std::vector<Contrast*> drawn;
+  for (int i = 0; i < recipe.contrasts && !chosen.empty(); ++i) {
+    Desk& desk = *chosen[static_cast<size_t>(i) % chosen.size()];
+    if (desk.contrasts.empty()) continue;
+    Contrast* c = &desk.contrasts[rng.below(desk.contrasts.size())];
+    if (std::find(drawn.begin(), drawn.end(), c) == drawn.end()) drawn.push_back(c);
+  }
+  std::vector<const Sequence*> missing;
+  for (const Contrast* c : drawn) {
+    if (!c->ready) missing.push_back(&c->sequence);
+  }
+  std::vector<StoredTopK> stored =
+      store_top_k(graph_, *base_, nullptr, missing, base_->config().vocab);
+  size_t next = 0;
+  for (Contrast* c : drawn) {
+    if (!c->ready) c->stored = std::move(stored[next++]);
+    c->ready = true;
+    step.terms.kl.push_back(
+        {&c->sequence, &c->stored, recipe.contrast_weight / static_cast<float>(drawn.size())});
+  }
+}
+
+void RoundTrainer::add_anchors(Step& step, const Recipe& recipe, Rng& rng) const {
+  const int n = std::min(recipe.anchors, static_cast<int>(anchors_.size()));
+  std::vector<size_t> order(anchors_.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  for (int i = 0; i < n; ++i) {  // the first n of a Fisher-Yates shuffle
+    std::swap(order[static_cast<size_t>(i)],
+              order[static_cast<size_t>(i) + rng.below(order.size() - static_cast<size_t>(i))]);
+    const Anchor& a = anchors_[order[static_cast<size_t>(i)]];
+    step.terms.kl.push_back({&a.sequence, &a.stored, recipe.anchor_weight / static_cast<float>(n)});
+  }
+}
+
+double RoundTrainer::summed_logprob(const Adapters* adapters, const Sequence& sequence) {
+  Terms terms;
+  terms.cross_entropy.push_back({&sequence, 1.0f});
+  auto* unchanged = const_cast<Adapters*>(adapters);  // without `gradient` it is only read
+  return run_terms(graph_, compute_, *base_, unchanged, nullptr, terms, false).items[0].sum_logprob;
+}
+
+std::vector<RoundTrainer::Desk> RoundTrainer::sit_down(const Recipe& recipe,
+                                                       const Adapters& adapters,
+                                                       std::span<const Lesson> fresh,
+                                                       std::span<const Lesson> replay,
+                                                       uint64_t round_seed) {
+  std::vector<std::string> names;  // entities of all stored items: never used as a swap
+  for (const auto& lessons : {fresh, replay}) {
+    for (const Lesson& l : lessons) {
+      if (l.kind != Lesson::Kind::kChat) continue;
+      for (const std::string& e : entities(l.context.back().content)) names.push_back(lower(e));
+    }
+  }
+  std::vector<Desk> desks(fresh.size());
+  for (size_t i = 0; i < fresh.size(); ++i) {
+    Desk& desk = desks[i];
+    desk.lesson = &fresh[i];
+    fill_contrasts(recipe, desk, names, round_seed);
+    if (!desk.has_pair(recipe)) continue;
+    const auto reference = [&](const std::string& answer) {
+      return static_cast<float>(summed_logprob(&adapters, sequence_of(fresh[i].context, answer)));
+    };
+    desk.chosen_reference = reference(fresh[i].answer);
+    desk.rejected_reference = reference(fresh[i].rejected);
+  }
+  return desks;
+}
+
+std::vector<RoundTrainer::Desk*> RoundTrainer::choose(const Recipe& recipe,
+                                                      std::vector<Desk>& desks) {
+  std::vector<Desk*> chosen;
+  for (Desk& d : desks) chosen.push_back(&d);
+  std::stable_sort(chosen.begin(), chosen.end(), [](const Desk* a, const Desk* b) {
+    return a->learned != b->learned ? b->learned : a->last_logprob < b->last_logprob;
+  });
+  chosen.resize(std::min(chosen.size(), static_cast<size_t>(recipe.lessons_per_step)));
+  return chosen;
+}
+
+RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, std::vector<Desk*>& chosen,
+                                            std::span<const Lesson> replay, int forms,
+                                            uint64_t step_seed) {
+  Step step;
+  Rng rng(step_seed);
+  const auto share = 1.0f / static_cast<float>(chosen.size());
+  for (const Desk* d : chosen) {
+    Rng lesson_rng(step_seed, key_word(d->lesson->draw_key));
+    step.first_term.push_back(step.terms.cross_entropy.size());
+    add_lesson(step, recipe, *d->lesson, lesson_rng, forms, share);
+  }
+  step.first_term.push_back(step.terms.cross_entropy.size());
+  for (int i = 0; i < recipe.replay_per_step && !replay.empty(); ++i) {
+    const Lesson& old = replay[rng.below(replay.size())];
+    Rng lesson_rng(step_seed, key_word(old.draw_key));
+    add_lesson(step, recipe, old, lesson_rng, 1, share);
+  }
+  for (const Desk* d : chosen) {
+    if (!d->has_pair(recipe)) continue;
+    step.sequences.push_back(sequence_of(d->lesson->context, d->lesson->answer));
+    const Sequence* good = &step.sequences.back();
+    step.sequences.push_back(sequence_of(d->lesson->context, d->lesson->rejected));
+    step.terms.dpo.push_back({good, &step.sequences.back(), d->chosen_reference,
+                              d->rejected_reference, recipe.dpo_beta, recipe.dpo_weight * share});
+  }
+  add_contrasts(step, recipe, chosen, rng);
+  add_anchors(step, recipe, rng);
+  return step;
+}
+
+/// Read free from the training forward: what each chosen lesson's wordings looked like.
+void RoundTrainer::note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
+                                std::vector<Desk*>& chosen) {
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const size_t first = step.first_term[i], last = step.first_term[i + 1];
+    if (first == last) continue;
+    double worst = 0;
+    for (size_t t = first; t < last; ++t) worst = std::min(worst, loss.items[t].mean_logprob);
+    chosen[i]->last_logprob = worst;
+    chosen[i]->learned = loss.items[first].all_argmax && worst > recipe.stop_logprob;
+  }
+}
+
+RoundOutcome RoundTrainer::train(const Recipe& recipe, Adapters& adapters,
+                                 std::span<const Lesson> fresh, std::span<const Lesson> replay,
+                                 uint64_t seed, uint64_t round,
+                                 const std::function<bool(const StepReport&)>& on_step) {
+  prepare(recipe);
+  const uint64_t round_seed = Rng::mix(seed, round);
+  adapters.pack(compute_, base_->format());
+  std::vector<Desk> desks = sit_down(recipe, adapters, fresh, replay, round_seed);
+  const int forms = fresh.size() == 1 ? recipe.forms_alone : recipe.forms_many;
+  const int64_t steps_max =
+      std::max(recipe.max_steps, recipe.max_steps_per_lesson * static_cast<int64_t>(fresh.size()));
+  AdamW optimizer(adapters.parameters().size());
+  RoundOutcome outcome;
+  for (int64_t index = 0; index < steps_max; ++index) {
+    std::vector<Desk*> chosen = choose(recipe, desks);
+    const Step step = build_step(recipe, chosen, replay, forms,
+                                 Rng::mix(round_seed, static_cast<uint64_t>(index)));
+    adapters.zero_gradient();
+    const StepLoss loss = run_terms(graph_, compute_, *base_, &adapters, nullptr, step.terms, true);
+    note_results(recipe, step, loss, chosen);
+    outcome.tokens += loss.tokens;
+    outcome.steps = index + 1;
+    if (index == 0) outcome.first_loss = loss.total;
+    outcome.last_loss = loss.total;
+    const auto learned =
+        std::count_if(desks.begin(), desks.end(), [](const Desk& d) { return d.learned; });
+    outcome.converged = learned == static_cast<int64_t>(desks.size());
+    StepReport report{
+        outcome.steps, outcome.tokens, loss.total, 0, learned, static_cast<int64_t>(desks.size())};
+    if (outcome
+            .converged) {  // as of this forward pass the weights have learned it: no further step
+      on_step(report);
+      return outcome;
+    }
+    const float progress = static_cast<float>(index) / static_cast<float>(steps_max);
+    const float lr = recipe.lr * (1.0f + (recipe.lr_decay_to - 1.0f) * progress);
+    report.gradient_norm = optimizer.step(compute_, adapters.parameters(), adapters.gradient(), lr,
+                                          recipe.beta2, recipe.clip);
+    outcome.finite = std::isfinite(report.gradient_norm);
+    if (!outcome.finite) return outcome;
+    adapters.pack(compute_, base_->format());
+    outcome.stopped = !on_step(report);
+    if (outcome.stopped) return outcome;
+  }
+  return outcome;
+}
+
+}  // namespace ds

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// How feedback becomes weights: the steps of one round. Fresh lessons in several wordings, earlier
+// lessons rehearsed, KL anchors that hold the base's manners, swapped-entity contrasts that keep a
+// fact from spreading. Deterministic: every draw is a function of (seed, round, step, draw key).
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/batch_decoder.h"
+#include "engine/tokenizer.h"
+#include "learn/objective.h"
+#include "storage/seams.h"
+
+namespace ds {
+
+/// One thing to learn.
+struct Lesson {
+  enum class Kind { kChat, kPair, kText };
+  Kind kind = Kind::kChat;
+  std::string draw_key;
+  std::vector<ChatMessage> context;  ///< chat and pair: messages before the answer
+  std::string answer;    ///< chat: the right answer; pair: the chosen one; text: the text
+  std::string rejected;  ///< pair, or the answer that a correction replaces; may be empty
+};
+
+struct Recipe {
+  int64_t rank = 8;
+  float scale = 2.0f;
+  uint32_t targets = 1u << kGate | 1u << kUp | 1u << kDown;
+  float lr = 2e-3f, lr_decay_to = 1.0f;  ///< linear decay over max_steps to lr * lr_decay_to
+  float beta2 = 0.99f, clip = 1.0f;
+  int lessons_per_step = 6;             ///< fresh lessons whose answers were worst when last seen
+  int forms_alone = 3, forms_many = 2;  ///< wordings of a lesson in a step: one lesson, several
+  int replay_per_step = 4;
+  int anchors = 2;
+  float anchor_weight = 2.0f;
+  int64_t anchor_tokens = 8;
+  int contrasts = 2, contrast_pool = 12;
+  float contrast_weight = 1.0f;
+  float dpo_weight = 0.1f, dpo_beta = 0.1f;
+  int64_t max_steps = 60, max_steps_per_lesson = 12;
+  float stop_logprob = -0.1f;  ///< mean log-probability of every wording, with all argmax
+  int64_t text_tokens = 256;   ///< longest piece of a raw text
+};
+
+/// The defaults for one waiting lesson and for several (measured:
+/// tests/bench/correction_bench.cpp).
+Recipe single_recipe();
+Recipe group_recipe();
+
+struct StepReport {
+  int64_t step = 0, tokens = 0;
+  double loss = 0, gradient_norm = 0;
+  int64_t learned = 0, lessons = 0;  ///< fresh lessons that meet the stop rule
+};
+
+struct RoundOutcome {
+  int64_t steps = 0, tokens = 0;
+  bool converged = false;  ///< every fresh lesson met the stop rule
+  bool stopped = false;    ///< on_step said so
+  bool finite = true;
+  double first_loss = 0, last_loss = 0;
+};
+
+class RoundTrainer {
+ public:
+  RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWeights> base,
+               std::shared_ptr<const Tokenizer> tokenizer, ChatTemplate chat);
+
+  /// Builds what every round needs (the base's answers to the anchor prompts); train() does it if
+  /// nobody has, an idle learner does it before.
+  void prepare(const Recipe& recipe) { build_anchors(recipe.anchor_tokens); }
+
+  /// Trains `adapters` on `fresh`. `on_step` is called after each step; false ends the round early.
+  RoundOutcome train(const Recipe& recipe, Adapters& adapters, std::span<const Lesson> fresh,
+                     std::span<const Lesson> replay, uint64_t seed, uint64_t round,
+                     const std::function<bool(const StepReport&)>& on_step);
+
+  /// Prompt and answer of a chat lesson as one sequence; behind the frozen system turn when it has
+  /// the template's default one.
+  Sequence sequence_of(std::span<const ChatMessage> context, const std::string& answer) const;
+  /// The same without a prefix: all ids, as serving sees them.
+  std::vector<TokenId> full_ids(std::span<const ChatMessage> context, const std::string& answer,
+                                int64_t& first_target) const;
+
+ private:
+  struct Anchor {
+    Sequence sequence;
+    StoredTopK stored;
+  };
+  struct Contrast {
+    Sequence sequence;
+    StoredTopK stored;
+    bool ready = false;
+  };
+  struct Desk;  // a fresh lesson and its state during a round
+  struct Step;  // terms of one step and the sequences they point at
+  void build_anchors(int64_t tokens);
+  void add_lesson(Step& step, const Recipe& recipe, const Lesson& lesson, Rng& rng, int forms,
+                  float weight) const;
+  void add_contrasts(Step& step, const Recipe& recipe, std::vector<Desk*>& chosen, Rng& rng);
+  void add_anchors(Step& step, const Recipe& recipe, Rng& rng) const;
+  void fill_contrasts(const Recipe& recipe, Desk& desk, std::span<const std::string> avoid,
+                      uint64_t seed) const;
+  std::vector<Desk> sit_down(const Recipe& recipe, const Adapters& adapters,
+                             std::span<const Lesson> fresh, std::span<const Lesson> replay,
+                             uint64_t round_seed);
+  /// The fresh lessons that are furthest from learned, ties in order.
+  static std::vector<Desk*> choose(const Recipe& recipe, std::vector<Desk>& desks);
+  Step build_step(const Recipe& recipe, std::vector<Desk*>& chosen, std::span<const Lesson> replay,
+                  int forms, uint64_t step_seed);
+  static void note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
+                           std::vector<Desk*>& chosen);
+  double summed_logprob(const Adapters* adapters, const Sequence& sequence);
+
+  Compute compute_;
+  std::shared_ptr<const BaseWeights> base_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  ChatTemplate chat_;
+  TrainGraph graph_;
+  std::vector<TokenId> system_ids_;
+  std::shared_ptr<const PrefixKv> system_;
+  std::vector<Anchor> anchors_;
+  int64_t anchor_tokens_ = 0;
+};
+
+}  // namespace ds

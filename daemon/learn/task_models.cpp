@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learn/task_models.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "learn/objective.h"
+#include "log.h"
+#include "storage/hash.h"
+#include "storage/record.h"
+
+namespace ds {
+namespace {
+
+constexpr int64_t kMaxParameters = 64LL << 20;
+constexpr size_t kItemsPerRound = 2000, kBatch = 10, kHoldOutOneIn = 20, kHoldOutFrom = 100;
+constexpr float kLearningRate = 1e-3f;
+
+std::string sizes_text(const std::vector<int64_t>& sizes) {
+  std::string out;
+  for (const int64_t s : sizes) out += (out.empty() ? "" : ",") + std::to_string(s);
+  return out;
+}
+
+uint64_t seed_of(const std::string& text) {
+  const Sha256Digest digest = sha256(text);
+  uint64_t out = 0;
+  std::memcpy(&out, digest.data(), sizeof out);
+  return out;
+}
+
+std::string train_domain(const std::string& model) { return "task/" + model; }
+std::string hold_domain(const std::string& model) { return "hold/task/" + model; }
+
+}  // namespace
+
+TaskModels::TaskModels(ReplayStore& store, VersionStore& files, Config& config, Pool& pool,
+                       const Ops& ops, EventBus& events, Clock& clock)
+    : store_(store),
+      files_(files),
+      config_(config),
+      events_(events),
+      clock_(clock),
+      training_{&ops, {pool.background(), nullptr}},
+      serving_{&ops, {serial_parallel(), nullptr}} {}
+
+Status TaskModels::open() {
+  const auto names = store_.meta("task_models");
+  if (!names) return {};
+  for (const auto& [name, sizes] : names->items())
+    DS_TRY(attach(name, sizes.get<std::vector<int64_t>>()));
+  return {};
+}
+
+Status TaskModels::attach(const std::string& name, const std::vector<int64_t>& sizes) {
+  const std::string base = to_hex(sha256("mlp " + name + " " + sizes_text(sizes)));
+  const LoadWeights load =
+      [this, sizes, base](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
+    auto mlp = std::make_shared<Mlp>(sizes, seed_of(base));
+    if (m.method != "base") {
+      DS_ASSIGN(const std::vector<StoredTensor> tensors, files_.read_delta(m.model, m.number));
+      DS_TRY(mlp->set_tensors(tensors));
+    }
+    auto weights = std::make_shared<Weights>(*make_weights(m, nullptr, nullptr));
+    weights->mlp = std::move(mlp);
+    return std::shared_ptr<const Weights>(std::move(weights));
+  };
+  Model model;
+  model.sizes = sizes;
+  DS_ASSIGN(model.versions, Versions::open(name, base, store_, files_, clock_, load));
+  model.versions->on_change([this, name](const Json& event) {
+    Json body = event;
+    body["model"] = name;
+    events_.publish("version", body);
+  });
+  std::lock_guard lock(mutex_);
+  models_.emplace(name, std::move(model));
+  return {};
+}
+
+Result<Json> TaskModels::create(const std::string& name, const std::vector<int64_t>& sizes) {
+  DS_TRY(check_name("model name", name));
+  if (name == "default") return conflict("model name: \"default\" is the language model");
+  if (find(name) != nullptr) return conflict("model " + name + " exists already");
+  if (sizes.size() < 2 || sizes.size() > 16) {
+    return invalid("mlp: " + std::to_string(sizes.size()) +
+                   " sizes, expected 2 to 16 (inputs, hidden..., classes)");
+  }
+  int64_t parameters = 0;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] < 1 || sizes[i] > 1 << 20)
+      return invalid("mlp: size " + std::to_string(sizes[i]) + ", expected 1 to 1048576");
+    if (i > 0) parameters += sizes[i] * (sizes[i - 1] + 1);
+  }
+  if (parameters > kMaxParameters) {
+    return invalid("mlp: " + std::to_string(parameters) + " parameters, at most " +
+                   std::to_string(kMaxParameters));
+  }
+  Json known = store_.meta("task_models").value_or(Json::object());
+  known[name] = sizes;
+  Commit commit;
+  commit.meta.emplace_back("task_models", known);
+  DS_TRY(store_.commit(commit));
+  DS_TRY(attach(name, sizes));
+  return Json{{"name", name},
+              {"kind", "mlp"},
+              {"sizes", sizes},
+              {"parameters", parameters},
+              {"version", name + "@v1"}};
+}
+
+const TaskModels::Model* TaskModels::find(const std::string& name) const {
+  std::lock_guard lock(mutex_);
+  const auto it = models_.find(name);
+  return it == models_.end() ? nullptr : &it->second;
+}
+
+Json TaskModels::list() const {
+  std::lock_guard lock(mutex_);
+  Json out = Json::array();
+  for (const auto& [name, model] : models_) {
+    int64_t parameters = 0;
+    for (size_t i = 1; i < model.sizes.size(); ++i)
+      parameters += model.sizes[i] * (model.sizes[i - 1] + 1);
+    out.push_back({{"name", name},
+                   {"kind", "mlp"},
+                   {"sizes", model.sizes},
+                   {"parameters", parameters},
+                   {"version", name + "@" + model.versions->current()->version},
+                   {"sha256", model.versions->current()->weight_hash}});
+  }
+  return out;
+}
+
+Result<Json> TaskModels::versions(const std::string& name) const {
+  const Model* model = find(name);
+  if (model == nullptr) return not_found("no task model " + name);
+  return model->versions->list();
+}
+
+Result<Json> TaskModels::infer(const std::string& ref, const std::vector<float>& input) const {
+  const std::string name = ref.substr(0, ref.find('@'));
+  const Model* model = find(name);
+  if (model == nullptr) return not_found("no task model " + name);
+  DS_ASSIGN(const std::shared_ptr<const Weights> weights, model->versions->find(ref));
+  if (static_cast<int64_t>(input.size()) != model->sizes.front()) {
+    return invalid("input: " + std::to_string(input.size()) + " numbers, model " + name +
+                   " wants " + std::to_string(model->sizes.front()));
+  }
+  std::vector<float> scores = weights->mlp->forward(serving_, 1, input.data());
+  const auto best = std::max_element(scores.begin(), scores.end());
+  const int64_t label = best - scores.begin();
+  const float top = *best;
+  double sum = 0;
+  for (const float s : scores) sum += std::exp(s - top);
+  for (float& s : scores) s = static_cast<float>(std::exp(s - top) / sum);
+  return Json{{"label", label}, {"scores", scores}, {"version", name + "@" + weights->version}};
+}
+
+Result<TaskModels::Example> TaskModels::example_of(const FeedbackItem& item,
+                                                   const Model& model) const {
+  Example e{item, {}, 0};
+  DS_ASSIGN(const int64_t label, get_int(item.record, "label"));
+  if (label < 0 || label >= model.sizes.back()) {
+    return invalid("label " + std::to_string(label) + ", the model has classes 0 to " +
+                   std::to_string(model.sizes.back() - 1));
+  }
+  e.label = static_cast<int32_t>(label);
+  const Json& input = item.record["input"];
+  if (input.is_array()) {
+    for (const Json& x : input) e.input.push_back(x.get<float>());
+  } else {
+    const std::string& bytes = item.attachments[input.value("attachment", size_t{0})];
+    e.input.resize(bytes.size() / sizeof(float));
+    std::memcpy(e.input.data(), bytes.data(), e.input.size() * sizeof(float));
+  }
+  if (static_cast<int64_t>(e.input.size()) != model.sizes.front()) {
+    return invalid("input: " + std::to_string(e.input.size()) + " numbers, the model wants " +
+                   std::to_string(model.sizes.front()));
+  }
+  return e;
+}
+
+std::vector<TaskModels::Example> TaskModels::stored_examples(const std::string& domain,
+                                                             const Model& model) const {
+  std::vector<Example> out;
+  for (const ds::Example& slot : store_.examples(domain)) {
+    const Result<FeedbackItem> item = store_.get(slot.offset);
+    if (!item.ok() || item->fate.back().state == "reverted") continue;
+    Result<Example> e = example_of(*item, model);
+    if (e.ok()) out.push_back(std::move(e).value());
+  }
+  return out;
+}
+
+bool TaskModels::train() {
+  std::map<std::string, std::vector<Example>> waiting;
+  Commit quarantined;
+  size_t taken = 0;
+  for (const char* state : {"queued", "stored"}) {
+    for (const uint64_t offset : store_.offsets_in_state(state)) {
+      if (taken >= kItemsPerRound) break;
+      const Result<FeedbackItem> item = store_.get(offset);
+      if (!item.ok() || item->kind != "label") continue;
+      const std::string name = item->record.value("model", "");
+      const Model* model = find(name);
+      const Result<Example> e =
+          model == nullptr ? not_found("no task model " + name) : example_of(*item, *model);
+      ++taken;
+      if (!e.ok()) {
+        quarantined.fates.push_back(
+            {offset, {"quarantined", clock_.unix_ms(), "", 0, e.status().message()}});
+      } else {
+        waiting[name].push_back(*e);
+      }
+    }
+  }
+  if (taken == 0) return false;
+  if (!quarantined.fates.empty()) {
+    const Status done = store_.commit(quarantined);
+    if (!done.ok()) log(LogLevel::kError, "learn", done.message());
+  }
+  for (auto& [name, fresh] : waiting) {
+    Model* model = nullptr;
+    {
+      std::lock_guard lock(mutex_);
+      model = &models_.at(name);
+    }
+    if (model->versions->pinned() == 0)
+      train_model(name, *model, std::move(fresh));
+    else
+      return false;
+  }
+  return true;
+}
+
+/// One pass over `fresh` in order, each batch beside as many examples of what came before it.
+bool TaskModels::stream(Mlp& mlp, const std::vector<Example>& fresh,
+                        const std::vector<Example>& replay, uint64_t seed, int64_t& steps) const {
+  AdamW optimizer(mlp.parameters().size());
+  std::vector<float> gradient(mlp.parameters().size()), x;
+  std::vector<int32_t> y;
+  const auto add = [&](const Example& e) {
+    x.insert(x.end(), e.input.begin(), e.input.end());
+    y.push_back(e.label);
+  };
+  for (size_t at = 0; at < fresh.size(); at += kBatch, ++steps) {
+    x.clear(), y.clear();
+    for (size_t i = at; i < std::min(at + kBatch, fresh.size()); ++i) add(fresh[i]);
+    Rng rng(seed, static_cast<uint64_t>(steps));
+    const size_t pool = replay.size() + at;  // earlier rounds, and what this one has seen
+    for (size_t i = 0; i < kBatch && pool > 0; ++i) {
+      const size_t pick = rng.below(pool);
+      add(pick < replay.size() ? replay[pick] : fresh[pick - replay.size()]);
+    }
+    mlp.loss(training_, static_cast<int64_t>(y.size()), x.data(), y.data(), gradient);
+    const double norm =
+        optimizer.step(training_, mlp.parameters(), gradient, kLearningRate, 0.999f, 1.0f);
+    if (!std::isfinite(norm)) return false;
+  }
+  return true;
+}
+
+double TaskModels::mean_loss(const Mlp& mlp, const std::vector<Example>& examples) const {
+  std::vector<float> x;
+  std::vector<int32_t> y;
+  for (const Example& e : examples) {
+    x.insert(x.end(), e.input.begin(), e.input.end());
+    y.push_back(e.label);
+  }
+  return mlp.loss(training_, static_cast<int64_t>(y.size()), x.data(), y.data(), {});
+}
+
+void TaskModels::train_model(const std::string& name, Model& model, std::vector<Example> fresh) {
+  const int64_t parent = model.versions->current_number();
+  const std::shared_ptr<const Weights> before = model.versions->current();
+  Commit commit;
+  std::vector<Example> held = stored_examples(hold_domain(name), model),
+                       replay = stored_examples(train_domain(name), model);
+  const bool hold_out = replay.size() + fresh.size() >= kHoldOutFrom;
+  std::erase_if(fresh, [&](Example& e) {
+    if (!hold_out || seed_of(e.item.draw_key) % kHoldOutOneIn != 0) return false;
+    commit.insert.push_back({hold_domain(name), e.item.draw_key, e.item.offset});
+    commit.fates.push_back(
+        {e.item.offset,
+         {"waiting", clock_.unix_ms(), "", 0, "held out: measures the model, never trained"}});
+    held.push_back(std::move(e));
+    return true;
+  });
+  Mlp mlp = *before->mlp;
+  const uint64_t seed = Rng::mix(static_cast<uint64_t>(config_.integer("learn.seed")),
+                                 model.versions->ancestors(parent).size());
+  int64_t steps = 0;
+  const bool finite = stream(mlp, fresh, replay, seed, steps);
+  GateScores scores;
+  scores.finite = finite;
+  scores.changed = steps > 0;
+  if (finite && !held.empty())
+    scores.domains[name] = {mean_loss(*before->mlp, held), mean_loss(mlp, held)};
+  if (finite && !fresh.empty())
+    scores.items.push_back({name, -mean_loss(*before->mlp, fresh), -mean_loss(mlp, fresh)});
+  const GateVerdict verdict =
+      judge(scores, {config_.number("gate.max_drop"), config_.number("gate.max_kl")});
+
+  VersionManifest manifest;
+  manifest.model = name;
+  manifest.number = model.versions->next_number();
+  manifest.parent = parent;
+  const Result<VersionManifest> v1 = model.versions->manifest(1);
+  DS_CHECK(v1.ok());
+  manifest.base_sha256 = v1->base_sha256;
+  manifest.method = "mlp";
+  manifest.created_ms = clock_.unix_ms();
+  const std::vector<StoredTensor> tensors = mlp.tensors();
+  manifest.weight_hash = weight_hash(manifest.base_sha256, tensors);
+  manifest.details = {{"steps", steps}, {"gate", to_json(scores, verdict)}, {"sizes", model.sizes}};
+  const std::string version = name + "@v" + std::to_string(manifest.number);
+  for (const Example& e : fresh) {
+    manifest.items.push_back(e.item.id);
+    commit.fates.push_back(
+        {e.item.offset,
+         {verdict.pass ? "served" : "held", clock_.unix_ms(), verdict.pass ? version : "", steps,
+          verdict.pass ? "" : verdict.check + ": " + verdict.reason}});
+    if (verdict.pass) commit.insert.push_back({train_domain(name), e.item.draw_key, e.item.offset});
+  }
+  Json event = {{"model", name},      {"outcome", verdict.pass ? "published" : "held"},
+                {"version", version}, {"items", fresh.size()},
+                {"steps", steps},     {"gate", to_json(scores, verdict)}};
+  Status done;
+  if (verdict.pass) {
+    auto weights = std::make_shared<Weights>(*make_weights(manifest, nullptr, nullptr));
+    weights->mlp = std::make_shared<const Mlp>(std::move(mlp));
+    done =
+        model.versions->publish(manifest, tensors, {}, std::move(commit), std::move(weights), true);
+  } else {
+    done = store_.commit(commit);
+  }
+  if (!done.ok()) log(LogLevel::kError, "learn", version + ": " + done.message());
+  events_.publish("gate", event);
+}
+
+}  // namespace ds

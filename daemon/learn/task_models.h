@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Task models: small classifiers that are created, asked and taught through the same sockets,
+// store, gate and versions as the language model. A version is the model's full weights
+// ("digits@v3").
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "config.h"
+#include "engine/mlp.h"
+#include "engine/versions.h"
+#include "events.h"
+#include "kernels/pool.h"
+#include "learn/gate.h"
+
+namespace ds {
+
+class TaskModels {
+ public:
+  TaskModels(ReplayStore& store, VersionStore& files, Config& config, Pool& pool, const Ops& ops,
+             EventBus& events, Clock& clock);
+
+  /// Reopens the models that the store knows.
+  Status open();
+  /// Sizes: inputs, hidden widths, classes. The name must be new and a valid folder name.
+  Result<Json> create(const std::string& name, const std::vector<int64_t>& sizes);
+  Json list() const;
+  Result<Json> versions(const std::string& name) const;
+  /// {label, scores (softmax), version} of one input row. Any thread. `ref` is a name or "name@vN".
+  Result<Json> infer(const std::string& ref, const std::vector<float>& input) const;
+
+  /// One round on the labels that wait for some model; false when none do. The learner's thread.
+  bool train();
+
+ private:
+  struct Model {
+    std::vector<int64_t> sizes;
+    std::unique_ptr<Versions> versions;
+  };
+  struct Example {
+    FeedbackItem item;
+    std::vector<float> input;
+    int32_t label;
+  };
+  Status attach(const std::string& name, const std::vector<int64_t>& sizes);
+  Result<Example> example_of(const FeedbackItem& item, const Model& model) const;
+  bool stream(Mlp& mlp, const std::vector<Example>& fresh, const std::vector<Example>& replay,
+              uint64_t seed, int64_t& steps) const;
+  double mean_loss(const Mlp& mlp, const std::vector<Example>& examples) const;
+  void train_model(const std::string& name, Model& model, std::vector<Example> fresh);
+  std::vector<Example> stored_examples(const std::string& domain, const Model& model) const;
+  const Model* find(const std::string& name) const;
+
+  ReplayStore& store_;
+  VersionStore& files_;
+  Config& config_;
+  EventBus& events_;
+  Clock& clock_;
+  Compute training_, serving_;
+  mutable std::mutex mutex_;
+  std::map<std::string, Model> models_;  ///< entries are never removed
+};
+
+}  // namespace ds
