@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+// dsd: builds the parts, wires serve/ and learn/ together, waits for a signal, takes them down in
+// order.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <thread>
+
+#include "config.h"
+#include "engine/delta_file.h"
+#include "engine/engine.h"
+#include "learn/learner.h"
+#include "learn/task_models.h"
+#include "log.h"
+#include "serve/server.h"
+#include "storage/backup.h"
+#include "storage/seams.h"
+
+extern char** environ;
+
+namespace ds {
+namespace {
+
+struct Arguments {
+  std::string model, data, run, http, config;
+  std::vector<std::string> set;
+};
+
+std::string environment_or(const char* name, const std::string& fallback) {
+  const char* value = std::getenv(name);
+  return value != nullptr && *value != '\0' ? value : fallback;
+}
+
+/// Places that are not given: the system's for root, else the user's (XDG base directories).
+void fill_folders(Arguments& a) {
+  const std::string home = environment_or("HOME", "/tmp");
+  const bool root = geteuid() == 0;
+  if (a.data.empty()) {
+    a.data = root ? "/var/lib/driftstone"
+                  : environment_or("XDG_DATA_HOME", home + "/.local/share") + "/driftstone";
+  }
+  if (a.run.empty()) a.run = environment_or("DS_RUN_DIR", "");
+  if (a.run.empty()) {
+    const std::string runtime = environment_or("XDG_RUNTIME_DIR", "");
+    a.run = root               ? "/run/driftstone"
+            : !runtime.empty() ? runtime + "/driftstone"
+                               : "/tmp/driftstone-" + std::to_string(geteuid());
+  }
+  if (a.config.empty()) {
+    const std::string file =
+        root ? "/etc/driftstone/dsd.toml"
+             : environment_or("XDG_CONFIG_HOME", home + "/.config") + "/driftstone/dsd.toml";
+    if (std::filesystem::exists(file)) a.config = file;
+  }
+}
+
+Status load_config(const Arguments& a, Config& config) {
+  if (!a.config.empty()) DS_TRY(config.load_toml(a.config));
+  DS_TRY(config.load_environment(environ));
+  if (!a.http.empty()) DS_TRY(config.set("http.address", a.http, "flag"));
+  for (const std::string& pair : a.set) {
+    const size_t equal = pair.find('=');
+    if (equal == std::string::npos) return invalid("--set " + pair + ": expected key=value");
+    DS_TRY(config.set(pair.substr(0, equal), pair.substr(equal + 1), "flag"));
+  }
+  if (config.text("model.quant") != "file")
+    return unsupported("model.quant=" + config.text("model.quant") +
+                       ": only \"file\" is built yet");
+  if (config.text("serve.attention") != "dense")
+    return unsupported("serve.attention=" + config.text("serve.attention") +
+                       ": only \"dense\" is built yet");
+  if (config.text("learn.method") != "lora")
+    return unsupported("learn.method=" + config.text("learn.method") +
+                       ": only \"lora\" is built yet");
+  return {};
+}
+
+Status make_private(const std::string& path) {
+  std::error_code error;
+  const bool existed = std::filesystem::exists(path);
+  std::filesystem::create_directories(path, error);
+  if (error) return io_error(path + ": " + error.message());
+  if (!existed) std::filesystem::permissions(path, std::filesystem::perms::owner_all, error);
+  return error ? io_error(path + ": " + error.message()) : Status();
+}
+
+LogLevel log_level(const std::string& name) {
+  return name == "debug"   ? LogLevel::kDebug
+         : name == "warn"  ? LogLevel::kWarn
+         : name == "error" ? LogLevel::kError
+                           : LogLevel::kInfo;
+}
+
+int64_t parameter_count(const ModelFile& file) {
+  int64_t total = 0;
+  for (const auto& [name, tensor] : file.tensors()) {
+    int64_t n = 1;
+    for (const int64_t d : tensor.shape) n *= d;
+    total += n;
+  }
+  return total;
+}
+
+std::string display_name(std::string name) {
+  for (char& c : name)
+    c = c == ' ' || c == '/' ? '-' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+ReplayStore::Options store_options(const Arguments& a, const Config& config) {
+  ReplayStore::Options o;
+  o.directory = a.data + "/replay";
+  o.fs = &posix_file_system();
+  o.clock = &system_clock_seam();
+  o.reservoir_slots = static_cast<uint64_t>(config.integer("store.reservoir_slots"));
+  o.seed = static_cast<uint64_t>(config.integer("learn.seed"));
+  o.max_record_bytes = static_cast<size_t>(config.integer("limits.max_record"));
+  o.max_attachment_bytes = static_cast<size_t>(config.integer("limits.max_attachment"));
+  o.trace_ttl_ms = config.integer("trace.ttl");
+  o.trace_max_bytes = static_cast<uint64_t>(config.integer("trace.max"));
+  return o;
+}
+
+EngineOptions engine_options(const Config& config, const ModelConfig& model, KvDtype dtype) {
+  EngineOptions o;
+  o.context = std::min(config.integer("serve.context"), model.context);
+  o.max_running = config.integer("serve.max_running");
+  o.max_waiting = config.integer("serve.max_waiting");
+  o.prefill_chunk = config.integer("serve.prefill_chunk");
+  o.prefix_cache = config.flag("serve.prefix_cache");
+  o.kv_dtype = dtype;
+  return o;
+}
+
+ServerOptions server_options(const Arguments& a, const Config& config) {
+  ServerOptions o;
+  o.run_dir = a.run;
+  o.http_address = config.text("http.address");
+  if (!config.text("data.endpoint").empty()) {
+    o.data_endpoints = {"ipc://" + a.run + "/data.sock", config.text("data.endpoint")};
+  }
+  o.max_body_bytes = static_cast<size_t>(config.integer("limits.max_body"));
+  o.max_wire_header_bytes = static_cast<size_t>(config.integer("limits.max_record")) * 2;
+  o.max_attachment_bytes = static_cast<size_t>(config.integer("limits.max_attachment"));
+  o.max_connections = static_cast<size_t>(config.integer("limits.connections"));
+  return o;
+}
+
+Status write_ready(const Arguments& a, const Endpoints& at, const std::string& version) {
+  const Json ready = {{"pid", getpid()},     {"http", at.http},       {"data", at.data},
+                      {"events", at.events}, {"control", at.control}, {"version", version}};
+  log(LogLevel::kInfo, "main", "ready: " + version + ", http " + at.http);
+  return write_file_atomically(posix_file_system(), a.run + "/ready.json", dump_json(ready) + "\n");
+}
+
+LearnControl control_of(Learner& learner) {
+  return {[&] { return learner.status(); },
+          [&](bool wait, JsonCallback done) { learner.step(wait, std::move(done)); },
+          [&](bool paused) { return learner.set_paused(paused); },
+          [&](const std::string& id, JsonCallback done) { learner.undo(id, std::move(done)); }};
+}
+
+TaskModelControl control_of(TaskModels& tasks) {
+  return {[&](const std::string& name, const std::vector<int64_t>& sizes) {
+            return tasks.create(name, sizes);
+          },
+          [&] { return tasks.list(); },
+          [&](const std::string& name, std::vector<float> input, JsonCallback done) {
+            done(tasks.infer(name, input));
+          },
+          [&](const std::string& name) { return tasks.versions(name); }};
+}
+
+/// {path, files, bytes} of a verified backup.
+Json backup_summary(const std::string& path, const Json& manifest) {
+  int64_t bytes = 0, files = 0;
+  if (const Json* list = find(manifest, "files")) {
+    for (const Json& file : *list) {
+      bytes += get_int(file, "bytes", 0).ok() ? *get_int(file, "bytes", 0) : 0;
+      ++files;
+    }
+  }
+  return {{"path", path}, {"files", files}, {"bytes", bytes}};
+}
+
+void wait_for_signal() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  int got = 0;
+  sigwait(&set, &got);
+  log(LogLevel::kInfo, "main",
+      std::string("stopping on ") + (got == SIGTERM ? "SIGTERM" : "SIGINT"));
+}
+
+/// The model as loaded, with the machine it runs on.
+struct LoadedModel {
+  std::unique_ptr<ModelFile> file;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  ChatTemplate chat;
+  std::shared_ptr<const BaseWeights> base;
+  KvDtype kv = KvDtype::kBF16;
+};
+
+Result<LoadedModel> load_model(const std::string& path, const Config& config,
+                               const Compute& compute) {
+  LoadedModel m;
+  const bool fp32 = config.text("serve.precision") == "fp32";
+  m.kv = fp32 ? KvDtype::kF32 : KvDtype::kBF16;
+  DS_ASSIGN(m.file, ModelFile::open(path));
+  DS_ASSIGN(m.tokenizer, Tokenizer::create(m.file->tokenizer()));
+  DS_ASSIGN(m.chat, ChatTemplate::create(m.file->tokenizer()));
+  DS_ASSIGN(m.base,
+            BaseWeights::load(*m.file, compute, fp32 ? WeightFormat::kF32 : WeightFormat::kBF16));
+  return m;
+}
+
+Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& store) {
+  FileSystem& fs = posix_file_system();
+  Clock& clock = system_clock_seam();
+  Metrics metrics;
+  Pool pool(static_cast<int>(config.integer("serve.threads")));
+  const Ops& ops = cpu_ops(best_cpu_isa());
+  const Compute compute{&ops, {pool.engine(), nullptr}}, serial{&ops, {serial_parallel(), nullptr}};
+  DS_ASSIGN(const LoadedModel model, load_model(a.model, config, compute));
+  VersionStore files(fs, a.data);
+  DS_TRY(files.clean());
+  const LoadWeights load = [&](const VersionManifest& m) {
+    return load_weights(m, files, model.base, serial);
+  };
+  DS_ASSIGN(const std::unique_ptr<Versions> versions,
+            Versions::open("default", model.base->sha256(), store, files, clock, load));
+  versions->on_change([&](const Json& event) { events.publish("version", event); });
+  TaskModels tasks(store, files, config, pool, ops, events, clock);
+  DS_TRY(tasks.open());
+  Engine engine(engine_options(config, model.base->config(), model.kv), compute, pool, *versions,
+                model.tokenizer, metrics, clock);
+  Learner learner({*versions,
+                   store,
+                   files,
+                   config,
+                   pool,
+                   ops,
+                   metrics,
+                   events,
+                   clock,
+                   model.base,
+                   model.tokenizer,
+                   model.chat,
+                   [&] { return tasks.train(); },
+                   {}});
+  const uint64_t watch = events.subscribe([&](const Event& e) {
+    if (e.topic == "store") learner.notify();
+  });
+  const auto backup = [&](const std::string& path) -> Result<Json> {
+    DS_TRY(create_backup(store, fs, a.data, path));
+    DS_ASSIGN(const Json manifest, verify_backup(fs, path));
+    return backup_summary(path, manifest);
+  };
+  ServerParts parts{engine,
+                    *versions,
+                    store,
+                    files,
+                    config,
+                    metrics,
+                    events,
+                    clock,
+                    model.tokenizer,
+                    model.chat,
+                    {display_name(model.file->name()), model.base->sha256(),
+                     model.base->config().architecture, parameter_count(*model.file), 0},
+                    ops.name,
+                    control_of(learner),
+                    control_of(tasks),
+                    backup};
+  DS_ASSIGN(const std::unique_ptr<Server> server,
+            Server::start(std::move(parts), server_options(a, config)));
+  learner.start();
+  DS_TRY(write_ready(a, server->endpoints(), versions->current()->version));
+  wait_for_signal();
+  const Status removed = fs.remove_all(a.run + "/ready.json");
+  if (!removed.ok()) log(LogLevel::kWarn, "main", removed.message());
+  events.unsubscribe(watch);
+  server->stop(config.integer("drain.timeout"));
+  return {};
+}
+
+Status run(Arguments a) {
+  Config config;
+  fill_folders(a);
+  DS_TRY(load_config(a, config));
+  if (a.model.empty()) return invalid("--model is missing: a GGUF file or a Hugging Face folder");
+  DS_TRY(make_private(a.run));
+  DS_TRY(make_private(a.data));
+  EventBus events(system_clock_seam());
+  start_log(log_level(config.text("log.level")), &events);
+  struct StopLog {
+    ~StopLog() { stop_log(); }
+  } stop_log_at_end;
+  DS_ASSIGN(const std::unique_ptr<ReplayStore> store, ReplayStore::open(store_options(a, config)));
+  // Left by a crash, if there; the store is locked, so no other daemon's.
+  DS_TRY(posix_file_system().remove_all(a.run + "/ready.json"));
+  return serve(a, config, events, *store);
+}
+
+}  // namespace
+}  // namespace ds
+
+int main(int argc, char** argv) {
+  ds::Arguments a;
+  CLI::App app{"dsd: serves a language model and learns from feedback while it does"};
+  app.add_option("--model", a.model, "GGUF file or Hugging Face folder");
+  app.add_option("--data", a.data, "folder of the replay store and the versions");
+  app.add_option("--run", a.run, "folder of the sockets and ready.json");
+  app.add_option("--http", a.http, "address of the HTTP API, 127.0.0.1:0 for any free port");
+  app.add_option("--config", a.config, "TOML file");
+  app.add_option("--set", a.set, "a setting, key=value (repeatable)");
+  bool list_settings = false;
+  app.add_flag("--help-settings", list_settings, "print every setting as a Markdown table");
+  app.set_version_flag("--version", DS_VERSION);
+  CLI11_PARSE(app, argc, argv);
+  if (list_settings) {
+    std::fputs(ds::settings_markdown().c_str(), stdout);
+    return 0;
+  }
+  // Before any thread starts: SIGTERM and SIGINT are taken by sigwait() alone.
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  const ds::Status status = ds::run(std::move(a));
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "dsd: %s\n", status.message().c_str());
+  return 1;
+}
