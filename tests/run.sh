@@ -56,7 +56,7 @@ export DS_NO_SKIP=1
 if [ "$sanitizers" = yes ]; then
   export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1
   export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-  export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+  export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$ds_root/tests/tsan.supp
   run_tests asan all
   run_tests tsan tests_tsan
 fi
