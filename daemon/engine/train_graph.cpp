@@ -127,6 +127,25 @@ std::vector<TrainSequence> TrainGraph::sequences_of(const TrainBatch& batch, int
   return out;
 }
 
+TrainAttentionArgs TrainGraph::attention_args(int64_t layer,
+                                              const std::vector<TrainSequence>& sequences) const {
+  const ModelConfig& c = config_;
+  const LayerState& s = layers_[static_cast<size_t>(layer)];
+  TrainAttentionArgs attention;
+  attention.n_heads = c.n_heads;
+  attention.n_kv_heads = c.n_kv_heads;
+  attention.head_dim = c.head_dim;
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  attention.q = s.q.as<float>();
+  attention.k = s.k.as<float>();
+  attention.v = s.v.as<float>();
+  attention.out = s.attended.as<float>();
+  attention.lse = s.lse.as<float>();
+  attention.sequences = sequences.data();
+  attention.n_sequences = static_cast<int64_t>(sequences.size());
+  return attention;
+}
+
 void TrainGraph::forward_layer(const Call& call, int64_t layer) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
@@ -146,19 +165,7 @@ void TrainGraph::forward_layer(const Call& call, int64_t layer) {
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
            call.base.rope_sin(), false, s.k.as<float>());
   const std::vector<TrainSequence> sequences = sequences_of(call.batch, layer);
-  TrainAttentionArgs attention;
-  attention.n_heads = c.n_heads;
-  attention.n_kv_heads = c.n_kv_heads;
-  attention.head_dim = c.head_dim;
-  attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  attention.q = s.q.as<float>();
-  attention.k = s.k.as<float>();
-  attention.v = s.v.as<float>();
-  attention.out = s.attended.as<float>();
-  attention.lse = s.lse.as<float>();
-  attention.sequences = sequences.data();
-  attention.n_sequences = static_cast<int64_t>(sequences.size());
-  ops.attention_train(ctx, attention);
+  ops.attention_train(ctx, attention_args(layer, sequences));
   linear(call, layer, {kO}, s.attended.as<float>(), {s.mid.as<float>()}, s.x.as<float>());
 
   ops.rmsnorm(ctx, call.rows, c.d_model, s.mid.as<float>(), w.mlp_norm.data(), c.norm_eps, normed,
@@ -329,22 +336,11 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
 
   linear_backward(call, layer, kO, dx, s.attended.as<float>(), dattended_.as<float>(), false);
   const std::vector<TrainSequence> sequences = sequences_of(call.batch, layer);
-  TrainAttentionArgs attention;
-  attention.n_heads = c.n_heads;
-  attention.n_kv_heads = c.n_kv_heads;
-  attention.head_dim = c.head_dim;
-  attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  attention.q = s.q.as<float>();
-  attention.k = s.k.as<float>();
-  attention.v = s.v.as<float>();
-  attention.out = s.attended.as<float>();
-  attention.lse = s.lse.as<float>();
+  TrainAttentionArgs attention = attention_args(layer, sequences);
   attention.dout = dattended_.as<float>();
   attention.dq = dq_.as<float>();
   attention.dk = dk_.as<float>();
   attention.dv = dv_.as<float>();
-  attention.sequences = sequences.data();
-  attention.n_sequences = static_cast<int64_t>(sequences.size());
   ops.attention_train_backward(ctx, attention);
   ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
            call.base.rope_sin(), true, dq_.as<float>());

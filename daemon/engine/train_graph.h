@@ -126,6 +126,9 @@ class TrainGraph {
   void head_forward(const Call& call);
   void head_backward(const Call& call);
   std::vector<TrainSequence> sequences_of(const TrainBatch& batch, int64_t layer) const;
+  /// What forward and backward attention of a layer share; backward adds its gradients.
+  TrainAttentionArgs attention_args(int64_t layer,
+                                    const std::vector<TrainSequence>& sequences) const;
   float* t_of(int64_t layer, Target target);
   const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x);
 

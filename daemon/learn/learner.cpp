@@ -76,7 +76,7 @@ Status Learner::set_paused(bool paused) {
   return {};
 }
 
-std::vector<uint64_t> Learner::waiting() {
+std::vector<uint64_t> Learner::waiting() const {
   std::vector<uint64_t> out = parts_.store.offsets_in_state("queued");
   const std::vector<uint64_t> stored = parts_.store.offsets_in_state("stored");
   out.insert(out.end(), stored.begin(), stored.end());
@@ -124,7 +124,7 @@ void Learner::loop() {
         while (parts_.train_task_models()) {
         }
       }
-      Json outcome = command.kind == Command::Kind::kStep ? run_round(true) : run_undo(command.id);
+      Json outcome = command.kind == Command::Kind::kStep ? run_round() : run_undo(command.id);
       const std::string error = outcome.value("error", "");
       if (error.empty()) {
         command.done(std::move(outcome));
@@ -138,7 +138,7 @@ void Learner::loop() {
     int64_t wait_ms = -1;
     lock.unlock();
     bool now = due(wait_ms);
-    if (now) run_round(false);
+    if (now) run_round();
     if (!paused_ && parts_.train_task_models && parts_.train_task_models()) now = true;
     update_share();
     lock.lock();
@@ -191,7 +191,7 @@ void Learner::publish_status(const std::string& state) {
 }
 
 Json Learner::status() const {
-  std::vector<uint64_t> offsets = const_cast<Learner*>(this)->waiting();
+  std::vector<uint64_t> offsets = waiting();
   double oldest_s = 0;
   if (!offsets.empty()) {
     const Result<FeedbackItem> oldest = parts_.store.get(offsets.front());

@@ -70,8 +70,8 @@ class Learner {
 
   void loop();
   bool due(int64_t& wait_ms);
-  std::vector<uint64_t> waiting();
-  Json run_round(bool forced);
+  std::vector<uint64_t> waiting() const;
+  Json run_round();
   void undo_retracted(const std::vector<uint64_t>& offsets);
   std::vector<FeedbackItem> take_items(const std::vector<uint64_t>& offsets);
   Json publish_round(Round& round, VersionManifest manifest, const std::vector<StoredTensor>& delta,

@@ -362,12 +362,10 @@ std::vector<FeedbackItem> Learner::take_items(const std::vector<uint64_t>& offse
   return items;
 }
 
-Json Learner::run_round(bool forced) {
+Json Learner::run_round() {
   std::vector<uint64_t> offsets = waiting();
   const bool deterministic = parts_.config.flag("learn.deterministic");
   const auto min_items = static_cast<size_t>(parts_.config.integer("learn.min_items"));
-  if (parts_.versions.pinned() != 0 && !forced)
-    return {{"outcome", "empty"}, {"reason", "the version is pinned"}};
   if (parts_.versions.pinned() != 0) {
     return {{"outcome", "empty"},
             {"reason", "v" + std::to_string(parts_.versions.pinned()) +
