@@ -39,8 +39,6 @@ Recipe single_recipe() { return {}; }
 Recipe group_recipe() {
   Recipe r;
   r.lr = 1.2e-3f;
-  r.anchors = 4;
-  r.anchor_weight = 4.0f;
   return r;
 }
 

@@ -37,8 +37,8 @@ struct Recipe {
   int lessons_per_step = 6;             ///< fresh lessons whose answers were worst when last seen
   int forms_alone = 3, forms_many = 2;  ///< wordings of a lesson in a step: one lesson, several
   int replay_per_step = 4;
-  int anchors = 2;
-  float anchor_weight = 2.0f;
+  int anchors = 4;
+  float anchor_weight = 4.0f;
   int64_t anchor_tokens = 8;
   int contrasts = 2, contrast_pool = 12;
   float contrast_weight = 1.0f;
