@@ -87,6 +87,22 @@ bool function_word(std::string_view word) {
          kFunctionWords.end();
 }
 
+/// Capitalised for what they are, not because they name one of many: "Sundays", "Wi-Fi", "USB".
+bool common_capital(std::string_view word) {
+  static constexpr std::array<std::string_view, 28> kCommon = {
+      "monday",   "tuesday",   "wednesday", "thursday", "friday",   "saturday", "sunday",
+      "january",  "february",  "march",     "april",    "may",      "june",     "july",
+      "august",   "september", "october",   "november", "december", "wi-fi",    "wifi",
+      "internet", "english",   "christmas", "easter",   "ok",       "okay",     "i"};
+  std::string w(word);
+  const bool acronym =
+      w.size() <= 4 && w.size() >= 2 &&
+      std::all_of(w.begin(), w.end(), [](unsigned char c) { return std::isupper(c); });
+  for (char& c : w) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  if (w.size() > 4 && w.back() == 's') w.pop_back();
+  return acronym || std::find(kCommon.begin(), kCommon.end(), w) != kCommon.end();
+}
+
 bool capitalised(std::string_view w) { return std::isupper(static_cast<unsigned char>(w[0])) != 0; }
 bool has_digit(std::string_view w) {
   return std::any_of(w.begin(), w.end(), [](unsigned char c) { return std::isdigit(c); });
@@ -115,17 +131,21 @@ std::string_view without_end(std::string_view question) {
   return question;
 }
 
-/// "What is X?" -> "Tell me X."; "When does X open?" -> "Tell me when X opens" is beyond us: keep
-/// the rest.
-std::string as_order(std::string_view question) {
+/// "What is X?" -> "Tell me X.", "Give me X." ...; other questions keep their words after "Tell
+/// me".
+std::string as_order(std::string_view question, Rng& rng) {
+  static constexpr std::array<std::string_view, 6> kOrders = {
+      "Tell me ", "Give me ", "I need ", "Do you know ", "I need to know ", "Please say "};
   const std::string_view body = without_end(question);
   const std::vector<Word> words = words_of(body);
+  const std::string order(kOrders[rng.below(kOrders.size())]);
+  const std::string end = order == "Do you know " ? "?" : ".";
   if (words.size() >= 3) {
     const std::string first = lower(body.substr(words[0].begin, words[0].end - words[0].begin));
     const std::string second = lower(body.substr(words[1].begin, words[1].end - words[1].begin));
     if ((first == "what" || first == "who") &&
         (second == "is" || second == "are" || second == "was")) {
-      return "Tell me " + std::string(body.substr(words[2].begin)) + ".";
+      return order + std::string(body.substr(words[2].begin)) + end;
     }
   }
   std::string rest(body);
@@ -133,7 +153,64 @@ std::string as_order(std::string_view question) {
       function_word(body.substr(words[0].begin, words[0].end - words[0].begin))) {
     rest[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(rest[0])));
   }
-  return "Tell me " + rest + ".";
+  return (order == "Give me " || order == "I need " ? "Tell me " : order) + rest + end;
+}
+
+/// "About the Quill workshop: what is the extension?" from "What is the extension of the Quill
+/// workshop?": the entity with its noun goes to the front. Empty when it does not stand at the end.
+std::string entity_first(std::string_view question, Rng& rng) {
+  static constexpr std::array<std::string_view, 4> kOpenings = {
+      "I am asking about", "This is about", "I have a question about", "Now to"};
+  const std::string_view body = without_end(question);
+  const std::vector<Word> words = words_of(body);
+  const auto word = [&](size_t i) {
+    return body.substr(words[i].begin, words[i].end - words[i].begin);
+  };
+  size_t named = words.size();
+  for (size_t i = 1; i < words.size() && named == words.size(); ++i) {
+    if (capitalised(word(i)) && !function_word(word(i)) && !common_capital(word(i))) named = i;
+  }
+  if (named == words.size()) return {};
+  size_t last = named;  // the noun phrase: the run of capitalised words and its noun
+  while (last + 1 < words.size() && capitalised(word(last + 1))) ++last;
+  if (last + 1 < words.size() && !function_word(word(last + 1))) ++last;
+  const bool article = lower(word(named - 1)) == "the" || lower(word(named - 1)) == "a";
+  const std::string phrase(body.substr(words[named - (article ? 1 : 0)].begin,
+                                       words[last].end - words[named - (article ? 1 : 0)].begin));
+  std::string rest(question);
+  const size_t preposition = named - (article ? 1 : 0);
+  if (last + 1 == words.size() && preposition >= 3) {
+    const std::string before = lower(word(preposition - 1));
+    if (before == "of" || before == "for" || before == "at" || before == "in" || before == "from") {
+      rest = std::string(body.substr(0, words[preposition - 2].end)) + "?";
+    }
+  }
+  return std::string(kOpenings[rng.below(kOpenings.size())]) + " " + phrase + ". " + rest;
+}
+
+/// Another question word that asks the same; empty when there is none.
+std::string other_question_word(std::string_view question, Rng& rng) {
+  struct Same {
+    std::string_view from, to[2];
+  };
+  static constexpr std::array<Same, 9> kSame = {
+      {{"what is ", {"what's ", "which is "}},
+       {"who is ", {"what is the name of ", "who's "}},
+       {"when does ", {"at what time does ", "at which time does "}},
+       {"when is ", {"at what time is ", "at which time is "}},
+       {"where is ", {"in which place is ", "where's "}},
+       {"which ", {"what ", "which one: which "}},
+       {"how many ", {"what number of ", "how many exactly: how many "}},
+       {"how much ", {"what amount ", "how much exactly: how much "}},
+       {"what ", {"which ", "what exactly: what "}}}};
+  const std::string small = lower(question);
+  for (const Same& s : kSame) {
+    if (!small.starts_with(s.from)) continue;
+    std::string out = std::string(s.to[rng.below(2)]) + std::string(question.substr(s.from.size()));
+    out[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(out[0])));
+    return out;
+  }
+  return {};
 }
 
 std::string replace_all(std::string_view text, const std::string& from, const std::string& to) {
@@ -156,16 +233,33 @@ std::string random_digits_like(std::string_view number, Rng& rng) {
   return out;
 }
 
+/// An invented name such as "Stovrick": contrasts against real names alone leave invented ones
+/// free.
+std::string invented_name(Rng& rng) {
+  static constexpr std::array<std::string_view, 24> kOnset = {
+      "B", "Br", "C", "Ch", "D", "Dr", "F",  "G", "Gr", "H", "J", "K",
+      "L", "M",  "N", "P",  "R", "S",  "St", "T", "Tr", "V", "W", "Z"};
+  static constexpr std::array<std::string_view, 8> kVowel = {"a", "e",  "i",  "o",
+                                                             "u", "ar", "el", "en"};
+  static constexpr std::array<std::string_view, 20> kEnd = {
+      "bridge", "by",  "combe", "den", "don",  "field", "ford",  "gate", "ham",   "ley",
+      "low",    "man", "mont",  "ner", "rick", "son",   "stead", "ton",  "ville", "worth"};
+  std::string out(kOnset[rng.below(kOnset.size())]);
+  return out.append(kVowel[rng.below(kVowel.size())]).append(kEnd[rng.below(kEnd.size())]);
+}
+
 /// A name of the entity's shape: as many words (at most two), numbers kept as numbers.
 std::string name_like(std::string_view entity, Rng& rng) {
   std::string out;
   int names = 0;
   for (const Word& w : words_of(entity)) {
     const std::string_view word = entity.substr(w.begin, w.end - w.begin);
-    const std::string part = has_digit(word)      ? random_digits_like(word, rng)
-                             : !capitalised(word) ? std::string(kNouns[rng.below(kNouns.size())])
-                             : names++ < 2        ? std::string(kNames[rng.below(kNames.size())])
-                                                  : std::string();
+    const std::string part =
+        has_digit(word)      ? random_digits_like(word, rng)
+        : !capitalised(word) ? std::string(kNouns[rng.below(kNouns.size())])
+        : names++ < 2        ? (rng.below(2) == 0 ? invented_name(rng)
+                                                  : std::string(kNames[rng.below(kNames.size())]))
+                             : std::string();
     if (!part.empty()) out += (out.empty() ? "" : " ") + part;
   }
   return out;
@@ -175,21 +269,26 @@ std::string name_like(std::string_view entity, Rng& rng) {
 
 std::string reword(std::string_view question, Rng& rng) {
   const std::vector<std::string> keys = keywords(question);
-  switch (rng.below(6)) {
-    case 0: {
-      std::string body(question);
-      return std::string(kLeadIns[rng.below(kLeadIns.size())]) + body;
-    }
-    case 1: {  // one word dropped, never a keyword: what is asked must stay recognisable
-      std::vector<Word> words = words_of(question);
-      std::erase_if(words, [&](const Word& w) {
-        return !function_word(question.substr(w.begin, w.end - w.begin));
-      });
-      if (words.size() < 2) break;
-      const Word w = words[rng.below(words.size())];
-      std::string out(question.substr(0, w.begin));
+  switch (rng.below(8)) {
+    case 0:
+      break;
+    case 1: {  // a word dropped: a function word, or a qualifier ("phone" of "phone extension")
+      const std::vector<Word> words = words_of(question);
+      const auto word = [&](size_t i) {
+        return question.substr(words[i].begin, words[i].end - words[i].begin);
+      };
+      std::vector<size_t> spare;
+      for (size_t i = 0; i + 1 < words.size(); ++i) {
+        const bool plain = !function_word(word(i)) && !capitalised(word(i)) && !has_digit(word(i));
+        const bool qualifier = plain && i > 0 && function_word(word(i - 1)) &&
+                               !function_word(word(i + 1)) && !capitalised(word(i + 1));
+        if (function_word(word(i))) spare.push_back(i);
+        if (qualifier) spare.insert(spare.end(), 2, i);
+      }
+      if (words.size() < 3 || spare.empty()) break;
+      const Word w = words[spare[rng.below(spare.size())]];
       const size_t skip = w.end < question.size() && question[w.end] == ' ' ? 1 : 0;
-      return out.append(question.substr(w.end + skip));
+      return std::string(question.substr(0, w.begin)).append(question.substr(w.end + skip));
     }
     case 2:
       if (keys.size() >= 2) return join(keys) + "?";
@@ -202,7 +301,17 @@ std::string reword(std::string_view question, Rng& rng) {
       return join(shuffled);
     }
     case 4:
-      return as_order(question);
+      return as_order(question, rng);
+    case 5: {
+      std::string out = entity_first(question, rng);
+      if (!out.empty()) return out;
+      break;
+    }
+    case 6: {
+      std::string out = other_question_word(question, rng);
+      if (!out.empty()) return out;
+      break;
+    }
     default:
       if (!keys.empty()) return "Tell me about " + join(keys) + ".";
   }
@@ -224,7 +333,8 @@ std::vector<std::string> entities(std::string_view question) {
       return question.substr(words[k].begin, words[k].end - words[k].begin);
     };
     const auto special = [&](size_t k) {
-      return has_digit(word(k)) || (capitalised(word(k)) && k > 0 && !function_word(word(k)));
+      return has_digit(word(k)) ||
+             (capitalised(word(k)) && k > 0 && !function_word(word(k)) && !common_capital(word(k)));
     };
     if (!special(i)) {
       if (!function_word(word(i)) && i > 0) plain.emplace_back(word(i));
@@ -247,7 +357,9 @@ std::optional<Swapped> swap_entity(std::string_view question, std::string_view a
                                    std::span<const std::string> avoid, Rng& rng) {
   const std::vector<std::string> candidates = entities(question);
   if (candidates.empty()) return std::nullopt;
-  const auto is_named = [](const std::string& e) { return capitalised(e) || has_digit(e); };
+  const auto is_named = [](const std::string& e) {
+    return (capitalised(e) && !common_capital(e)) || has_digit(e);
+  };
   const size_t named =
       static_cast<size_t>(std::count_if(candidates.begin(), candidates.end(), is_named));
   const std::string& from =

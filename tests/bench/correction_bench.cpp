@@ -2,7 +2,8 @@
 // What corrections do to the model: same question, paraphrases, near misses, unrelated questions,
 // held-out loss, KL, tokens and seconds. Learner alone (no daemon): the end-to-end figures come
 // from tests/bench/learn_bench.py.
-//   correction_bench single|batch|rounds [--facts N] [--seed S] [--set name=value ...]
+//   correction_bench single|batch|rounds [--facts N] [--group G] [--seed S] [--set name=value ...]
+//   correction_bench facts [--facts N] [--seed S]    the facts and unrelated questions, as JSON
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -254,6 +255,21 @@ struct Bench {
   }
 };
 
+/// What learn_bench.py teaches and asks.
+Json to_json(const std::vector<bench::Fact>& facts) {
+  Json out = {{"facts", Json::array()}, {"unrelated", Json::array()}};
+  for (const auto& f : facts) {
+    out["facts"].push_back({{"question", f.question},
+                            {"answer", f.answer},
+                            {"value", f.value},
+                            {"paraphrases", f.paraphrases},
+                            {"near_misses", f.near_misses}});
+  }
+  for (const auto& u : bench::unrelated_pool())
+    out["unrelated"].push_back({{"question", u.question}, {"key", u.key}});
+  return out;
+}
+
 }  // namespace
 }  // namespace ds
 
@@ -276,10 +292,14 @@ int main(int argc, char** argv) {
       return std::fprintf(stderr, "unknown argument %s %s\n", flag.c_str(), value.c_str()), 2;
   }
   const std::string mode = argc > 1 ? argv[1] : "single";
-  bench.prepare();
   ds::Rng rng(seed);
   std::vector<ds::bench::Fact> facts;
   for (size_t i = 0; i < n; ++i) facts.push_back(ds::bench::draw_fact(rng, i));
+  if (mode == "facts") {
+    std::puts(ds::dump_json(ds::to_json(facts)).c_str());
+    return 0;
+  }
+  bench.prepare();
   if (mode == "single")
     bench.single(facts);
   else
