@@ -254,7 +254,8 @@ std::vector<FateChange> Versions::fates_of_move(int64_t from, int64_t to,
   return changes;
 }
 
-Status Versions::move(int64_t to, bool pin, const std::string& event, const std::string& reason) {
+Status Versions::move(int64_t to, bool pin, const std::string& event, const std::string& reason,
+                      Commit with) {
   DS_ASSIGN(auto weights, weights_of(to));
   int64_t from = 0;
   {
@@ -270,9 +271,9 @@ Status Versions::move(int64_t to, bool pin, const std::string& event, const std:
     next.current = to;
     next.pinned = pinned;
     for (const int64_t n : ancestors(to)) next.held.erase(n);
-    Commit commit;
-    commit.fates = fates_of_move(from, to, reason);
-    DS_TRY(commit_pointer(next, std::move(commit)).in(event));
+    std::vector<FateChange> fates = fates_of_move(from, to, reason);
+    with.fates.insert(with.fates.begin(), fates.begin(), fates.end());
+    DS_TRY(commit_pointer(next, std::move(with)).in(event));
     std::lock_guard lock(mutex_);
     pointer_ = next;
     if (from != to) {
@@ -286,6 +287,10 @@ Status Versions::move(int64_t to, bool pin, const std::string& event, const std:
 
 Status Versions::rollback(int64_t to, const std::string& reason) {
   return move(to, true, "rolled_back", reason);
+}
+
+Status Versions::step_back(int64_t to, const std::string& reason, Commit with) {
+  return move(to, pinned() != 0, "rolled_back", reason, std::move(with));
 }
 
 Status Versions::promote(int64_t to) { return move(to, false, "promoted", "promoted"); }

@@ -58,6 +58,9 @@ class Versions {
   /// Returns once every new sequence uses `to`; pins it. Items learned only in versions left behind
   /// become `reverted`. Already current: OK, pinned.
   Status rollback(int64_t to, const std::string& reason);
+  /// Makes an older version current without touching the pin; what `with` says becomes durable with
+  /// it, and its fates win over those of the move.
+  Status step_back(int64_t to, const std::string& reason, Commit with);
   Status promote(int64_t to);  ///< makes it current and removes the pin
   Status pin(int64_t number);
   Status unpin();
@@ -86,7 +89,8 @@ class Versions {
   Status recover(const std::string& base_sha256);
   Status write_base(const std::string& base_sha256);
   Result<std::shared_ptr<const Weights>> weights_of(int64_t number);
-  Status move(int64_t to, bool pin, const std::string& event, const std::string& reason);
+  Status move(int64_t to, bool pin, const std::string& event, const std::string& reason,
+              Commit with = {});
   Status set_pin(int64_t number, const std::string& event);
   Status commit_pointer(const Pointer& pointer, Commit commit);
   std::vector<FateChange> fates_of_move(int64_t from, int64_t to, const std::string& reason) const;

@@ -97,8 +97,14 @@ bool Learner::due(int64_t& wait_ms) {
   const RoundRule rule{parts_.config.integer("learn.min_items"),
                        parts_.config.integer("learn.settle"),
                        parts_.config.integer("learn.max_wait")};
-  if (parts_.config.flag("learn.deterministic")) {  // exactly min_items, whenever they are there
-    return static_cast<int64_t>(offsets.size()) >= rule.min_items;
+  if (parts_.config.flag("learn.deterministic")) {
+    // Exactly min_items, whenever they are there. What is taken back fills no round, and waits for
+    // none.
+    return static_cast<int64_t>(offsets.size()) >= rule.min_items ||
+           std::any_of(offsets.begin(), offsets.end(), [&](uint64_t offset) {
+             const Result<FeedbackItem> item = parts_.store.get(offset);
+             return item.ok() && item->kind == "retract";
+           });
   }
   const Result<FeedbackItem> oldest = parts_.store.get(offsets.front()),
                              newest = parts_.store.get(offsets.back());
@@ -138,7 +144,8 @@ void Learner::loop() {
     int64_t wait_ms = -1;
     lock.unlock();
     bool now = due(wait_ms);
-    if (now) run_round();
+    if (now)
+      now = run_round().value("error", "").empty();  // a full disk is not asked at once again
     if (!paused_ && parts_.train_task_models && parts_.train_task_models()) now = true;
     update_share();
     lock.lock();

@@ -73,11 +73,14 @@ class Learner {
   std::vector<uint64_t> waiting() const;
   Json run_round();
   void undo_retracted(const std::vector<uint64_t>& offsets);
-  std::vector<FeedbackItem> take_items(const std::vector<uint64_t>& offsets);
+  std::vector<FeedbackItem> take_items(const std::vector<uint64_t>& offsets, size_t limit);
   Json publish_round(Round& round, VersionManifest manifest, const std::vector<StoredTensor>& delta,
                      std::shared_ptr<const LoraDelta> candidate, const Json& gate_record);
   Json run_undo(const std::string& id);
   Result<Rebuild> plan_rebuild(const FeedbackItem& item) const;
+  Result<Rebuild> plan_from_log(const FeedbackItem& item) const;
+  Status rebuild_round(const Rebuild& plan, const std::vector<FeedbackItem>& items,
+                       std::vector<FeedbackItem>& earlier, Round& last);
   Json undo_learned(const FeedbackItem& item);
 
   Recipe recipe_for(size_t items, int64_t rank) const;
@@ -89,6 +92,7 @@ class Learner {
                             std::unique_ptr<Adapters> adapters, uint64_t round_in_lineage);
   GateScores measure(const Round& round, const LoraDelta* parent, const LoraDelta* candidate);
   Json finish_round(Round& round, int64_t parent, bool gate_it);
+  Json drop(Round& round, int64_t parent, const Json& gate);
   Json hold(Round& round, int64_t parent, const std::string& outcome, const std::string& reason,
             const Json& gate);
   void set_fates(Commit& commit, const std::vector<FeedbackItem>& items, const std::string& state,

@@ -3,6 +3,7 @@
 // the lineage without an item.
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "engine/delta_file.h"
@@ -19,6 +20,13 @@ constexpr int64_t kHeldOutTokens = 48;
 
 Json failure(const std::string& message, bool missing = false) {
   return {{"error", message}, {"not_found", missing}};
+}
+
+/// The draw key's occurrence number as the lineage counts it: the store counts what it ever got,
+/// and an item that was undone must leave no trace in the draws of its later twins.
+void count_occurrence(std::string& draw_key, std::map<std::string, int>& seen) {
+  const std::string record = draw_key.substr(0, draw_key.find('#'));
+  draw_key = record + "#" + std::to_string(seen[record]++);
 }
 
 bool by_offset(const FeedbackItem& a, const FeedbackItem& b) { return a.offset < b.offset; }
@@ -40,6 +48,8 @@ struct Learner::Round {
   std::unique_ptr<Adapters> adapters;
   RoundOutcome outcome;
   int64_t started_ms = 0;
+  bool rebuilds = false;  // an undo's: a failure leaves the items' fates as they were
+  Commit with;            // becomes durable with its publication
 };
 
 void Learner::set_fates(Commit& commit, const std::vector<FeedbackItem>& items,
@@ -124,10 +134,14 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   }
   DS_TRY(parts_.store.commit(queued));
   std::vector<Lesson> replay;
+  std::map<std::string, int> seen;
   for (const FeedbackItem& item : earlier) {
     Result<Lesson> lesson = lesson_of(item);
-    if (lesson.ok()) replay.push_back(std::move(lesson).value());
+    if (!lesson.ok()) continue;
+    replay.push_back(std::move(lesson).value());
+    count_occurrence(replay.back().draw_key, seen);
   }
+  for (Lesson& lesson : round.lessons) count_occurrence(lesson.draw_key, seen);
   round.adapters = std::move(adapters);
   if (round.lessons.empty()) return round;
   log(LogLevel::kInfo, "learn",
@@ -203,8 +217,9 @@ Json Learner::hold(Round& round, int64_t parent, const std::string& outcome,
       {"tokens", round.outcome.tokens},
       {"seconds", static_cast<double>(parts_.clock.unix_ms() - round.started_ms) / 1000.0}};
   Commit commit;
-  set_fates(commit, round.items, outcome == "dropped" ? "reverted" : "held", "",
-            round.outcome.steps, reason);
+  if (!round.rebuilds)
+    set_fates(commit, round.items, outcome == "dropped" ? "reverted" : "held", "",
+              round.outcome.steps, reason);
   commit.rounds.emplace_back(round.number, record);
   const Status stored = parts_.store.commit(commit);
   if (!stored.ok()) log(LogLevel::kError, "learn", "round record not stored: " + stored.message());
@@ -220,6 +235,18 @@ Json Learner::hold(Round& round, int64_t parent, const std::string& outcome,
   if (outcomes_.size() > 10) outcomes_.pop_front();
   state_ = "idle";
   return record;
+}
+
+/// What a candidate comes to that may not be finished: the daemon stops, or its parent is gone.
+Json Learner::drop(Round& round, int64_t parent, const Json& gate) {
+  publish_status("idle");
+  {
+    std::lock_guard lock(mutex_);
+    if (stop_)
+      return {{"outcome", "dropped"},
+              {"reason", "the daemon stops; the items wait for its next start"}};
+  }
+  return hold(round, parent, "dropped", "its parent left the lineage while it was trained", gate);
 }
 
 Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
@@ -259,10 +286,7 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
     if (!verdict.pass)
       return hold(round, parent, "held", verdict.check + ": " + verdict.reason, gate_record);
   }
-  if (should_drop())
-    return hold(round, parent, "dropped", "its parent left the lineage while it was trained",
-                gate_record);
-
+  if (should_drop()) return drop(round, parent, gate_record);
   return publish_round(round, std::move(manifest), delta, candidate, gate_record);
 }
 
@@ -293,7 +317,7 @@ Json Learner::publish_round(Round& round, VersionManifest manifest,
                  {"gate", gate_record},
                  {"seed", parts_.config.integer("learn.seed")},
                  {"weight_hash", manifest.weight_hash}};
-  Commit commit;
+  Commit commit = std::move(round.with);
   set_fates(commit, round.items, "trained", version, round.outcome.steps, "");
   set_fates(commit, round.items, "served", version, round.outcome.steps, "");
   for (const FeedbackItem& item : round.items)
@@ -304,9 +328,9 @@ Json Learner::publish_round(Round& round, VersionManifest manifest,
   const auto weights = make_weights(manifest, parts_.base, candidate);
   const Status published =
       parts_.versions.publish(manifest, delta, masters, std::move(commit), weights, true);
-  if (!published.ok())
-    return hold(round, manifest.parent, "held", "not published: " + published.message(),
-                gate_record);
+  if (!published.ok())  // a conflict: the lineage moved, or was pinned, a moment ago
+    return hold(round, manifest.parent, published.code() == Code::kConflict ? "dropped" : "held",
+                "not published: " + published.message(), gate_record);
   log(LogLevel::kInfo, "learn",
       "round " + std::to_string(round.number) + " published " + version + " after " +
           std::to_string(round.outcome.steps) + " steps");
@@ -340,24 +364,26 @@ void Learner::undo_retracted(const std::vector<uint64_t>& offsets) {
   }
 }
 
-/// The items at these offsets, less the texts that are held out to measure their domain.
-std::vector<FeedbackItem> Learner::take_items(const std::vector<uint64_t>& offsets) {
+/// The first `limit` items of these that can be trained. Passes over texts that are held out to
+/// measure their domain, and what no lesson can be made of: neither takes a place in a round.
+std::vector<FeedbackItem> Learner::take_items(const std::vector<uint64_t>& offsets, size_t limit) {
   std::vector<FeedbackItem> items;
-  Commit held;
+  Commit passed;
   for (const uint64_t offset : offsets) {
+    if (items.size() == limit) break;
     Result<FeedbackItem> item = parts_.store.get(offset);
     if (!item.ok()) continue;
     const auto clusters = static_cast<int64_t>(parts_.store.examples(item->domain).size());
     if (item->kind == "text" && held_out(item->record.value("text", ""), clusters)) {
-      held.insert.push_back({"hold/" + item->domain, item->draw_key, offset});
-      held.fates.push_back({offset,
-                            {"waiting", parts_.clock.unix_ms(), "", 0,
-                             "held out: measures its domain, never trained"}});
-      continue;
+      passed.insert.push_back({"hold/" + item->domain, item->draw_key, offset});
+      set_fates(passed, {*item}, "waiting", "", 0, "held out: measures its domain, never trained");
+    } else if (const Result<Lesson> lesson = lesson_of(*item); !lesson.ok()) {
+      set_fates(passed, {*item}, "quarantined", "", 0, lesson.status().message());
+    } else {
+      items.push_back(std::move(item).value());
     }
-    items.push_back(std::move(item).value());
   }
-  const Status done = parts_.store.commit(held);
+  const Status done = parts_.store.commit(passed);
   if (!done.ok()) log(LogLevel::kError, "learn", done.message());
   return items;
 }
@@ -377,11 +403,12 @@ Json Learner::run_round() {
   if (deterministic && offsets.size() < min_items) {
     return {{"outcome", "empty"}, {"reason", "fewer than learn.min_items wait"}};
   }
-  offsets.resize(std::min(offsets.size(), take));
-  std::vector<FeedbackItem> items = take_items(offsets);
-  if (items.empty()) {
+  std::vector<FeedbackItem> items = take_items(offsets, take);
+  if (items.empty() || (deterministic && items.size() < min_items)) {
     return {{"outcome", "empty"},
-            {"reason", offsets.empty() ? "nothing waits" : "all waiting items are held out"}};
+            {"reason", offsets.empty() ? "nothing waits"
+                       : items.empty() ? "no waiting item can be trained: see their fates"
+                                       : "fewer than learn.min_items can be trained"}};
   }
   epoch_at_start_ = parts_.versions.lineage_epoch();
   const int64_t parent = parts_.versions.current_number();
@@ -390,19 +417,7 @@ Json Learner::run_round() {
   Result<Round> round = train_round(parent, std::move(items), lineage_items(parent),
                                     std::move(adapters).value(), lineage_round(parent));
   if (!round.ok()) return failure(round.status().message());
-  if (round->lessons.empty()) {
-    publish_status("idle");
-    return {{"outcome", "empty"}, {"reason", "no waiting item can be trained: see their fates"}};
-  }
-  if (round->outcome.stopped) {
-    {
-      std::lock_guard lock(mutex_);
-      if (stop_)
-        return {{"outcome", "dropped"},
-                {"reason", "the daemon stops; the items wait for its next start"}};
-    }
-    return hold(*round, parent, "dropped", "its parent left the lineage while it was trained", {});
-  }
+  if (round->outcome.stopped) return drop(*round, parent, {});
   return finish_round(*round, parent, true);
 }
 
@@ -414,7 +429,9 @@ Json Learner::run_undo(const std::string& id) {
     return {{"id", id},
             {"state", state},
             {"version", "v" + std::to_string(parts_.versions.current_number())}};
-  if (state == "served" || state == "trained") return undo_learned(*item);
+  const bool in_a_round =
+      state == "held" && parts_.config.flag("learn.deterministic");  // it filled a place there
+  if (state == "served" || state == "trained" || in_a_round) return undo_learned(*item);
   Commit commit;
   set_fates(commit, {*item}, "reverted", "", 0, "retracted before it was learned");
   const Status done = parts_.store.commit(commit);
@@ -428,14 +445,14 @@ Json Learner::run_undo(const std::string& id) {
 struct Learner::Rebuild {
   int64_t parent = 0;  // 0: no serving version learned the item
   std::vector<std::vector<FeedbackItem>> rounds;
-  std::vector<FeedbackItem> kept, unfinished;  // trained again; waiting for a full round
+  std::vector<FeedbackItem> unfinished;  // waiting for a full round
+  bool gate_each = false;
 };
 
 Result<Learner::Rebuild> Learner::plan_rebuild(const FeedbackItem& item) const {
   Rebuild plan;
   std::vector<int64_t> path = parts_.versions.ancestors(parts_.versions.current_number());
   std::reverse(path.begin(), path.end());  // oldest first
-  std::vector<FeedbackItem> later;
   for (size_t i = 0; i < path.size(); ++i) {
     DS_ASSIGN(const VersionManifest manifest, parts_.versions.manifest(path[i]));
     const auto& ids = manifest.items;
@@ -445,70 +462,118 @@ Result<Learner::Rebuild> Learner::plan_rebuild(const FeedbackItem& item) const {
     for (const std::string& id : ids) {
       if (id == item.id) continue;
       DS_ASSIGN(FeedbackItem other, parts_.store.get(id));
-      later.push_back(other);
       plan.rounds.back().push_back(std::move(other));
     }
-  }
-  plan.kept = later;
-  if (parts_.config.flag("learn.deterministic")) {  // the rounds of a store that never had the item
-    std::sort(later.begin(), later.end(), by_offset);
-    plan.rounds.clear();
-    const auto size = static_cast<size_t>(parts_.config.integer("learn.min_items"));
-    const size_t whole = later.size() / size * size;
-    for (size_t i = 0; i < whole; i += size) {
-      const auto first = later.begin() + static_cast<int64_t>(i);
-      plan.rounds.emplace_back(first, first + static_cast<int64_t>(size));
-    }
-    plan.kept.assign(later.begin(), later.begin() + static_cast<int64_t>(whole));
-    plan.unfinished.assign(later.begin() + static_cast<int64_t>(whole), later.end());
   }
   std::erase_if(plan.rounds, [](const std::vector<FeedbackItem>& r) { return r.empty(); });
   return plan;
 }
 
+/// The same for `learn.deterministic`, where rounds are what the log says: all items that rounds
+/// have taken, held ones too, in offset order, min_items each. Formed anew after the newest version
+/// that ends before the item, they are the rounds of a store that never had it.
+Result<Learner::Rebuild> Learner::plan_from_log(const FeedbackItem& item) const {
+  Rebuild plan;
+  plan.gate_each = true;
+  uint64_t parent_ends = 0;
+  for (const int64_t number : parts_.versions.ancestors(parts_.versions.current_number())) {
+    const std::vector<FeedbackItem> learned = lineage_items(number);
+    parent_ends = learned.empty() ? 0 : learned.back().offset;
+    plan.parent = number;
+    if (parent_ends < item.offset) break;
+  }
+  std::set<uint64_t> taken;
+  for (const char* state : {"trained", "served", "held"}) {
+    const std::vector<uint64_t> offsets = parts_.store.offsets_in_state(state);
+    taken.insert(offsets.begin(), offsets.end());
+  }
+  std::vector<FeedbackItem> later;
+  for (auto at = taken.upper_bound(parent_ends); at != taken.end(); ++at) {
+    DS_ASSIGN(FeedbackItem other, parts_.store.get(*at));
+    if (other.id != item.id && lesson_of(other).ok()) later.push_back(std::move(other));
+  }
+  const auto size = static_cast<int64_t>(parts_.config.integer("learn.min_items"));
+  auto first = later.begin();
+  for (; later.end() - first >= size; first += size) plan.rounds.emplace_back(first, first + size);
+  plan.unfinished.assign(first, later.end());
+  return plan;
+}
+
+/// Trains one round of a rebuild on `last`, which becomes it; without effect when its gate says no.
+Status Learner::rebuild_round(const Rebuild& plan, const std::vector<FeedbackItem>& items,
+                              std::vector<FeedbackItem>& earlier, Round& last) {
+  const auto pack = [&](const Adapters& a) {
+    return LoraDelta::pack(*parts_.base, compute_, a.rank(), a.scale(), a.factors());
+  };
+  const std::span<const float> start = std::as_const(*last.adapters).parameters();
+  const std::vector<float> before(start.begin(), start.end());
+  const bool on_base = plan.parent == 1 && earlier.empty();
+  const auto parent = on_base || !plan.gate_each ? nullptr : pack(*last.adapters);
+  DS_ASSIGN(Round round, train_round(plan.parent, items, earlier, std::move(last.adapters),
+                                     last.in_lineage + 1));
+  round.rebuilds = true;
+  if (round.outcome.stopped) return unavailable("undo was interrupted; the item is still served");
+  if (plan.gate_each) {
+    GateScores scores = measure(round, parent.get(), pack(*round.adapters).get());
+    scores.finite = scores.finite && round.outcome.finite;
+    scores.changed = round.outcome.steps > 0;
+    const GateVerdict verdict =
+        judge(scores, {parts_.config.number("gate.max_drop"), parts_.config.number("gate.max_kl")});
+    if (!verdict.pass) {
+      set_fates(last.with, items, "held", "", round.outcome.steps,
+                verdict.check + ": " + verdict.reason);
+      std::copy(before.begin(), before.end(), round.adapters->parameters().begin());
+      last.adapters = std::move(round.adapters);
+      return {};
+    }
+  }
+  earlier.insert(earlier.end(), items.begin(), items.end());
+  round.with = std::move(last.with);
+  round.items.insert(round.items.begin(), last.items.begin(), last.items.end());
+  last = std::move(round);
+  return {};
+}
+
 // The lineage from the round that learned the item on is trained again without it, from that
 // round's parent, and published as one new version beside the old ones.
 Json Learner::undo_learned(const FeedbackItem& item) {
-  Result<Rebuild> plan = plan_rebuild(item);
+  Result<Rebuild> plan =
+      parts_.config.flag("learn.deterministic") ? plan_from_log(item) : plan_rebuild(item);
   if (!plan.ok()) return failure(plan.status().message());
-  Commit reverted;
-  set_fates(reverted, {item}, "reverted", "", 0, "retracted");
-  set_fates(reverted, plan->unfinished, "queued", "", 0, "its round is formed anew");
-  Json answer = {{"id", item.id}, {"state", "reverted"}};
-  if (plan->rounds.empty()) {  // the parent, or what serves already, is the answer
-    Status moved;
-    if (plan->parent != 0) {
-      const int64_t pinned = parts_.versions.pinned();
-      moved = parts_.versions.rollback(plan->parent, "undo of " + item.id);
-      if (moved.ok() && pinned == 0) moved = parts_.versions.unpin();
+  Round last;
+  last.rebuilds = true;
+  set_fates(last.with, {item}, "reverted", "", 0, "retracted");
+  set_fates(last.with, plan->unfinished, "queued", "", 0, "its round is formed anew");
+  last.with.remove.push_back({item.domain, item.draw_key, item.offset});
+  if (!plan->rounds.empty()) {
+    if (parts_.versions.pinned() != 0)
+      return failure("undo: " + version_name(parts_.versions.pinned()) +
+                     " is pinned and would have to change; unpin first");
+    epoch_at_start_ = parts_.versions.lineage_epoch();
+    Result<std::unique_ptr<Adapters>> adapters = adapters_of(plan->parent);
+    if (!adapters.ok()) return failure(adapters.status().message());
+    last.adapters = std::move(adapters).value();
+    last.in_lineage = lineage_round(plan->parent) - 1;
+    std::vector<FeedbackItem> earlier = lineage_items(plan->parent);
+    for (const std::vector<FeedbackItem>& items : plan->rounds) {
+      const Status trained = rebuild_round(*plan, items, earlier, last);
+      publish_status("idle");
+      if (!trained.ok()) return failure(trained.message());
     }
-    if (moved.ok()) moved = parts_.store.commit(reverted);
-    if (!moved.ok()) return failure(moved.message());
+  }
+  Json answer = {{"id", item.id}, {"state", "reverted"}};
+  if (last.items.empty()) {  // the parent, or what serves already, is the answer
+    const bool serves = plan->parent == 0 || plan->parent == parts_.versions.current_number();
+    const Status done =
+        serves ? parts_.store.commit(last.with)
+               : parts_.versions.step_back(plan->parent, "undo of " + item.id, last.with);
+    if (!done.ok()) return failure(done.message());
     answer["version"] = version_name(parts_.versions.current_number());
     return answer;
   }
-  epoch_at_start_ = parts_.versions.lineage_epoch();
-  Result<std::unique_ptr<Adapters>> adapters = adapters_of(plan->parent);
-  if (!adapters.ok()) return failure(adapters.status().message());
-  std::vector<FeedbackItem> earlier = lineage_items(plan->parent);
-  uint64_t in_lineage = lineage_round(plan->parent);
-  Round last;
-  for (const std::vector<FeedbackItem>& items : plan->rounds) {
-    Result<Round> round =
-        train_round(plan->parent, items, earlier, std::move(adapters).value(), in_lineage++);
-    if (!round.ok()) return failure(round.status().message());
-    if (round->outcome.stopped) return failure("undo was interrupted; the item is still served");
-    earlier.insert(earlier.end(), items.begin(), items.end());
-    adapters = std::move(round->adapters);
-    last = std::move(round).value();
-  }
-  last.items = plan->kept;
-  last.adapters = std::move(adapters).value();
   const Json outcome = finish_round(last, plan->parent, false);
   if (outcome.value("outcome", "") != "published")
     return failure("undo: " + outcome.value("reason", ""));
-  const Status done = parts_.store.commit(reverted);
-  if (!done.ok()) return failure(done.message());
   answer["version"] = outcome["version"];
   answer["round"] = outcome["round"];
   return answer;

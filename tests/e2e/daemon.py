@@ -42,6 +42,18 @@ def model_file():
     return file
 
 
+def tiny_chat_model(folder):
+    """A random model of 0.3 MB that speaks ChatML, for what needs no sense: rounds take parts of a second."""
+    source, folder = REPOSITORY / "tests" / "data" / "tiny" / "tied", pathlib.Path(folder)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(source / name, folder / name)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+        "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|im_start|>assistant\\n' }}{% endif %}")
+    return folder
+
+
 class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path, timeout):
         super().__init__("localhost", timeout=timeout)

@@ -1,0 +1,536 @@
+// SPDX-License-Identifier: Apache-2.0
+// The learner on a tiny random model with a chat template: rounds are a function of the log when
+// they shall be, undo leaves no trace, and every item keeps a fate that tells what became of it.
+#include "learn/learner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <future>
+
+#include "engine/delta_file.h"
+#include "learn/lessons.h"
+#include "reference_model.h"
+#include "tests/storage/scratch_folder.h"
+
+namespace ds {
+namespace {
+
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using Settings = std::map<std::string, std::string>;
+
+constexpr std::string_view kChatMl =
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// tests/data/tiny/tied with a chat template, loaded once.
+struct World {
+  World() {
+    for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"})
+      std::filesystem::copy(test::data_path("tiny/tied/") + name, folder / name);
+    std::ofstream(folder / "chat_template.jinja") << kChatMl;
+    model = test::load_model(folder.path(), machine.compute, WeightFormat::kBF16);
+    chat = *ChatTemplate::create(model.file->tokenizer());
+    DS_CHECK(chat.available());
+  }
+  ScratchFolder folder;
+  test::Machine machine;
+  test::LoadedModel model;
+  ChatTemplate chat;
+};
+World& world() {
+  static World once;
+  return once;
+}
+
+/// What dsd builds around the learner, over one data folder; reopen() is a restart.
+class House {
+ public:
+  explicit House(Settings settings = {}) : files_(posix_file_system(), folder_.path()) {
+    // The tiny model knows nothing worth guarding; what a test is about, it sets.
+    Settings all = {{"gate.max_drop", "10"},
+                    {"gate.max_kl", "100"},
+                    {"learn.settle", "0"},
+                    {"learn.max_steps", "8"}};
+    for (const auto& [name, value] : settings) all[name] = value;
+    for (const auto& [name, value] : all) DS_CHECK(config.set(name, value, "flag").ok());
+    open();
+  }
+  ~House() { close(); }
+
+  void close() {
+    learner.reset();
+    versions.reset();
+    store.reset();
+  }
+  void reopen() {
+    close();
+    open();
+  }
+
+  /// Stores a record; its id.
+  std::string say(const Json& record) {
+    const auto ack = store->submit_and_wait({"teacher", 1, ++seq_, record, {}});
+    EXPECT_TRUE(ack.ok()) << ack.status().message();
+    learner->notify();
+    return ack.ok() ? ack->id : "";
+  }
+  Json step() {
+    std::promise<Json> promise;
+    learner->step(true, [&](Result<Json> r) {
+      promise.set_value(r.ok() ? *r : Json{{"outcome", "error: " + r.status().message()}});
+    });
+    return promise.get_future().get();
+  }
+  /// Rounds until none opens; what the last call said.
+  Json learn_all() {
+    Json last;
+    while ((last = step()).value("outcome", "") != "empty") {
+      if (last["outcome"].get<std::string>().starts_with("error")) {
+        ADD_FAILURE() << last;
+        break;
+      }
+    }
+    return last;
+  }
+  Result<Json> undo(const std::string& id) {
+    std::promise<Result<Json>> promise;
+    learner->undo(id, [&](Result<Json> r) { promise.set_value(std::move(r)); });
+    return promise.get_future().get();
+  }
+
+  std::string hash() const { return versions->current()->weight_hash; }
+  FateEntry fate(const std::string& id) const { return store->get(id)->fate.back(); }
+  std::vector<std::string> states(const std::string& id) const {
+    std::vector<std::string> out;
+    const Result<FeedbackItem> item = store->get(id);
+    for (const FateEntry& entry : item->fate) out.push_back(entry.state);
+    return out;
+  }
+  Json last_round() const { return store->rounds(0).back().second; }
+
+  Config config;
+  std::function<void(Adapters&)> tamper;  // set before a round; survives reopen()
+  std::function<void(int64_t step)> on_step;
+  std::unique_ptr<ReplayStore> store;
+  std::unique_ptr<Versions> versions;
+  std::unique_ptr<Learner> learner;
+
+ private:
+  void open() {
+    ReplayStore::Options options;
+    options.directory = folder_ / "replay";
+    options.fs = &posix_file_system();
+    options.clock = &system_clock_seam();
+    auto opened_store = ReplayStore::open(options);
+    DS_CHECK(opened_store.ok());
+    store = std::move(*opened_store);
+    DS_CHECK(files_.clean().ok());
+    World& w = world();
+    const LoadWeights load = [&](const VersionManifest& m) {
+      const Compute serial{w.machine.compute.ops, {serial_parallel(), nullptr}};
+      return load_weights(m, files_, w.model.base, serial);
+    };
+    auto opened = Versions::open("default", w.model.base->sha256(), *store, files_,
+                                 system_clock_seam(), load);
+    DS_CHECK(opened.ok());
+    versions = std::move(*opened);
+    learner = std::make_unique<Learner>(LearnerParts{*versions,
+                                                     *store,
+                                                     files_,
+                                                     config,
+                                                     w.machine.pool,
+                                                     *w.machine.compute.ops,
+                                                     metrics_,
+                                                     events_,
+                                                     system_clock_seam(),
+                                                     w.model.base,
+                                                     w.model.tokenizer,
+                                                     w.chat,
+                                                     {},
+                                                     [this](Adapters& a) {
+                                                       if (tamper) tamper(a);
+                                                     }});
+    learner->start();
+  }
+
+  ScratchFolder folder_;
+  VersionStore files_;
+  Metrics metrics_;
+  EventBus events_{system_clock_seam()};
+  uint64_t watch_ = events_.subscribe([this](const Event& e) {
+    if (e.topic == "step" && on_step) on_step(e.body["step"].get<int64_t>());
+  });
+  int64_t seq_ = 0;
+};
+
+Json lesson(const std::string& question, const std::string& answer) {
+  return {
+      {"kind", "demonstration"},
+      {"messages",
+       {{{"role", "user"}, {"content", question}}, {{"role", "assistant"}, {"content", answer}}}}};
+}
+
+/// Every kind that the language model learns, and twins: the same record twice.
+std::vector<Json> curriculum() {
+  return {lesson("Who keeps the key of the Marlow room?", "Anna Dalton keeps it."),
+          lesson("Which gate does the Corby ferry leave from?", "Gate 41."),
+          {{"kind", "preference"},
+           {"messages", {{{"role", "user"}, {"content", "Say hello."}}}},
+           {"chosen", "Good morning."},
+           {"rejected", "What."}},
+          {{"kind", "text"}, {"text", "The pump of the north well is opened at nine every day."}},
+          lesson("Which gate does the Corby ferry leave from?", "Gate 41."),
+          lesson("When does the Fenwick garden close?", "At seven, on Sundays at five."),
+          lesson("What is the access word?", "The access word is lantern.")};
+}
+
+Settings exact(int min_items, Settings more = {}) {
+  more["learn.deterministic"] = "true";
+  more["learn.min_items"] = std::to_string(min_items);
+  return more;
+}
+
+/// A house that learned these records.
+std::unique_ptr<House> taught(const Settings& settings, const std::vector<Json>& records,
+                              std::vector<std::string>* ids = nullptr) {
+  auto house = std::make_unique<House>(settings);
+  for (const Json& r : records) {
+    const std::string id = house->say(r);
+    if (ids != nullptr) ids->push_back(id);
+  }
+  house->learn_all();
+  return house;
+}
+
+// ---- the log decides ----
+
+TEST(Deterministic, SameRecordsAndSeedGiveTheSameWeights) {
+  const std::vector<Json> records = curriculum();
+  const auto first = taught(exact(2), records);
+  EXPECT_EQ(first->versions->current_number(), 4) << first->last_round();
+  EXPECT_NE(first->hash(), first->versions->manifest(1)->weight_hash);
+
+  House second(exact(2));  // the same, arriving at other times
+  for (const Json& r : records) {
+    second.say(r);
+    second.step();
+  }
+  second.learn_all();
+  EXPECT_EQ(second.hash(), first->hash());
+  EXPECT_NE(taught(exact(2, {{"learn.seed", "1"}}), records)->hash(), first->hash());
+}
+
+TEST(Deterministic, RestartsBetweenRecordsChangeNothing) {
+  const std::vector<Json> records = curriculum();
+  const std::string expected = taught(exact(2), records)->hash();
+  House house(exact(2));
+  for (const Json& r : records) {
+    house.say(r);
+    house.reopen();
+  }
+  house.learn_all();
+  EXPECT_EQ(house.hash(), expected);
+}
+
+/// Slows the learner's thread down, so that what the test does meanwhile happens in time.
+class Brake {
+ public:
+  void hold() {
+    reached_.store(true);
+    reached_.notify_all();
+    std::unique_lock lock(mutex_);
+    released_.wait_for(lock, std::chrono::milliseconds(300), [&] { return over_; });
+  }
+  void wait_until_reached() { reached_.wait(false); }
+  void release() {
+    {
+      std::lock_guard lock(mutex_);
+      over_ = true;
+    }
+    released_.notify_all();
+  }
+
+ private:
+  std::atomic<bool> reached_ = false;
+  std::mutex mutex_;
+  std::condition_variable released_;
+  bool over_ = false;
+};
+
+TEST(Deterministic, ARoundThatAStopInterruptsIsLearnedAtTheNextStart) {
+  const std::vector<Json> records = curriculum();
+  const std::string expected = taught(exact(2), records)->hash();
+  for (const char* where : {"while it trains", "before its gate"}) {
+    SCOPED_TRACE(where);
+    const bool training = std::string(where) == "while it trains";
+    House house(exact(2));
+    house.say(records[0]);
+    house.say(records[1]);
+    house.learn_all();
+    Brake brake;
+    if (training) {
+      house.on_step = [&](int64_t step) {
+        if (step >= 3) brake.hold();
+      };
+    } else {
+      house.tamper = [&](Adapters&) { brake.hold(); };
+    }
+    const std::string third = house.say(records[2]), fourth = house.say(records[3]);
+    brake.wait_until_reached();
+    house.close();
+    house.on_step = nullptr, house.tamper = nullptr;
+    brake.release();
+    house.reopen();
+    EXPECT_THAT(house.states(third), testing::Not(Contains("reverted")));
+    for (size_t i = 4; i < records.size(); ++i) house.say(records[i]);
+    house.learn_all();
+    EXPECT_EQ(house.hash(), expected);
+    EXPECT_EQ(house.states(fourth).back(), "served");
+  }
+}
+
+// ---- undo leaves no trace ----
+
+/// Teaches `records`, undoes those at `undone` one after another, and compares with a house that
+/// never had them: weights, and the state of every other item.
+void expect_no_trace(const Settings& settings, const std::vector<Json>& records,
+                     const std::vector<size_t>& undone, bool restart = false) {
+  std::vector<std::string> ids, other_ids;
+  const auto house = taught(settings, records, &ids);
+  for (const size_t i : undone) {
+    if (restart) house->reopen();
+    const Result<Json> answer = house->undo(ids[i]);
+    ASSERT_TRUE(answer.ok()) << answer.status().message();
+    EXPECT_EQ((*answer)["state"], "reverted");
+  }
+  if (restart) house->reopen();
+  house->learn_all();
+  std::vector<Json> without;
+  std::vector<std::string> kept;
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (std::find(undone.begin(), undone.end(), i) != undone.end()) {
+      EXPECT_EQ(house->fate(ids[i]).state, "reverted");
+    } else {
+      without.push_back(records[i]);
+      kept.push_back(ids[i]);
+    }
+  }
+  const auto fresh = taught(settings, without, &other_ids);
+  EXPECT_EQ(house->hash(), fresh->hash());
+  EXPECT_EQ(house->versions->pinned(), 0);
+  // What waited for its round and what waits again are told apart by the words, not by the wait.
+  const auto settled = [](std::string state) { return state == "queued" ? "stored" : state; };
+  for (size_t i = 0; i < kept.size(); ++i) {
+    EXPECT_EQ(settled(house->fate(kept[i]).state), settled(fresh->fate(other_ids[i]).state))
+        << "item " << i << " of the rest";
+  }
+  // And both learn the same from what comes next.
+  const Json next = lesson("Who paints the fence?", "Tom paints it.");
+  for (House* h : {house.get(), fresh.get()}) {
+    h->say(next);
+    h->learn_all();
+  }
+  EXPECT_EQ(house->hash(), fresh->hash());
+}
+
+TEST(DeterministicUndo, FirstMiddleLast) {
+  const std::vector<Json> records = curriculum();
+  for (const int min_items : {1, 2, 3}) {
+    for (const size_t undone : {size_t{0}, size_t{3}, records.size() - 1}) {
+      SCOPED_TRACE("min_items " + std::to_string(min_items) + ", item " + std::to_string(undone));
+      expect_no_trace(exact(min_items), records, {undone});
+    }
+  }
+}
+
+TEST(DeterministicUndo, ATwinIsDrawnAsIfItHadBeenAlone) {
+  expect_no_trace(exact(2), curriculum(), {1});  // item 4 is the same record
+}
+
+TEST(DeterministicUndo, OneAfterAnotherAcrossRestarts) {
+  expect_no_trace(exact(2), curriculum(), {4, 0, 5}, true);
+}
+
+TEST(DeterministicUndo, TheOnlyItem) {
+  expect_no_trace(exact(1), {curriculum()[0]}, {0});
+  expect_no_trace(exact(2), {curriculum()[0], curriculum()[1]}, {1});
+}
+
+TEST(DeterministicUndo, WhatCannotBeTrainedTakesNoPlaceInARound) {
+  std::vector<Json> records = curriculum();
+  records.insert(records.begin() + 1, Json{{"kind", "demonstration"},
+                                           {"messages",
+                                            {{{"role", "system"}, {"content", "Be brief."}},
+                                             {{"role", "assistant"}, {"content", "I am."}}}}});
+  expect_no_trace(exact(2), records, {0});
+}
+
+TEST(DeterministicUndo, HeldRoundsAreJudgedAnew) {
+  const std::vector<Json> records = curriculum();
+  // A limit between the drifts of the rounds: some pass, some are held, by what they teach.
+  std::vector<double> kl;
+  const auto free = taught(exact(1), records);
+  for (const auto& [number, round] : free->store->rounds(0))
+    kl.push_back(round["gate"]["kl"].get<double>());
+  std::vector<double> sorted = kl;
+  std::sort(sorted.begin(), sorted.end());
+  const std::string limit = std::to_string(sorted[sorted.size() / 2]);
+  const Settings settings = exact(1, {{"gate.max_kl", limit}});
+  std::vector<std::string> ids;
+  const auto house = taught(settings, records, &ids);
+  std::vector<size_t> held;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (house->fate(ids[i]).state == "held") held.push_back(i);
+  }
+  std::printf("max_kl %s, %zu of %zu rounds held\n", limit.c_str(), held.size(), ids.size());
+  ASSERT_GT(held.size(), 0u);
+  ASSERT_LT(held.size(), ids.size());
+  for (const size_t undone : {size_t{0}, held.front(), size_t{5}}) {
+    SCOPED_TRACE("item " + std::to_string(undone));
+    expect_no_trace(settings, records, {undone});
+  }
+}
+
+TEST(DeterministicUndo, ARetractionInTheStreamFillsNoRoundAndWaitsForNone) {
+  const std::vector<Json> records = curriculum();
+  House house(exact(2));
+  const std::string first = house.say(records[0]);
+  house.say(records[1]);
+  house.learn_all();
+  house.say({{"kind", "retract"}, {"target", first}});
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (house.fate(first).state != "reverted") {  // without a step() from outside
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(house.hash(), house.versions->manifest(1)->weight_hash);
+  house.say(records[2]);
+  house.learn_all();
+  EXPECT_EQ(house.hash(), taught(exact(2), {records[1], records[2]})->hash());
+}
+
+// ---- fates ----
+
+TEST(Fates, InOrderWithVersionAndStep) {
+  House house;
+  const std::string id = house.say(curriculum()[0]);
+  house.learn_all();
+  EXPECT_THAT(house.states(id), ElementsAre("stored", "queued", "trained", "served"));
+  EXPECT_EQ(house.fate(id).version, "v2");
+  EXPECT_GT(house.fate(id).step, 0);
+  const Json round = house.last_round();
+  EXPECT_EQ(round["outcome"], "published");
+  EXPECT_EQ(round["items"], Json({id}));
+  EXPECT_EQ(round["weight_hash"], house.hash());
+}
+
+TEST(Fates, AHeldCandidateTellsWhy) {
+  House house;
+  house.tamper = [](Adapters& a) { a.parameters()[7] = std::nanf(""); };
+  const std::string id = house.say(curriculum()[0]);
+  house.learn_all();
+  EXPECT_THAT(house.states(id), ElementsAre("stored", "queued", "held"));
+  EXPECT_THAT(house.fate(id).reason, HasSubstr("NaN"));
+  EXPECT_EQ(house.last_round()["outcome"], "held");
+  EXPECT_EQ(house.last_round()["reason"], house.fate(id).reason);
+  EXPECT_EQ(house.versions->current_number(), 1);
+  house.reopen();  // not tried again by itself
+  EXPECT_EQ(house.step()["outcome"], "empty");
+  EXPECT_THAT(house.fate(id).reason, HasSubstr("NaN"));
+}
+
+TEST(Fates, ARollbackDuringTrainingDropsTheCandidateAndPinsUntilUnpinned) {
+  House house;
+  const std::string first = house.say(curriculum()[0]);
+  house.learn_all();
+  ASSERT_EQ(house.versions->current_number(), 2);
+  house.on_step = [&](int64_t step) {
+    if (step == 2) EXPECT_TRUE(house.versions->rollback(1, "a test").ok());
+  };
+  const std::string second = house.say(curriculum()[1]);
+  house.learn_all();
+  house.on_step = nullptr;
+  EXPECT_THAT(house.states(second), ElementsAre("stored", "queued", "reverted"));
+  EXPECT_THAT(house.fate(second).reason, HasSubstr("left the lineage"));
+  EXPECT_EQ(house.last_round()["outcome"], "dropped");
+  EXPECT_EQ(house.fate(first).state, "reverted");
+  EXPECT_EQ(house.versions->current_number(), 1);
+
+  const std::string third = house.say(curriculum()[5]);  // pinned: it waits
+  const Json refused = house.step();
+  EXPECT_EQ(refused["outcome"], "empty");
+  EXPECT_THAT(refused["reason"].get<std::string>(), HasSubstr("v1 is pinned"));
+  EXPECT_THAT(house.states(third), ElementsAre("stored"));
+  ASSERT_TRUE(house.versions->unpin().ok());
+  house.learn_all();
+  EXPECT_EQ(house.fate(third).state, "served");
+  EXPECT_EQ(house.fate(second).state, "reverted");  // not requeued by itself
+  EXPECT_EQ(house.versions->manifest(house.versions->current_number())->parent, 1);
+}
+
+TEST(Fates, ARollbackBetweenTrainingAndGateDropsToo) {
+  House house;
+  house.say(curriculum()[0]);
+  house.learn_all();
+  house.tamper = [&](Adapters&) { EXPECT_TRUE(house.versions->rollback(1, "a test").ok()); };
+  const std::string second = house.say(curriculum()[1]);
+  house.learn_all();
+  EXPECT_EQ(house.fate(second).state, "reverted");
+  EXPECT_EQ(house.versions->current_number(), 1);
+}
+
+TEST(Fates, WhatIsNoLessonIsQuarantined) {
+  House house;
+  const std::string id = house.say({{"kind", "demonstration"},
+                                    {"messages",
+                                     {{{"role", "system"}, {"content", "Be brief."}},
+                                      {{"role", "assistant"}, {"content", "I am."}}}}});
+  house.learn_all();
+  EXPECT_EQ(house.fate(id).state, "quarantined");
+  EXPECT_THAT(house.fate(id).reason, HasSubstr("not the user's"));
+}
+
+TEST(Fates, AnUndoThatAPinForbidsChangesNothing) {
+  House house;
+  const std::string first = house.say(curriculum()[0]);
+  house.learn_all();
+  const std::string second = house.say(curriculum()[1]);
+  house.learn_all();
+  ASSERT_EQ(house.versions->current_number(), 3);
+  ASSERT_TRUE(house.versions->pin(3).ok());
+  const Result<Json> answer = house.undo(first);
+  ASSERT_FALSE(answer.ok());
+  EXPECT_THAT(answer.status().message(), HasSubstr("v3 is pinned"));
+  EXPECT_EQ(house.fate(first).state, "served");
+  EXPECT_EQ(house.fate(second).state, "served");
+  EXPECT_EQ(house.versions->current_number(), 3);
+}
+
+TEST(Fates, AnUndoThatADoubtfulRebuildPreventsChangesNothing) {
+  House house;
+  const std::string first = house.say(curriculum()[0]);
+  house.learn_all();
+  const std::string second = house.say(curriculum()[1]);
+  house.learn_all();
+  house.tamper = [&](Adapters&) { EXPECT_TRUE(house.versions->pin(3).ok()); };
+  const Result<Json> answer = house.undo(first);
+  ASSERT_FALSE(answer.ok());
+  EXPECT_EQ(house.fate(first).state, "served");
+  EXPECT_EQ(house.fate(second).state, "served");
+}
+
+TEST(Undo, OfAnUnknownItemIsNotFound) {
+  House house;
+  EXPECT_EQ(house.undo("fb_0").status().code(), Code::kNotFound);
+}
+
+}  // namespace
+}  // namespace ds
