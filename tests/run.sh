@@ -24,7 +24,9 @@ for option in "$@"; do
   esac
 done
 
-make_venv() { "$ds_python" -m venv build/venv && build/venv/bin/pip install -q -r tests/e2e/requirements.txt; }
+make_venv() {
+  "$ds_python" -m venv build/venv && build/venv/bin/pip install -q --no-deps -r tests/e2e/requirements.txt
+}
 
 setup_venv() {
   # The list is copied in only after it has been installed: a broken installation is made anew.

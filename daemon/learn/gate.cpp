@@ -46,7 +46,8 @@ GateVerdict judge(const GateScores& s, const GateLimits& limits) {
   }
   for (const auto& [name, d] : s.domains) {
     const double rise = d.before > 0 ? d.after / d.before - 1.0 : 0.0;
-    if (!(rise <= limits.max_drop)) {
+    const double doubt = d.before > 0 ? 2.0 * d.noise / d.before : 0.0;
+    if (!(rise - doubt <= limits.max_drop)) {
       return held("domain", "domain " + name + ": held-out loss " + number(d.before) + " -> " +
                                 number(d.after) + " (" + number(100 * rise) + " %), limit " +
                                 number(100 * limits.max_drop) + " %");
@@ -68,7 +69,7 @@ GateVerdict judge(const GateScores& s, const GateLimits& limits) {
 Json to_json(const GateScores& s, const GateVerdict& verdict) {
   Json domains = Json::object();
   for (const auto& [name, d] : s.domains)
-    domains[name] = {{"before", d.before}, {"after", d.after}};
+    domains[name] = {{"before", d.before}, {"after", d.after}, {"noise", d.noise}};
   double before = 0, after = 0;
   for (const auto& item : s.items) {
     before += item.before / static_cast<double>(s.items.size());

@@ -29,6 +29,9 @@ struct GateScores {
   std::vector<Item> items;
   struct Domain {
     double before = 0, after = 0;  ///< mean held-out loss, nats per token
+    /// Standard error of the mean rise over the held-out examples; 0: the means are taken as they
+    /// are. A rise counts as far as it exceeds twice this.
+    double noise = 0;
   };
   std::map<std::string, Domain> domains;
   double kl = 0;

@@ -227,9 +227,7 @@ bool TaskModels::train() {
       std::lock_guard lock(mutex_);
       model = &models_.at(name);
     }
-    if (model->versions->pinned() == 0)
-      train_model(name, *model, std::move(fresh));
-    else
+    if (model->versions->pinned() != 0 || !train_model(name, *model, std::move(fresh)))
       return false;
   }
   return true;
@@ -262,17 +260,54 @@ bool TaskModels::stream(Mlp& mlp, const std::vector<Example>& fresh,
   return true;
 }
 
-double TaskModels::mean_loss(const Mlp& mlp, const std::vector<Example>& examples) const {
+/// Cross-entropy of each example in nats.
+std::vector<double> TaskModels::losses(const Mlp& mlp, const std::vector<Example>& examples) const {
   std::vector<float> x;
-  std::vector<int32_t> y;
-  for (const Example& e : examples) {
-    x.insert(x.end(), e.input.begin(), e.input.end());
-    y.push_back(e.label);
+  for (const Example& e : examples) x.insert(x.end(), e.input.begin(), e.input.end());
+  const std::vector<float> scores =
+      mlp.forward(training_, static_cast<int64_t>(examples.size()), x.data());
+  const size_t classes = scores.size() / examples.size();
+  std::vector<double> out;
+  for (size_t i = 0; i < examples.size(); ++i) {
+    const float* row = scores.data() + i * classes;
+    const float top = *std::max_element(row, row + classes);
+    double sum = 0;
+    for (size_t c = 0; c < classes; ++c) sum += std::exp(row[c] - top);
+    out.push_back(top + std::log(sum) - row[examples[i].label]);
   }
-  return mlp.loss(training_, static_cast<int64_t>(y.size()), x.data(), y.data(), {});
+  return out;
 }
 
-void TaskModels::train_model(const std::string& name, Model& model, std::vector<Example> fresh) {
+GateScores TaskModels::measure(const std::string& name, const Mlp& before, const Mlp& after,
+                               const std::vector<Example>& fresh,
+                               const std::vector<Example>& held) const {
+  GateScores scores;
+  if (!held.empty()) {
+    // The held-out examples are few, and a short round moves their mean by chance as much as by
+    // harm: what counts is the rise that chance does not explain.
+    const std::vector<double> was = losses(before, held), is = losses(after, held);
+    const auto n = static_cast<double>(held.size());
+    GateScores::Domain& domain = scores.domains[name];
+    double squares = 0;
+    for (size_t i = 0; i < held.size(); ++i) {
+      domain.before += was[i] / n;
+      domain.after += is[i] / n;
+      squares += (is[i] - was[i]) * (is[i] - was[i]);
+    }
+    const double rise = domain.after - domain.before;
+    if (held.size() > 1) domain.noise = std::sqrt(std::max(0.0, squares / n - rise * rise) / (n - 1));
+  }
+  if (!fresh.empty()) {
+    double was = 0, is = 0;
+    for (const double loss : losses(before, fresh)) was += loss;
+    for (const double loss : losses(after, fresh)) is += loss;
+    const auto n = static_cast<double>(fresh.size());
+    scores.items.push_back({name, -was / n, -is / n});
+  }
+  return scores;
+}
+
+bool TaskModels::train_model(const std::string& name, Model& model, std::vector<Example> fresh) {
   const int64_t parent = model.versions->current_number();
   const std::shared_ptr<const Weights> before = model.versions->current();
   Commit commit;
@@ -294,12 +329,9 @@ void TaskModels::train_model(const std::string& name, Model& model, std::vector<
   int64_t steps = 0;
   const bool finite = stream(mlp, fresh, replay, seed, steps);
   GateScores scores;
+  if (finite) scores = measure(name, *before->mlp, mlp, fresh, held);
   scores.finite = finite;
   scores.changed = steps > 0;
-  if (finite && !held.empty())
-    scores.domains[name] = {mean_loss(*before->mlp, held), mean_loss(mlp, held)};
-  if (finite && !fresh.empty())
-    scores.items.push_back({name, -mean_loss(*before->mlp, fresh), -mean_loss(mlp, fresh)});
   const GateVerdict verdict =
       judge(scores, {config_.number("gate.max_drop"), config_.number("gate.max_kl")});
 
@@ -336,8 +368,12 @@ void TaskModels::train_model(const std::string& name, Model& model, std::vector<
   } else {
     done = store_.commit(commit);
   }
-  if (!done.ok()) log(LogLevel::kError, "learn", version + ": " + done.message());
+  if (!done.ok()) {
+    log(LogLevel::kError, "learn", version + ": " + done.message());
+    event["outcome"] = "failed", event["reason"] = done.message();
+  }
   events_.publish("gate", event);
+  return done.ok();
 }
 
 }  // namespace ds

@@ -33,7 +33,8 @@ class TaskModels {
   /// {label, scores (softmax), version} of one input row. Any thread. `ref` is a name or "name@vN".
   Result<Json> infer(const std::string& ref, const std::vector<float>& input) const;
 
-  /// One round on the labels that wait for some model; false when none do. The learner's thread.
+  /// One round on the labels that wait for some model; false when none do, or when its outcome
+  /// could not be stored (they wait on). The learner's thread.
   bool train();
 
  private:
@@ -50,8 +51,10 @@ class TaskModels {
   Result<Example> example_of(const FeedbackItem& item, const Model& model) const;
   bool stream(Mlp& mlp, const std::vector<Example>& fresh, const std::vector<Example>& replay,
               uint64_t seed, int64_t& steps) const;
-  double mean_loss(const Mlp& mlp, const std::vector<Example>& examples) const;
-  void train_model(const std::string& name, Model& model, std::vector<Example> fresh);
+  std::vector<double> losses(const Mlp& mlp, const std::vector<Example>& examples) const;
+  GateScores measure(const std::string& name, const Mlp& before, const Mlp& after,
+                     const std::vector<Example>& fresh, const std::vector<Example>& held) const;
+  bool train_model(const std::string& name, Model& model, std::vector<Example> fresh);
   std::vector<Example> stored_examples(const std::string& domain, const Model& model) const;
   const Model* find(const std::string& name) const;
 

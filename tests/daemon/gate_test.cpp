@@ -67,6 +67,16 @@ TEST(Gate, ADamagedDomainIsHeldAndNamed) {
   EXPECT_EQ(judge(s, kLimits).check, "domain");
 }
 
+TEST(Gate, ARiseWithinTheNoiseOfItsMeasurementIsNone) {
+  GateScores s = good();
+  s.domains["manuals"] = {2.0, 2.10, 0.05};  // 5 % +- 2.5 %: chance alone may do that
+  EXPECT_TRUE(judge(s, kLimits).pass);
+  s.domains["manuals"] = {2.0, 2.13, 0.05};  // 1.5 % more than chance explains
+  EXPECT_EQ(judge(s, kLimits).check, "domain");
+  s.domains["manuals"] = {2.0, 2.0, std::nan("")};
+  EXPECT_EQ(judge(s, kLimits).check, "domain");
+}
+
 TEST(Gate, ItemsThatDidNotImproveAreHeldAndCounted) {
   GateScores s = good();
   s.items.push_back({"fb_3", -1.0, -1.5});
