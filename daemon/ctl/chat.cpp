@@ -161,8 +161,8 @@ bool Chat::report(const std::string& id, int64_t& stored_ms) {
   return true;
 }
 
-/// Watches the last feedback until it is served or will not be. Any key goes on without waiting;
-/// the outcome is then told before a later prompt.
+/// Watches the last feedback until it is served or will not be. Any key goes on without waiting and is the
+/// first of the next line; the outcome is then told before a later prompt.
 void Chat::wait_until_learned() {
   Progress progress("learning", 0);
   int64_t stored_ms = 0;
@@ -179,10 +179,6 @@ void Chat::wait_until_learned() {
     progress.update(0, state + (terminal_ ? "  (Enter goes on)" : ""));
     pollfd watched[2] = {{interrupt_fd(), POLLIN, 0}, {STDIN_FILENO, POLLIN, 0}};
     if (poll(watched, terminal_ ? 2 : 1, kPollMs) > 0) break;
-  }
-  if (terminal_ && !interrupted()) {
-    char key[256];
-    [[maybe_unused]] const ssize_t typed = read(STDIN_FILENO, key, sizeof key);
   }
   pending_.push_back(last_feedback_);
 }

@@ -58,7 +58,9 @@ int read_character(EditLine* editor, wchar_t* character) {
     if (::read(fileno(input), &byte, 1) != 1) return 0;
     const size_t used = std::mbrtowc(character, &byte, 1, &state);
     if (used == static_cast<size_t>(-1)) state = {};  // not UTF-8: skipped
-    if (used == 0 || used == 1) return 1;
+    // NUL is no key here: libedit would quote the next one, and a Ctrl-D from before the editor took the
+    // terminal arrives as NUL.
+    if (used == 1) return 1;
   }
 }
 
@@ -93,6 +95,10 @@ LineEditor::LineEditor() {
   el_set(t.editor, EL_EDITOR, "emacs");
   el_set(t.editor, EL_HIST, history, t.history);
   el_set(t.editor, EL_GETCFN, read_character);
+  // Between two reads libedit gives the terminal back to line mode, where a Ctrl-D becomes an end-of-file
+  // mark that the next read sees as NUL. Without line mode, what is typed during an answer stays as it was
+  // typed, and its echo does not mix with the answer. el_end() restores the mode from before.
+  el_set(t.editor, EL_SETTY, "-x", "-icanon", "-echo", nullptr);
 }
 
 LineEditor::~LineEditor() {

@@ -10,6 +10,8 @@ namespace ds::ctl {
 
 class LineEditor {
  public:
+  /// Takes the terminal out of line mode until destroyed: keys typed between two reads are not echoed and
+  /// belong to the next read.
   LineEditor();
   ~LineEditor();
   /// The next line without its newline. No value at the end of input. Ctrl-C clears the line: ""

@@ -244,29 +244,8 @@ bool Terminal::wait_for(const std::string& text, int patience_ms) {
   }
 }
 
-bool Terminal::insist(const std::string& keys, const std::string& text) {
-  constexpr int kTries = 20, kTryMs = 500;
-  for (int i = 0; i < kTries; ++i) {
-    type(keys);
-    if (wait_for(text, kTryMs)) return true;
-  }
-  return false;
-}
-
 void Terminal::type(const std::string& keys) {
   if (write(master_, keys.data(), keys.size()) < 0) std::perror("write to the terminal");
-}
-
-int Terminal::leave() {
-  constexpr int kTries = 20, kTryMs = 500;
-  for (int i = 0; i < kTries; ++i) {
-    type("\x04");
-    while (read_some(kTryMs)) {
-    }
-    pollfd closed = {master_, POLLIN, 0};
-    if (poll(&closed, 1, 0) != 0) break;  // readable without bytes: the other end is gone
-  }
-  return finish();
 }
 
 int Terminal::finish() {

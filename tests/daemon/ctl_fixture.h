@@ -66,10 +66,7 @@ class Terminal {
   ~Terminal();
   /// Reads until `text` has appeared since the last call; false after 10 s or at the end.
   bool wait_for(const std::string& text);
-  /// Types `keys` until `text` appears: a terminal drops what is typed while Ctrl-C is under way.
-  bool insist(const std::string& keys, const std::string& text);
   void type(const std::string& keys);
-  int leave();   ///< Ctrl-D until it ends; the exit code
   int finish();  ///< reads to the end; the exit code, 128 + signal if killed
   const std::string& output() const { return output_; }
 
