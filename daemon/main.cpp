@@ -272,10 +272,12 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     model.tokenizer,
                     model.chat,
                     {display_name(model.file->name()), model.base->sha256(),
-                     model.base->config().architecture, parameter_count(*model.file), 0},
+                     model.base->config().architecture, parameter_count(*model.file), 0,
+                     std::filesystem::absolute(a.model).string()},
                     ops.name,
                     control_of(learner),
                     control_of(tasks),
+                    std::filesystem::absolute(a.data).string(),
                     backup};
   DS_ASSIGN(const std::unique_ptr<Server> server,
             Server::start(std::move(parts), server_options(a, config)));

@@ -186,6 +186,12 @@ Result<ModelConfig> parse_hf_config(const Json& config) {
   return c;
 }
 
+Result<std::vector<std::string>> hf_weight_files(const std::string& folder) {
+  DS_ASSIGN(std::vector<std::string> names, list_weight_files(folder));
+  for (std::string& name : names) name = folder + "/" + name;
+  return names;
+}
+
 Result<HfFolder> read_hf_folder(const std::string& path, Sha256& hash) {
   DS_ASSIGN(const Json config_json, read_required_json(path + "/config.json"));
   Result<ModelConfig> config = parse_hf_config(config_json);
@@ -205,9 +211,8 @@ Result<HfFolder> read_hf_folder(const std::string& path, Sha256& hash) {
     DS_ASSIGN(folder.contents.tokenizer.chat_template, posix_file_system().read(jinja));
   }
 
-  DS_ASSIGN(const std::vector<std::string> names, list_weight_files(path));
-  for (const std::string& name : names) {
-    const std::string file = path + "/" + name;
+  DS_ASSIGN(const std::vector<std::string> files, hf_weight_files(path));
+  for (const std::string& file : files) {
     DS_ASSIGN(FileBytes bytes, FileBytes::read(file, hash, data_start(file)));
     Result<SafeTensors> parsed = parse_safetensors(bytes.bytes());
     if (!parsed.ok()) return parsed.status().in(file);

@@ -28,6 +28,9 @@ struct HfFolder {
   std::vector<FileBytes> files;  ///< what the tensors point into, in name order
 };
 
+/// Paths of the folder's safetensors files in the order in which they are hashed.
+Result<std::vector<std::string>> hf_weight_files(const std::string& folder);
+
 /// Reads the whole folder; `hash` is fed the safetensors files in name order.
 Result<HfFolder> read_hf_folder(const std::string& path, Sha256& hash);
 

@@ -2,6 +2,7 @@
 #include "storage/model_file.h"
 
 #include <filesystem>
+#include <fstream>
 
 #include "storage/dequantize.h"
 #include "storage/file_bytes.h"
@@ -55,6 +56,27 @@ Result<std::unique_ptr<ModelFile>> ModelFile::open(const std::string& path) {
   }
   return std::unique_ptr<ModelFile>(std::make_unique<LoadedModel>(
       path, std::move(contents), std::move(files), to_hex(hash.finish())));
+}
+
+Result<std::string> ModelFile::digest(const std::string& path) {
+  std::vector<std::string> files = {path};
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    DS_ASSIGN(files, hf_weight_files(path));
+  }
+  constexpr size_t kChunk = size_t{1} << 20;
+  std::string chunk(kChunk, '\0');
+  Sha256 hash;
+  for (const std::string& file : files) {
+    if (!std::filesystem::is_regular_file(file, error)) return not_found(file + ": no such file");
+    std::ifstream in(file, std::ios::binary);
+    if (!in) return io_error(file + ": cannot be opened");
+    while (in.read(chunk.data(), kChunk) || in.gcount() > 0) {
+      hash.update(chunk.data(), static_cast<size_t>(in.gcount()));
+    }
+    if (in.bad()) return io_error(file + ": cannot be read");
+  }
+  return to_hex(hash.finish());
 }
 
 // llama.cpp stores the rows of one head in the order 0, h/2, 1, h/2 + 1, ... so that its RoPE can

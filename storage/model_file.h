@@ -65,6 +65,8 @@ class ModelFile {
  public:
   /// Opens a GGUF file or an HF folder. Errors name the file, the field and its offset.
   static Result<std::unique_ptr<ModelFile>> open(const std::string& path);
+  /// What sha256() would be, in one pass over the file or folder and little memory; nothing is checked.
+  static Result<std::string> digest(const std::string& path);
   virtual ~ModelFile() = default;
 
   const std::string& path() const { return path_; }

@@ -14,12 +14,14 @@
 #include "config.h"
 #include "ctl/commands.h"
 #include "ctl/output.h"
+#include "storage/model_file.h"
 #include "storage/seams.h"
 
 namespace ds::ctl {
 namespace {
 
 constexpr int kProbeTimeoutMs = 1000;
+constexpr int64_t kClockToleranceMs = 5000;
 constexpr double kLowSpaceShare = 0.05;
 constexpr double kLowSpaceBytes = 1024.0 * 1024 * 1024;
 
@@ -148,6 +150,24 @@ void check_disk(const std::string& folder, Findings& findings) {
   if (const auto finding = judge_disk(folder, available, total)) findings.push_back(*finding);
 }
 
+/// The file that the base was loaded from is still there and the same: a restart would serve it.
+void check_model(const Json& status, Findings& findings) {
+  const std::string path = text_at(status, "model.path", ""),
+                    serving = text_at(status, "model.sha256", "");
+  if (path.empty() || serving.empty()) return;
+  const auto digest = ModelFile::digest(path);
+  if (!digest.ok()) {
+    findings.push_back({"model_missing", digest.status().message(),
+                        "what serves is in memory; the next start would fail",
+                        "put the file with SHA-256 " + serving + " back to " + path});
+  } else if (*digest != serving) {
+    findings.push_back({"model_changed", path + ": SHA-256 is " + *digest + ", served is " + serving,
+                        "the next start would refuse this data folder, whose versions belong to the "
+                        "served base",
+                        "put the old file back, or start the new one with another --data"});
+  }
+}
+
 /// Questions to a daemon that answers.
 void check_daemon(Session& session, const DoctorOptions& options, Findings& findings) {
   if (const auto health = session.get("/health"); !health.ok()) {
@@ -161,7 +181,9 @@ void check_daemon(Session& session, const DoctorOptions& options, Findings& find
                         "requests are refused until the model is loaded, or while it drains",
                         "wait a moment; dsctl logs tells what it is doing"});
   }
+  const int64_t before_ms = wall_ms();
   const auto status = session.get("/ds/v1/status");
+  const int64_t after_ms = wall_ms();
   const auto versions = session.get("/ds/v1/versions");
   const auto held = session.get("/ds/v1/feedback?state=held&limit=1000");
   const auto quarantined = session.get("/ds/v1/feedback?state=quarantined&limit=1000");
@@ -170,6 +192,13 @@ void check_daemon(Session& session, const DoctorOptions& options, Findings& find
       judge_daemon(status.ok() ? *status : empty, versions.ok() ? *versions : empty,
                    held.ok() ? *held : empty, quarantined.ok() ? *quarantined : empty);
   findings.insert(findings.end(), more.begin(), more.end());
+  if (status.ok()) {
+    if (dig(*status, "now_ms")) {
+      const auto skew = judge_clock(integer_at(*status, "now_ms"), before_ms, after_ms);
+      if (skew) findings.push_back(*skew);
+    }
+    check_model(*status, findings);
+  }
   const std::string folder = status.ok() ? text_at(*status, "data_dir", "") : "";
   if (options.data_dir.empty() && !folder.empty()) check_disk(folder, findings);
   if (!options.deep) return;
@@ -207,6 +236,17 @@ std::optional<Finding> judge_disk(const std::string& folder, double available, d
   return Finding{"disk_low", folder + ": " + size_text(available) + " free of " + size_text(total),
                  "when the disk is full, feedback is refused (storage_full) and nothing is learned",
                  "free space, or lower versions.keep and trace.max"};
+}
+
+std::optional<Finding> judge_clock(int64_t daemon_ms, int64_t before_ms, int64_t after_ms) {
+  const bool ahead = daemon_ms > after_ms + kClockToleranceMs;
+  if (!ahead && daemon_ms >= before_ms - kClockToleranceMs) return std::nullopt;
+  const int64_t apart_ms = ahead ? daemon_ms - after_ms : before_ms - daemon_ms;
+  return Finding{"clock_skew",
+                 "the daemon's clock is " + duration_text(static_cast<double>(apart_ms) / 1000) +
+                     (ahead ? " ahead" : " behind"),
+                 "fates, trace.ttl and ttl_days go by the daemon's clock",
+                 "let both machines keep time by NTP: timedatectl set-ntp true"};
 }
 
 std::vector<Finding> judge_daemon(const Json& status, const Json& versions, const Json& held,

@@ -18,6 +18,9 @@ struct Finding {
 /// Less than 5 % or less than 1 GiB free.
 std::optional<Finding> judge_disk(const std::string& folder, double available, double total);
 
+/// The daemon's wall clock, read between `before_ms` and `after_ms` of this one, is more than 5 s away.
+std::optional<Finding> judge_clock(int64_t daemon_ms, int64_t before_ms, int64_t after_ms);
+
 /// From /ds/v1/status, /ds/v1/versions and the held and quarantined items; absent parts are
 /// skipped.
 std::vector<Finding> judge_daemon(const Json& status, const Json& versions, const Json& held,

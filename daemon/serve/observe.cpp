@@ -41,12 +41,15 @@ Result<Json> status(Service& service) {
   utsname host{};
   uname(&host);
   return Json{{"version", DS_VERSION},
+              {"now_ms", parts.clock.unix_ms()},
               {"uptime_s", (parts.clock.monotonic_ns() - service.started_ns) * kSecondsPerNs},
               {"host", host.nodename},
               {"isa", parts.isa},
               {"pid", getpid()},
+              {"data_dir", parts.data_dir},
               {"model",
                {{"name", parts.model.name},
+                {"path", parts.model.path},
                 {"sha256", parts.model.sha256},
                 {"parameters", parts.model.parameters}}},
               {"serving", std::move(serving)},

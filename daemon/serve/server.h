@@ -28,6 +28,7 @@ struct ModelInfo {
   std::string architecture;  ///< "llama"
   int64_t parameters = 0;
   int64_t created_ms = 0;  ///< unix; 0 = start of the server
+  std::string path = {};   ///< absolute, of the file or folder; shown in status
 };
 
 /// What the server speaks for. Everything referenced outlives the server.
@@ -46,6 +47,7 @@ struct ServerParts {
   std::string isa = {};               ///< "avx2": shown in status
   LearnControl learn = {};            ///< absent functions: their routes answer 501
   TaskModelControl task_models = {};  ///< the same
+  std::string data_dir = {};          ///< absolute; shown in status
   /// {path, files, bytes}; may take long.
   std::function<Result<Json>(const std::string& path)> backup = {};
 };

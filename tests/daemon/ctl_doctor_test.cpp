@@ -13,6 +13,9 @@
 
 #include "ctl/doctor.h"
 #include "ctl_fixture.h"
+#include "storage/hash.h"
+#include "storage/model_file.h"
+#include "storage/seams.h"
 
 namespace ds::test {
 namespace {
@@ -193,6 +196,59 @@ TEST_F(DoctorTest, MissingDataFolder) {
   FakeControl daemon(run_.path());
   be_well(daemon);
   EXPECT_THAT(found({"--data", run_.path() + "/none"}), ElementsAre("data_dir_missing"));
+}
+
+// The model file against what serves, and the daemon's clock against this one.
+class DoctorStatusTest : public DoctorTest {
+ protected:
+  std::vector<std::string> found_with(const Json& status) {
+    FakeControl daemon(run_.path());
+    daemon.on("GET /ds/v1/status", dump_json(status));
+    be_well(daemon);
+    return found();
+  }
+  Json status_of(const std::string& path) {
+    const auto digest = ModelFile::digest(path);
+    EXPECT_TRUE(digest.ok()) << digest.status().message();
+    return {{"model", {{"path", path}, {"sha256", digest.ok() ? *digest : ""}}}};
+  }
+};
+
+TEST_F(DoctorStatusTest, ModelFileThatIsNotTheOneServed) {
+  const std::string path = run_.path() + "/m.gguf";
+  std::ofstream(path) << std::string(3'000'000, 'w');
+  const Json status = status_of(path);
+  EXPECT_EQ(status["model"]["sha256"], to_hex(sha256(std::string(3'000'000, 'w'))));
+  EXPECT_THAT(found_with(status), ElementsAre());
+  std::ofstream(path, std::ios::app) << "x";
+  EXPECT_THAT(found_with(status), ElementsAre("model_changed"));
+  std::remove(path.c_str());
+  EXPECT_THAT(found_with(status), ElementsAre("model_missing"));
+}
+
+TEST_F(DoctorStatusTest, ModelFolderThatIsNotTheOneServed) {
+  const std::string folder = run_.path() + "/model";
+  mkdir(folder.c_str(), 0700);
+  std::ofstream(folder + "/model.safetensors") << "weights";
+  const Json status = status_of(folder);
+  EXPECT_THAT(found_with(status), ElementsAre());
+  std::ofstream(folder + "/model.safetensors") << "others";
+  EXPECT_THAT(found_with(status), ElementsAre("model_changed"));
+}
+
+TEST_F(DoctorStatusTest, ClocksThatDisagree) {
+  const int64_t now_ms = system_clock_seam().unix_ms();
+  EXPECT_THAT(found_with({{"now_ms", now_ms}}), ElementsAre());
+  EXPECT_THAT(found_with({{"now_ms", now_ms + 3'600'000}}), ElementsAre("clock_skew"));
+  EXPECT_THAT(found_with({{"now_ms", now_ms - 3'600'000}}), ElementsAre("clock_skew"));
+}
+
+TEST(DoctorJudgement, ClocksMayDifferBySeconds) {
+  EXPECT_FALSE(ctl::judge_clock(100'000, 104'000, 104'100));
+  EXPECT_FALSE(ctl::judge_clock(109'000, 104'000, 104'100));
+  const auto behind = ctl::judge_clock(100'000, 106'000, 106'000);
+  ASSERT_TRUE(behind);
+  EXPECT_THAT(behind->what, HasSubstr("6.0s behind"));
 }
 
 TEST(DoctorJudgement, DiskNearlyFull) {

@@ -42,7 +42,9 @@ ServerParts parts_of(Served& served) {
                     served.events,      system_clock_seam()};
   parts.tokenizer = served.model.model.tokenizer;
   parts.chat_template = *chat;
-  parts.model = {"tiny", served.model.model.base->sha256(), "llama", 1000, 0};
+  parts.model = {"tiny", served.model.model.base->sha256(), "llama", 1000, 0,
+                 "/models/tiny.gguf"};
+  parts.data_dir = "/data/of/the/test";
   parts.isa = "test";
   parts.learn.status = [&served] {
     return Json{{"state", served.paused ? "paused" : "idle"}, {"gate", {{"promoted", 3}}}};

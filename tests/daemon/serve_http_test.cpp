@@ -225,6 +225,16 @@ TEST_F(ServeHttp, ReadRolesWorkOverTcp) {
   }
 }
 
+TEST_F(ServeHttp, StatusSaysWhatServesAndWhen) {
+  const int64_t before_ms = system_clock_seam().unix_ms();
+  const Json status = served->tcp().get("/ds/v1/status").json();
+  EXPECT_GE(status["now_ms"], before_ms);
+  EXPECT_LE(status["now_ms"], system_clock_seam().unix_ms());
+  EXPECT_EQ(status["data_dir"], "/data/of/the/test");
+  EXPECT_EQ(status["model"]["path"], "/models/tiny.gguf");
+  EXPECT_EQ(status["model"]["sha256"], served->model.model.base->sha256());
+}
+
 TEST_F(ServeHttp, VersionsRollBackPromoteAndPin) {
   EXPECT_EQ(served->tcp().get("/ds/v1/versions").json()["current"], "v3");
   // Without `to`: the parent.
