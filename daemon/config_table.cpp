@@ -71,10 +71,11 @@ constexpr Setting kSettings[] = {
     {"data.endpoint", kT, "", 0, 0, "", kRestart,
      "one more ZeroMQ endpoint for feedback, e.g. tcp://127.0.0.1:5571"},
     {"auth.origins", kT, "", 0, 0, "", kRestart,
-     "further names accepted in Host and Origin, separated by commas"},
+     "further host names accepted in Host and Origin, separated by commas"},
 
     {"limits.max_body", kS, "32MiB", kKiB, kGiB, "", kRestart, "HTTP request body"},
-    {"limits.max_record", kS, "1MiB", kKiB, 64 * kMiB, "", kRestart, "JSON of a feedback record"},
+    {"limits.max_record", kS, "1MiB", kKiB, 64 * kMiB, "", kRestart,
+     "JSON of a feedback record, as the store writes it"},
     {"limits.max_attachment", kS, "16MiB", kKiB, kGiB, "", kRestart,
      "binary attachments of a record, together"},
     {"limits.connections", kI, "256", 1, 65536, "", kRestart, "HTTP connections per listener"},

@@ -135,20 +135,6 @@ EngineOptions engine_options(const Config& config, const ModelConfig& model, KvD
   return o;
 }
 
-ServerOptions server_options(const Arguments& a, const Config& config) {
-  ServerOptions o;
-  o.run_dir = a.run;
-  o.http_address = config.text("http.address");
-  if (!config.text("data.endpoint").empty()) {
-    o.data_endpoints = {"ipc://" + a.run + "/data.sock", config.text("data.endpoint")};
-  }
-  o.max_body_bytes = static_cast<size_t>(config.integer("limits.max_body"));
-  o.max_wire_header_bytes = static_cast<size_t>(config.integer("limits.max_record")) * 2;
-  o.max_attachment_bytes = static_cast<size_t>(config.integer("limits.max_attachment"));
-  o.max_connections = static_cast<size_t>(config.integer("limits.connections"));
-  return o;
-}
-
 Status write_ready(const Arguments& a, const Endpoints& at, const std::string& version) {
   const Json ready = {{"pid", getpid()},     {"http", at.http},       {"data", at.data},
                       {"events", at.events}, {"control", at.control}, {"version", version}};
@@ -279,8 +265,9 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     control_of(tasks),
                     std::filesystem::absolute(a.data).string(),
                     backup};
+  DS_ASSIGN(ServerOptions options, server_options(config, a.run));
   DS_ASSIGN(const std::unique_ptr<Server> server,
-            Server::start(std::move(parts), server_options(a, config)));
+            Server::start(std::move(parts), std::move(options)));
   learner.start();
   DS_TRY(write_ready(a, server->endpoints(), versions->current()->version));
   wait_for_signal();

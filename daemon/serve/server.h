@@ -68,6 +68,7 @@ struct ServerOptions {
   size_t max_stream_queue_bytes = 1u << 20;  ///< unread bytes of one SSE stream; beyond: closed
 
   size_t max_frame_bytes = 128u << 20;      ///< ZMQ_MAXMSGSIZE: larger frames end the connection
+  size_t max_record_bytes = 1u << 20;  ///< the store's limit, for hello to tell
   size_t max_wire_header_bytes = 2u << 20;  ///< larger JSON headers get an error
   size_t max_attachment_bytes = 16u << 20;  ///< all attachments of a message
   size_t peer_inflight_items = 512;         ///< unanswered messages of one peer; beyond: busy
@@ -75,6 +76,9 @@ struct ServerOptions {
   size_t peer_queue_bytes = 8u << 20;  ///< unsent answers of one peer; beyond: dropped
   size_t max_peers = 4096;
 };
+
+/// What the settings say. Refused: an entry of auth.origins that is no host name.
+Result<ServerOptions> server_options(const Config& config, const std::string& run_dir);
 
 /// Where the server can be reached, for ready.json.
 struct Endpoints {

@@ -276,6 +276,17 @@ Served::Served(std::function<void(ServerOptions&, EngineOptions&)> change)
   server = std::move(*started);
 }
 
+std::unique_ptr<Served> Served::with_settings(const std::map<std::string, std::string>& settings) {
+  return std::make_unique<Served>([&](ServerOptions& options, EngineOptions&) {
+    Config config;
+    for (const auto& [name, value] : settings) DS_CHECK(config.set(name, value, "flag").ok());
+    auto set = server_options(config, options.run_dir);
+    DS_CHECK(set.ok());
+    options = std::move(*set);
+    options.http_address = "127.0.0.1:0";
+  });
+}
+
 Served::~Served() {
   server->stop(0);
   server.reset();

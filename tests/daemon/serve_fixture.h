@@ -82,6 +82,8 @@ Json feedback(const std::string& client, int64_t epoch, int64_t seq,
 class Served {
  public:
   explicit Served(std::function<void(ServerOptions&, EngineOptions&)> change = nullptr);
+  /// As dsd does it: the server follows the settings, on a free port.
+  static std::unique_ptr<Served> with_settings(const std::map<std::string, std::string>& settings);
   ~Served();
   HttpClient tcp() { return HttpClient(server->endpoints().http); }
   HttpClient unix_socket() { return HttpClient(server->endpoints().control); }

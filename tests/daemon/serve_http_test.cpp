@@ -404,6 +404,31 @@ TEST(ServeLimits, ConnectionsOverTheLimitAre503ButTheControlSocketStaysFree) {
   EXPECT_EQ(served.unix_socket().get("/health").status, 200);
 }
 
+TEST(ServeSettings, ConfiguredNamesAreAcceptedAndOthersAre403) {
+  const auto served = Served::with_settings({{"auth.origins", "Box.example, , app.example"}});
+  const auto status = [&](const std::map<std::string, std::string>& headers) {
+    return served->tcp().ask("GET", "/health", "", headers).status;
+  };
+  EXPECT_EQ(status({{"Host", "box.example:8471"}}), 200);
+  EXPECT_EQ(status({{"Host", "BOX.example"}, {"Origin", "https://app.example"}}), 200);
+  EXPECT_EQ(status({{"Host", "other.example"}}), 403);
+  EXPECT_EQ(status({{"Host", "localhost"}, {"Origin", "https://other.example"}}), 403);
+  EXPECT_EQ(status({{"Host", "box.example.evil"}}), 403);
+  EXPECT_EQ(status({{"Host", ""}}), 403);
+  EXPECT_EQ(served->tcp().ask("GET", "/health", "", {{"Host", "other.example"}}).error("code"),
+            "foreign_host");
+}
+
+TEST(ServeSettings, OriginsAreHostNames) {
+  for (const char* wrong : {"https://box.example", "box.example:8471", "*", "a b"}) {
+    Config config;
+    ASSERT_TRUE(config.set("auth.origins", wrong, "flag").ok());
+    const auto options = server_options(config, "/run");
+    EXPECT_EQ(options.status().code(), Code::kInvalid) << wrong;
+    EXPECT_THAT(options.status().message(), HasSubstr(wrong));
+  }
+}
+
 TEST(ServeStart, RefusesWhatOthersCouldReachAndWhatOthersHold) {
   Served served;
   const auto start = [&](const std::string& http, std::vector<std::string> data,

@@ -280,6 +280,42 @@ TEST(ServeWireLimits, APeerWithTooMuchUnderWayIsBusy) {
   EXPECT_EQ(peer.read()["op"], "done");
 }
 
+// limits.max_record counts the record, not the way in which a client writes it down.
+TEST(ServeWireLimits, AnOversizeRecordIsRefusedAndTheConnectionGoesOn) {
+  const auto served = Served::with_settings({{"limits.max_record", "1MiB"}});
+  WirePeer peer(served->server->endpoints().data, ZMQ_DEALER);
+  EXPECT_EQ(peer.hello("large")["limits"]["record_bytes"], 1 << 20);
+  const size_t around = dump_json(feedback("large", 1, 1, "")["record"]).size();
+  const std::string fits((1 << 20) - around, 'x');
+  const Json refused = peer.ask(feedback("large", 1, 1, fits + "x"));
+  EXPECT_EQ(refused["code"], "bad_record");
+  EXPECT_EQ(refused["seq"], 1);
+  EXPECT_EQ(refused["message"], "the record has 1048577 bytes, the limit is 1048576");
+  EXPECT_EQ(peer.ask(feedback("large", 1, 1, fits))["op"], "ack");
+  // Half a million Cyrillic letters, escaped: 3 MB on the wire, 1 MB as a record.
+  std::string escaped;
+  for (size_t i = 0; i < fits.size() / 2; ++i) escaped += "\\u0430";
+  std::string header = dump_json(feedback("large", 1, 2, "@"));
+  header.replace(header.find('@'), 1, escaped);
+  peer.send(std::vector<std::string>{header});
+  EXPECT_EQ(peer.read()["op"], "ack");
+  // Far too large to be read at all.
+  const Json huge = peer.ask(feedback("large", 1, 3, std::string(4 << 20, 'x')));
+  EXPECT_EQ(huge["code"], "too_large");
+  EXPECT_THAT(huge["message"].get<std::string>(), HasSubstr("the limit is 3211264"));
+  EXPECT_EQ(peer.ask(feedback("large", 1, 3))["op"], "ack");
+}
+
+TEST(ServeWireLimits, ASmallRecordLimitLeavesPromptsAlone) {
+  Config config;
+  ASSERT_TRUE(config.set("limits.max_record", "1KiB", "flag").ok());
+  EXPECT_EQ(server_options(config, "/run")->max_wire_header_bytes, ServerOptions().max_wire_header_bytes);
+  ASSERT_TRUE(config.set("limits.max_record", "64MiB", "flag").ok());
+  const auto large = server_options(config, "/run");
+  EXPECT_GT(large->max_wire_header_bytes, 3u * (64u << 20));
+  EXPECT_GT(large->max_frame_bytes, large->max_wire_header_bytes);
+}
+
 // A stopped reader: what it asked for is cancelled and thrown away, others are served meanwhile.
 TEST(ServeWireLimits, APeerThatDoesNotReadIsDropped) {
   Served served([](ServerOptions& options, EngineOptions&) {
