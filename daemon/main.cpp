@@ -172,6 +172,13 @@ Json backup_summary(const std::string& path, const Json& manifest) {
   return {{"path", path}, {"files", files}, {"bytes", bytes}};
 }
 
+Result<Json> make_backup(const ReplayStore& store, const std::string& data,
+                         const std::string& path) {
+  DS_TRY(create_backup(store, posix_file_system(), data, path));
+  DS_ASSIGN(const Json manifest, verify_backup(posix_file_system(), path));
+  return backup_summary(path, manifest);
+}
+
 void wait_for_signal() {
   sigset_t set;
   sigemptyset(&set);
@@ -242,11 +249,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   const uint64_t watch = events.subscribe([&](const Event& e) {
     if (e.topic == "store") learner.notify();
   });
-  const auto backup = [&](const std::string& path) -> Result<Json> {
-    DS_TRY(create_backup(store, fs, a.data, path));
-    DS_ASSIGN(const Json manifest, verify_backup(fs, path));
-    return backup_summary(path, manifest);
-  };
+  const auto backup = [&](const std::string& path) { return make_backup(store, a.data, path); };
   ServerParts parts{engine,
                     *versions,
                     store,

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "engine/delta_file.h"
+#include "learn/admission.h"
 #include "learn/learner.h"
 #include "learn/phrasing.h"
 #include "log.h"
@@ -15,6 +16,7 @@ namespace ds {
 namespace {
 
 constexpr size_t kMaxItemsPerRound = 32;
+constexpr size_t kItemsLookedAt = 1024;  // of those that wait, when a round chooses
 constexpr size_t kHeldOutTextsPerDomain = 12;
 constexpr int64_t kHeldOutTokens = 48;
 
@@ -135,7 +137,7 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   DS_TRY(parts_.store.commit(queued));
   std::vector<Lesson> replay;
   std::map<std::string, int> seen;
-  for (const FeedbackItem& item : earlier) {
+  for (const FeedbackItem& item : not_superseded(earlier, round.items)) {
     Result<Lesson> lesson = lesson_of(item);
     if (!lesson.ok()) continue;
     replay.push_back(std::move(lesson).value());
@@ -366,11 +368,13 @@ void Learner::undo_retracted(const std::vector<uint64_t>& offsets) {
 
 /// The first `limit` items of these that can be trained. Passes over texts that are held out to
 /// measure their domain, and what no lesson can be made of: neither takes a place in a round.
+/// Admission sorts out the rest; in deterministic mode offsets alone decide.
 std::vector<FeedbackItem> Learner::take_items(const std::vector<uint64_t>& offsets, size_t limit) {
+  const bool deterministic = parts_.config.flag("learn.deterministic");
   std::vector<FeedbackItem> items;
   Commit passed;
   for (const uint64_t offset : offsets) {
-    if (items.size() == limit) break;
+    if (items.size() == (deterministic ? limit : kItemsLookedAt)) break;
     Result<FeedbackItem> item = parts_.store.get(offset);
     if (!item.ok()) continue;
     const auto clusters = static_cast<int64_t>(parts_.store.examples(item->domain).size());
@@ -382,6 +386,12 @@ std::vector<FeedbackItem> Learner::take_items(const std::vector<uint64_t>& offse
     } else {
       items.push_back(std::move(item).value());
     }
+  }
+  if (!deterministic) {
+    Admission admission = admit(fair_share(std::move(items), limit));
+    for (const Rejected& r : admission.quarantined)
+      set_fates(passed, {r.item}, "quarantined", "", 0, r.reason);
+    items = std::move(admission.admitted);
   }
   const Status done = parts_.store.commit(passed);
   if (!done.ok()) log(LogLevel::kError, "learn", done.message());

@@ -453,7 +453,8 @@ TEST(Fates, ARollbackDuringTrainingDropsTheCandidateAndPinsUntilUnpinned) {
   house.learn_all();
   ASSERT_EQ(house.versions->current_number(), 2);
   house.on_step = [&](int64_t step) {
-    if (step == 2) EXPECT_TRUE(house.versions->rollback(1, "a test").ok());
+    if (step != 2) return;
+    EXPECT_TRUE(house.versions->rollback(1, "a test").ok());
   };
   const std::string second = house.say(curriculum()[1]);
   house.learn_all();
@@ -524,6 +525,20 @@ TEST(Fates, AnUndoThatADoubtfulRebuildPreventsChangesNothing) {
   const Result<Json> answer = house.undo(first);
   ASSERT_FALSE(answer.ok());
   EXPECT_EQ(house.fate(first).state, "served");
+  EXPECT_EQ(house.fate(second).state, "served");
+}
+
+TEST(Fates, ACorrectionOfACorrectionSupersedesItInTheSameRound) {
+  House house(Settings{{"learn.enabled", "false"}});  // rounds open by step() alone
+  const auto correct = [&](const std::string& answer) {
+    return house.say({{"kind", "correction"},
+                      {"messages", {{{"role", "user"}, {"content", "When does the pump run?"}}}},
+                      {"correction", answer}});
+  };
+  const std::string first = correct("At eight."), second = correct("At nine.");
+  EXPECT_EQ(house.step()["outcome"], "published");
+  EXPECT_EQ(house.fate(first).state, "quarantined");
+  EXPECT_EQ(house.fate(first).reason, "superseded by " + second);
   EXPECT_EQ(house.fate(second).state, "served");
 }
 
