@@ -38,7 +38,8 @@ constexpr Setting kSettings[] = {
      "rounds are a function of the log alone: exactly min_items items, in offset order"},
     {"learn.seed", kI, "0", 0, 9007199254740991.0, "", kRestart, "seed of every draw"},
     {"learn.rank", kI, "8", 1, 16, "", kRestart, "rank of the low-rank factors"},
-    {"learn.lr", kN, "0.002", 1e-7, 1, "", kLive, "learning rate"},
+    {"learn.lr", kN, "0.002", 1e-7, 1, "", kLive,
+     "learning rate of low-rank factors; every weight gets a fortieth of it"},
     {"learn.max_steps", kI, "60", 1, 100000, "", kLive, "optimizer steps of a round at most"},
 
     {"gate.max_drop", kN, "0.01", 0, 10, "", kLive,

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "config.h"
+#include "engine/bases.h"
 #include "engine/delta_file.h"
 #include "engine/engine.h"
 #include "learn/learner.h"
@@ -72,9 +73,6 @@ Status load_config(const Arguments& a, Config& config) {
   if (config.text("serve.attention") != "dense")
     return unsupported("serve.attention=" + config.text("serve.attention") +
                        ": only \"dense\" is built yet");
-  if (config.text("learn.method") != "lora")
-    return unsupported("learn.method=" + config.text("learn.method") +
-                       ": only \"lora\" is built yet");
   return {};
 }
 
@@ -124,14 +122,14 @@ ReplayStore::Options store_options(const Arguments& a, const Config& config) {
   return o;
 }
 
-EngineOptions engine_options(const Config& config, const ModelConfig& model, KvDtype dtype) {
+EngineOptions engine_options(const Config& config, const ModelConfig& model, bool fp32) {
   EngineOptions o;
   o.context = std::min(config.integer("serve.context"), model.context);
   o.max_running = config.integer("serve.max_running");
   o.max_waiting = config.integer("serve.max_waiting");
   o.prefill_chunk = config.integer("serve.prefill_chunk");
   o.prefix_cache = config.flag("serve.prefix_cache");
-  o.kv_dtype = dtype;
+  o.kv_dtype = fp32 ? KvDtype::kF32 : KvDtype::kBF16;
   return o;
 }
 
@@ -195,21 +193,36 @@ struct LoadedModel {
   std::unique_ptr<ModelFile> file;
   std::shared_ptr<const Tokenizer> tokenizer;
   ChatTemplate chat;
-  std::shared_ptr<const BaseWeights> base;
-  KvDtype kv = KvDtype::kBF16;
+  bool fp32 = false;
 };
 
-Result<LoadedModel> load_model(const std::string& path, const Config& config,
-                               const Compute& compute) {
+Result<LoadedModel> load_model(const std::string& path, const Config& config) {
   LoadedModel m;
-  const bool fp32 = config.text("serve.precision") == "fp32";
-  m.kv = fp32 ? KvDtype::kF32 : KvDtype::kBF16;
+  m.fp32 = config.text("serve.precision") == "fp32";
   DS_ASSIGN(m.file, ModelFile::open(path));
   DS_ASSIGN(m.tokenizer, Tokenizer::create(m.file->tokenizer()));
   DS_ASSIGN(m.chat, ChatTemplate::create(m.file->tokenizer()));
-  DS_ASSIGN(m.base,
-            BaseWeights::load(*m.file, compute, fp32 ? WeightFormat::kF32 : WeightFormat::kBF16));
   return m;
+}
+
+/// Into memory by all threads, before anything asks for it with one.
+Status load_base(Bases& bases, const Compute& compute) {
+  return bases.find(bases.file_sha256(), compute).status();
+}
+
+Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
+                                                VersionStore& files, ReplayStore& store,
+                                                Clock& clock) {
+  DS_TRY(files.clean());
+  const LoadWeights load = [&](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
+    const Compute serial{&cpu_ops(best_cpu_isa()), {serial_parallel(), nullptr}};
+    DS_ASSIGN(auto base, bases.find(m.base_sha256, serial));
+    return load_weights(m, files, std::move(base), serial);
+  };
+  DS_ASSIGN(auto versions,
+            Versions::open("default", bases.file_sha256(), store, files, clock, load));
+  DS_TRY(base_files.keep_only(versions->bases()));  // a crash may have left one without a version
+  return versions;
 }
 
 Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& store) {
@@ -218,30 +231,31 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   const Ops& ops = cpu_ops(best_cpu_isa());
-  const Compute compute{&ops, {pool.engine(), nullptr}}, serial{&ops, {serial_parallel(), nullptr}};
-  DS_ASSIGN(const LoadedModel model, load_model(a.model, config, compute));
+  const Compute compute{&ops, {pool.engine(), nullptr}};
+  DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
+  const ModelConfig& shape = model.file->config();
   VersionStore files(fs, a.data);
-  DS_TRY(files.clean());
-  const LoadWeights load = [&](const VersionManifest& m) {
-    return load_weights(m, files, model.base, serial);
-  };
+  BaseStore base_files(fs, a.data);
+  Bases bases(*model.file, base_files, model.fp32 ? WeightFormat::kF32 : WeightFormat::kBF16);
+  DS_TRY(load_base(bases, compute));
   DS_ASSIGN(const std::unique_ptr<Versions> versions,
-            Versions::open("default", model.base->sha256(), store, files, clock, load));
+            open_versions(bases, base_files, files, store, clock));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
   TaskModels tasks(store, files, config, pool, ops, events, clock);
   DS_TRY(tasks.open());
-  Engine engine(engine_options(config, model.base->config(), model.kv), compute, pool, *versions,
+  Engine engine(engine_options(config, shape, model.fp32), compute, pool, *versions,
                 model.tokenizer, metrics, clock);
   Learner learner({*versions,
                    store,
                    files,
+                   bases,
+                   base_files,
                    config,
                    pool,
                    ops,
                    metrics,
                    events,
                    clock,
-                   model.base,
                    model.tokenizer,
                    model.chat,
                    [&] { return tasks.train(); },
@@ -260,9 +274,8 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     clock,
                     model.tokenizer,
                     model.chat,
-                    {display_name(model.file->name()), model.base->sha256(),
-                     model.base->config().architecture, parameter_count(*model.file), 0,
-                     std::filesystem::absolute(a.model).string()},
+                    {display_name(model.file->name()), model.file->sha256(), shape.architecture,
+                     parameter_count(*model.file), 0, std::filesystem::absolute(a.model).string()},
                     ops.name,
                     control_of(learner),
                     control_of(tasks),

@@ -18,6 +18,9 @@
 
 namespace ds {
 
+/// FP32 tensors by HF name, row-major: masters of every weight, or their gradients.
+using NamedTensors = std::map<std::string, std::vector<float>>;
+
 enum class RopeScaling { kNone, kLinear, kLlama3 };
 
 /// Shape of a Llama-family decoder. Field names follow config.json of Hugging Face.

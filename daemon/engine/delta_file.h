@@ -21,7 +21,8 @@ std::vector<StoredTensor> factors_to_tensors(const ModelConfig& config, int64_t 
 Result<std::vector<LoraDelta::LayerFactors>> tensors_to_factors(
     const ModelConfig& config, int64_t rank, const std::vector<StoredTensor>& tensors);
 
-/// Weights of a stored version over `base`; v1 has no delta.
+/// Weights of a stored version over `base`, which is the manifest's; v1 and what full fine-tuning
+/// has made have no delta.
 Result<std::shared_ptr<const Weights>> load_weights(const VersionManifest& manifest,
                                                     const VersionStore& files,
                                                     std::shared_ptr<const BaseWeights> base,

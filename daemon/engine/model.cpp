@@ -100,24 +100,30 @@ std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_strin
 Result<std::shared_ptr<const BaseWeights>> BaseWeights::load(const ModelFile& file,
                                                              const Compute& compute,
                                                              WeightFormat format) {
-  return build(
-      file.config(), file.sha256(), compute, format,
-      [&](const std::string& name, std::span<float> out) { return file.read_f32(name, out); });
+  return build(file.config(), file.sha256(), compute, format,
+               [&](const std::string& name, int64_t elements,
+                   std::vector<float>& scratch) -> Result<std::span<const float>> {
+                 scratch.resize(static_cast<size_t>(elements));
+                 DS_TRY(file.read_f32(name, scratch));
+                 return std::span<const float>(scratch);
+               });
 }
 
-Result<std::shared_ptr<const BaseWeights>> BaseWeights::from_tensors(
-    const ModelConfig& config, const std::map<std::string, std::vector<float>>& tensors,
-    const std::string& sha256, const Compute& compute, WeightFormat format) {
+Result<std::shared_ptr<const BaseWeights>> BaseWeights::from_tensors(const ModelConfig& config,
+                                                                     const NamedTensors& tensors,
+                                                                     const std::string& sha256,
+                                                                     const Compute& compute,
+                                                                     WeightFormat format) {
   return build(config, sha256, compute, format,
-               [&](const std::string& name, std::span<float> out) -> Status {
+               [&](const std::string& name, int64_t elements,
+                   std::vector<float>&) -> Result<std::span<const float>> {
                  const auto it = tensors.find(name);
                  if (it == tensors.end()) return not_found(name + ": tensor missing");
-                 if (it->second.size() != out.size()) {
+                 if (static_cast<int64_t>(it->second.size()) != elements) {
                    return invalid(name + ": " + std::to_string(it->second.size()) +
-                                  " elements, the model wants " + std::to_string(out.size()));
+                                  " elements, the model wants " + std::to_string(elements));
                  }
-                 std::copy(it->second.begin(), it->second.end(), out.begin());
-                 return {};
+                 return std::span<const float>(it->second);
                });
 }
 
@@ -133,14 +139,14 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig&
   base->format_ = format;
   std::vector<float> scratch;
   const auto matrix = [&](const std::string& name, int64_t n, int64_t k, Linear& out) -> Status {
-    scratch.resize(static_cast<size_t>(n * k));
-    DS_TRY(read(name, scratch));
-    out = pack_linear(compute, format, n, k, scratch.data(), false);
+    DS_ASSIGN(const std::span<const float> source, read(name, n * k, scratch));
+    out = pack_linear(compute, format, n, k, source.data(), false);
     return {};
   };
   const auto vector = [&](const std::string& name, int64_t n, std::vector<float>& out) -> Status {
-    out.resize(static_cast<size_t>(n));
-    return read(name, out);
+    DS_ASSIGN(const std::span<const float> source, read(name, n, scratch));
+    out.assign(source.begin(), source.end());
+    return {};
   };
   DS_TRY(matrix("model.embed_tokens.weight", c.vocab, c.d_model, base->embedding_));
   if (!c.tied_head) DS_TRY(matrix("lm_head.weight", c.vocab, c.d_model, base->head_));

@@ -75,9 +75,11 @@ class BaseWeights {
                                                          const Compute& compute,
                                                          WeightFormat format);
   /// From FP32 tensors by HF name (full fine-tuning, tests). `sha256` identifies them.
-  static Result<std::shared_ptr<const BaseWeights>> from_tensors(
-      const ModelConfig& config, const std::map<std::string, std::vector<float>>& tensors,
-      const std::string& sha256, const Compute& compute, WeightFormat format);
+  static Result<std::shared_ptr<const BaseWeights>> from_tensors(const ModelConfig& config,
+                                                                 const NamedTensors& tensors,
+                                                                 const std::string& sha256,
+                                                                 const Compute& compute,
+                                                                 WeightFormat format);
 
   const ModelConfig& config() const { return config_; }
   const std::string& sha256() const { return sha256_; }
@@ -94,7 +96,9 @@ class BaseWeights {
   const Linear& transposed(const Compute& compute, int64_t layer, Target target) const;
 
  private:
-  using ReadTensor = std::function<Status(const std::string& name, std::span<float> out)>;
+  /// The tensor's elements: its own memory, or `scratch` filled with them.
+  using ReadTensor = std::function<Result<std::span<const float>>(
+      const std::string& name, int64_t elements, std::vector<float>& scratch)>;
   static Result<std::shared_ptr<const BaseWeights>> build(const ModelConfig&,
                                                           const std::string& sha256, const Compute&,
                                                           WeightFormat, const ReadTensor&);

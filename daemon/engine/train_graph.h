@@ -72,7 +72,7 @@ class Adapters {
 };
 
 /// Gradients of every parameter by HF name, row-major [out, in].
-using FullGradients = std::map<std::string, std::vector<float>>;
+using FullGradients = NamedTensors;
 
 /// K (rotated) and V of a prefix at every layer, FP32 [tokens, n_kv_heads * head_dim].
 struct PrefixKv {

@@ -346,6 +346,13 @@ uint64_t Versions::lineage_epoch() const {
   return epoch_;
 }
 
+std::set<std::string> Versions::bases() const {
+  std::lock_guard lock(mutex_);
+  std::set<std::string> out;
+  for (const auto& [number, manifest] : manifests_) out.insert(manifest.base_sha256);
+  return out;
+}
+
 std::vector<int64_t> Versions::path(int64_t number) const {
   std::vector<int64_t> out;
   // Parents are older than their children, so a damaged manifest cannot make a cycle.

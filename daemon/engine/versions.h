@@ -70,6 +70,7 @@ class Versions {
   int64_t next_number() const;  ///< number for the next candidate; never reused
   /// Grows with each change of pointer: a running candidate compares it to see its parent left.
   uint64_t lineage_epoch() const;
+  std::set<std::string> bases() const;  ///< SHA-256 of the bases that versions belong to
   std::vector<int64_t> ancestors(int64_t number) const;  ///< itself first, v1 last
   Result<VersionManifest> manifest(int64_t number) const;
   Json list() const;  ///< items of GET /ds/v1/versions

@@ -86,23 +86,22 @@ Json to_json(const GateScores& s, const GateVerdict& verdict) {
       {"tokens", s.tokens}};
 }
 
-GateProbe::GateProbe(const Compute& compute, std::shared_ptr<const BaseWeights> base,
+GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWeights>& base,
                      std::shared_ptr<const Tokenizer> tokenizer)
-    : base_(std::move(base)),
+    : vocab_(base->config().vocab),
       tokenizer_(std::move(tokenizer)),
-      decoder_(base_->config(), compute,
-               base_->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16) {
-  const int64_t vocab = base_->config().vocab;
+      decoder_(base->config(), compute,
+               base->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16) {
   probe_.domain = "base";
   for (const std::string_view text : probe_texts()) {
     probe_.sequences.push_back(tokenizer_->encode(text, false));
     probe_.first_target.push_back(1);
   }
-  const size_t k = std::min<size_t>(kProbeTopK, static_cast<size_t>(vocab));
-  std::vector<int32_t> order(static_cast<size_t>(vocab));
-  decoder_.score(*base_, nullptr, probe_.sequences, probe_.first_target,
+  const size_t k = std::min<size_t>(kProbeTopK, static_cast<size_t>(vocab_));
+  std::vector<int32_t> order(static_cast<size_t>(vocab_));
+  decoder_.score(*base, nullptr, probe_.sequences, probe_.first_target,
                  [&](size_t, int64_t, const float* row) {
-                   const double lse = log_sum_exp(row, vocab);
+                   const double lse = log_sum_exp(row, vocab_);
                    std::iota(order.begin(), order.end(), 0);
                    std::partial_sort(order.begin(), order.begin() + static_cast<int64_t>(k),
                                      order.end(), [&](int32_t a, int32_t b) {
@@ -121,10 +120,10 @@ GateProbe::GateProbe(const Compute& compute, std::shared_ptr<const BaseWeights> 
     known.ids.push_back(known.token);
     const int64_t last = static_cast<int64_t>(known.ids.size()) - 1;
     bool holds = false;
-    decoder_.score(*base_, nullptr, {&known.ids, 1}, {&last, 1},
+    decoder_.score(*base, nullptr, {&known.ids, 1}, {&last, 1},
                    [&](size_t, int64_t, const float* row) {
                      float second = -1e30f;
-                     for (int64_t i = 0; i < vocab; ++i) {
+                     for (int64_t i = 0; i < vocab_; ++i) {
                        if (i != known.token) second = std::max(second, row[i]);
                      }
                      holds = row[known.token] - second >= kCanaryMargin;
@@ -133,14 +132,13 @@ GateProbe::GateProbe(const Compute& compute, std::shared_ptr<const BaseWeights> 
   }
 }
 
-GateProbe::Loss GateProbe::loss_of(const LoraDelta* delta, const HeldOut& text,
+GateProbe::Loss GateProbe::loss_of(const Weights& weights, const HeldOut& text,
                                    GateScores& scores) {
   Loss loss;
-  const int64_t vocab = base_->config().vocab;
   for (const auto& s : text.sequences) scores.tokens += static_cast<int64_t>(s.size());
-  decoder_.score(*base_, delta, text.sequences, text.first_target,
+  decoder_.score(*weights.base, weights.delta.get(), text.sequences, text.first_target,
                  [&](size_t s, int64_t target, const float* row) {
-                   const double lse = log_sum_exp(row, vocab);
+                   const double lse = log_sum_exp(row, vocab_);
                    loss.finite = loss.finite && std::isfinite(lse);
                    loss.sum += lse - row[text.sequences[s][static_cast<size_t>(target)]];
                    ++loss.n;
@@ -148,8 +146,7 @@ GateProbe::Loss GateProbe::loss_of(const LoraDelta* delta, const HeldOut& text,
   return loss;
 }
 
-void GateProbe::probe(const LoraDelta* parent, const LoraDelta* candidate, GateScores& scores) {
-  const int64_t vocab = base_->config().vocab;
+void GateProbe::probe(const Weights& parent, const Weights& candidate, GateScores& scores) {
   const auto mean = [](const Loss& l) {
     return l.sum / static_cast<double>(std::max<int64_t>(l.n, 1));
   };
@@ -159,9 +156,9 @@ void GateProbe::probe(const LoraDelta* parent, const LoraDelta* candidate, GateS
   double kl_sum = 0;
   Loss after;
   for (const auto& s : probe_.sequences) scores.tokens += static_cast<int64_t>(s.size());
-  decoder_.score(*base_, candidate, probe_.sequences, probe_.first_target,
+  decoder_.score(*candidate.base, candidate.delta.get(), probe_.sequences, probe_.first_target,
                  [&](size_t s, int64_t target, const float* row) {
-                   const double lse = log_sum_exp(row, vocab);
+                   const double lse = log_sum_exp(row, vocab_);
                    after.finite = after.finite && std::isfinite(lse);
                    after.sum += lse - row[probe_.sequences[s][static_cast<size_t>(target)]];
                    ++after.n;
@@ -183,8 +180,7 @@ void GateProbe::probe(const LoraDelta* parent, const LoraDelta* candidate, GateS
   scores.kl = kl_sum / static_cast<double>(std::max<size_t>(index, 1));
 }
 
-void GateProbe::check_canaries(const LoraDelta* candidate, GateScores& scores) {
-  const int64_t vocab = base_->config().vocab;
+void GateProbe::check_canaries(const Weights& candidate, GateScores& scores) {
   std::vector<std::vector<TokenId>> ids;
   std::vector<int64_t> last;
   for (const KnownCanary& c : canaries_) {
@@ -193,13 +189,14 @@ void GateProbe::check_canaries(const LoraDelta* candidate, GateScores& scores) {
     scores.tokens += static_cast<int64_t>(c.ids.size());
   }
   scores.canaries = static_cast<int>(canaries_.size());
-  decoder_.score(*base_, candidate, ids, last, [&](size_t s, int64_t, const float* row) {
-    if (std::max_element(row, row + vocab) - row == canaries_[s].token) return;
-    scores.broken_canaries.push_back(canaries_[s].prompt + canaries_[s].key);
-  });
+  decoder_.score(*candidate.base, candidate.delta.get(), ids, last,
+                 [&](size_t s, int64_t, const float* row) {
+                   if (std::max_element(row, row + vocab_) - row == canaries_[s].token) return;
+                   scores.broken_canaries.push_back(canaries_[s].prompt + canaries_[s].key);
+                 });
 }
 
-GateScores GateProbe::measure(const LoraDelta* parent, const LoraDelta* candidate,
+GateScores GateProbe::measure(const Weights& parent, const Weights& candidate,
                               const std::vector<std::pair<std::string, HeldOut>>& items,
                               const std::vector<HeldOut>& domains) {
   GateScores scores;

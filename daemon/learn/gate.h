@@ -61,12 +61,13 @@ struct HeldOut {
 
 class GateProbe {
  public:
-  GateProbe(const Compute& compute, std::shared_ptr<const BaseWeights> base,
+  /// `base` says what a candidate must not stray from, and is not needed afterwards.
+  GateProbe(const Compute& compute, const std::shared_ptr<const BaseWeights>& base,
             std::shared_ptr<const Tokenizer> tokenizer);
 
-  /// Scores `candidate` against `parent` (null = base). `wordings` gives, per item, the sequences
-  /// that it is scored on.
-  GateScores measure(const LoraDelta* parent, const LoraDelta* candidate,
+  /// Scores `candidate` against `parent`; only their base and delta count. `items` gives, per item,
+  /// the sequences that it is scored on.
+  GateScores measure(const Weights& parent, const Weights& candidate,
                      const std::vector<std::pair<std::string, HeldOut>>& items,
                      const std::vector<HeldOut>& domains);
 
@@ -76,11 +77,11 @@ class GateProbe {
     int64_t n = 0;
     bool finite = true;
   };
-  Loss loss_of(const LoraDelta* delta, const HeldOut& text, GateScores& scores);
-  void probe(const LoraDelta* parent, const LoraDelta* candidate, GateScores& scores);
-  void check_canaries(const LoraDelta* candidate, GateScores& scores);
+  Loss loss_of(const Weights& weights, const HeldOut& text, GateScores& scores);
+  void probe(const Weights& parent, const Weights& candidate, GateScores& scores);
+  void check_canaries(const Weights& candidate, GateScores& scores);
 
-  std::shared_ptr<const BaseWeights> base_;
+  const int64_t vocab_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   BatchDecoder decoder_;
   HeldOut probe_;

@@ -9,6 +9,8 @@
 namespace ds {
 namespace {
 
+constexpr float kFullLr = 5e-5f;  // every weight moves: at 2e-4 one correction wears the rest down
+
 double quantile(std::vector<double> values, double q) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
@@ -114,12 +116,20 @@ bool Learner::due(int64_t& wait_ms) {
   return wait_ms == 0;
 }
 
+/// Anchors and gate speak of the model file's own weights, whatever serves now. Once they have been
+/// asked, those weights need not stay in memory.
+void Learner::build_trainer() {
+  const auto base = parts_.bases.find(parts_.bases.file_sha256(), compute_);
+  DS_CHECK(base.ok());  // it was read from this file at start
+  trainer_ = std::make_unique<RoundTrainer>(compute_, *base, parts_.tokenizer, parts_.chat);
+  probe_ = std::make_unique<GateProbe>(compute_, *base, parts_.tokenizer);
+  trainer_->prepare(single_recipe());
+  trainer_->prepare(group_recipe());
+  trainer_->set_base(nullptr);
+}
+
 void Learner::loop() {
-  {  // built here, not in the constructor: the daemon is ready before the learner is
-    trainer_ = std::make_unique<RoundTrainer>(compute_, parts_.base, parts_.tokenizer, parts_.chat);
-    probe_ = std::make_unique<GateProbe>(compute_, parts_.base, parts_.tokenizer);
-    trainer_->prepare(group_recipe());
-  }
+  build_trainer();  // here, not in the constructor: the daemon is ready before the learner is
   std::unique_lock lock(mutex_);
   while (!stop_) {
     if (!commands_.empty()) {
@@ -231,9 +241,10 @@ Json Learner::status() const {
           {"rounds", Json(std::vector<Json>(outcomes_.begin(), outcomes_.end()))}};
 }
 
-Recipe Learner::recipe_for(size_t items, int64_t rank) const {
+Recipe Learner::recipe_for(size_t items, const Trained& trained) const {
   Recipe recipe = items == 1 ? single_recipe() : group_recipe();
-  recipe.rank = rank;
+  if (trained.full) recipe.lr = kFullLr;
+  if (trained.adapters) recipe.rank = trained.adapters->rank();
   recipe.lr *= static_cast<float>(parts_.config.number("learn.lr") / 0.002);
   recipe.max_steps = parts_.config.integer("learn.max_steps");
   const double ratio = parts_.config.number("learn.replay_ratio");

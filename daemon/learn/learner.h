@@ -14,9 +14,11 @@
 #include <vector>
 
 #include "config.h"
+#include "engine/bases.h"
 #include "engine/versions.h"
 #include "events.h"
 #include "kernels/pool.h"
+#include "learn/candidate.h"
 #include "learn/gate.h"
 #include "learn/lessons.h"
 #include "learn/round_trainer.h"
@@ -28,17 +30,19 @@ struct LearnerParts {
   Versions& versions;
   ReplayStore& store;
   VersionStore& files;
+  Bases& bases;
+  BaseStore& base_files;
   Config& config;
   Pool& pool;
   const Ops& ops;
   Metrics& metrics;
   EventBus& events;
   Clock& clock;
-  std::shared_ptr<const BaseWeights> base;
   std::shared_ptr<const Tokenizer> tokenizer;
   ChatTemplate chat;
   std::function<bool()> train_task_models;  ///< one round of whatever labels wait; false: none did
-  /// Changes a candidate between training and gate; tests plant damage here. Empty in production.
+  /// Changes a low-rank candidate between training and gate; tests plant damage here. Empty in
+  /// production.
   std::function<void(Adapters&)> tamper;
 };
 
@@ -74,8 +78,8 @@ class Learner {
   Json run_round();
   void undo_retracted(const std::vector<uint64_t>& offsets);
   std::vector<FeedbackItem> take_items(const std::vector<uint64_t>& offsets, size_t limit);
-  Json publish_round(Round& round, VersionManifest manifest, const std::vector<StoredTensor>& delta,
-                     std::shared_ptr<const LoraDelta> candidate, const Json& gate_record);
+  Json publish_round(Round& round, Candidate candidate, const Json& gate_record);
+  Status publish_files(const Candidate& candidate, Commit commit);
   Json run_undo(const std::string& id);
   Result<Rebuild> plan_rebuild(const FeedbackItem& item) const;
   Result<Rebuild> plan_from_log(const FeedbackItem& item) const;
@@ -83,14 +87,17 @@ class Learner {
                        std::vector<FeedbackItem>& earlier, Round& last);
   Json undo_learned(const FeedbackItem& item);
 
-  Recipe recipe_for(size_t items, int64_t rank) const;
+  void build_trainer();
+  Recipe recipe_for(size_t items, const Trained& trained) const;
   uint64_t lineage_round(int64_t version) const;
   std::vector<FeedbackItem> lineage_items(int64_t version) const;
-  Result<std::unique_ptr<Adapters>> adapters_of(int64_t version) const;
+  Result<Trained> trained_of(int64_t version);
+  Result<std::shared_ptr<const Weights>> servable(const Trained& trained) const;
   Result<Round> train_round(int64_t parent, std::vector<FeedbackItem> items,
-                            const std::vector<FeedbackItem>& earlier,
-                            std::unique_ptr<Adapters> adapters, uint64_t round_in_lineage);
-  GateScores measure(const Round& round, const LoraDelta* parent, const LoraDelta* candidate);
+                            const std::vector<FeedbackItem>& earlier, Trained trained,
+                            uint64_t round_in_lineage);
+  void run_training(Round& round, const std::vector<Lesson>& replay);
+  GateScores measure(const Round& round, const Weights& parent, const Weights& candidate);
   Json finish_round(Round& round, int64_t parent, bool gate_it);
   Json drop(Round& round, int64_t parent, const Json& gate);
   Json hold(Round& round, int64_t parent, const std::string& outcome, const std::string& reason,

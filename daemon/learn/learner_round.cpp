@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// One round of the learner: choose items, train, gate, publish or hold. And its inverse: rebuild
-// the lineage without an item.
+// One round of the learner: choose items, train, gate, publish or hold.
+#include "learn/learner_round.h"
+
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <set>
 
-#include "engine/delta_file.h"
 #include "learn/admission.h"
-#include "learn/learner.h"
 #include "learn/phrasing.h"
 #include "log.h"
 
@@ -20,18 +18,12 @@ constexpr size_t kItemsLookedAt = 1024;  // of those that wait, when a round cho
 constexpr size_t kHeldOutTextsPerDomain = 12;
 constexpr int64_t kHeldOutTokens = 48;
 
-Json failure(const std::string& message, bool missing = false) {
-  return {{"error", message}, {"not_found", missing}};
-}
-
 /// The draw key's occurrence number as the lineage counts it: the store counts what it ever got,
 /// and an item that was undone must leave no trace in the draws of its later twins.
 void count_occurrence(std::string& draw_key, std::map<std::string, int>& seen) {
   const std::string record = draw_key.substr(0, draw_key.find('#'));
   draw_key = record + "#" + std::to_string(seen[record]++);
 }
-
-bool by_offset(const FeedbackItem& a, const FeedbackItem& b) { return a.offset < b.offset; }
 
 std::vector<std::string> ids_of(const std::vector<FeedbackItem>& items) {
   std::vector<std::string> out;
@@ -40,19 +32,6 @@ std::vector<std::string> ids_of(const std::vector<FeedbackItem>& items) {
 }
 
 }  // namespace
-
-/// A candidate in the making.
-struct Learner::Round {
-  uint64_t number = 0;      // in the store
-  uint64_t in_lineage = 1;  // rounds from the base to this one: what the draws depend on
-  std::vector<FeedbackItem> items;
-  std::vector<Lesson> lessons;
-  std::unique_ptr<Adapters> adapters;
-  RoundOutcome outcome;
-  int64_t started_ms = 0;
-  bool rebuilds = false;  // an undo's: a failure leaves the items' fates as they were
-  Commit with;            // becomes durable with its publication
-};
 
 void Learner::set_fates(Commit& commit, const std::vector<FeedbackItem>& items,
                         const std::string& state, const std::string& version, int64_t step,
@@ -77,35 +56,28 @@ std::vector<FeedbackItem> Learner::lineage_items(int64_t version) const {
       if (item.ok()) out.push_back(std::move(item).value());
     }
   }
-  std::sort(out.begin(), out.end(), by_offset);
+  std::sort(out.begin(), out.end(),
+            [](const FeedbackItem& a, const FeedbackItem& b) { return a.offset < b.offset; });
   return out;
 }
 
-Result<std::unique_ptr<Adapters>> Learner::adapters_of(int64_t version) const {
-  const ModelConfig& config = parts_.base->config();
-  const Recipe recipe = group_recipe();
+Result<Trained> Learner::trained_of(int64_t version) {
   DS_ASSIGN(const VersionManifest manifest, parts_.versions.manifest(version));
-  if (manifest.method == "base") {
-    auto fresh = std::make_unique<Adapters>(config, parts_.config.integer("learn.rank"),
-                                            recipe.scale, recipe.targets);
-    fresh->initialise(static_cast<uint64_t>(parts_.config.integer("learn.seed")));
-    return fresh;
-  }
-  DS_ASSIGN(const int64_t rank, get_int(manifest.details, "rank"));
-  DS_ASSIGN(const double scale, get_number(manifest.details, "scale"));
-  DS_ASSIGN(const std::vector<StoredTensor> tensors,
-            parts_.files.read_checkpoint(manifest.model, version));
-  DS_ASSIGN(const auto factors, tensors_to_factors(config, rank, tensors));
-  auto adapters =
-      std::make_unique<Adapters>(config, rank, static_cast<float>(scale), recipe.targets);
-  DS_TRY(adapters->set_factors(factors));
-  return adapters;
+  DS_ASSIGN(const auto serving, parts_.versions.find(version_name(version)));
+  const Method method{parts_.config.text("learn.method") == "full",
+                      parts_.config.integer("learn.rank"),
+                      static_cast<uint64_t>(parts_.config.integer("learn.seed"))};
+  return trained_from(manifest, *serving, method, parts_.files, parts_.bases, compute_);
+}
+
+Result<std::shared_ptr<const Weights>> Learner::servable(const Trained& trained) const {
+  DS_ASSIGN(Candidate candidate, make_candidate(trained, {}, compute_, parts_.bases.format()));
+  return std::move(candidate.weights);
 }
 
 Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<FeedbackItem> items,
                                             const std::vector<FeedbackItem>& earlier,
-                                            std::unique_ptr<Adapters> adapters,
-                                            uint64_t round_in_lineage) {
+                                            Trained trained, uint64_t round_in_lineage) {
   Round round;
   round.started_ms = parts_.clock.unix_ms();
   round.in_lineage = round_in_lineage;
@@ -144,24 +116,38 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
     count_occurrence(replay.back().draw_key, seen);
   }
   for (Lesson& lesson : round.lessons) count_occurrence(lesson.draw_key, seen);
-  round.adapters = std::move(adapters);
+  round.trained = std::move(trained);
   if (round.lessons.empty()) return round;
   log(LogLevel::kInfo, "learn",
       "round " + std::to_string(round.number) + ": " + std::to_string(round.lessons.size()) +
           " items on v" + std::to_string(parent));
-  const Recipe recipe = recipe_for(round.lessons.size(), round.adapters->rank());
-  round.outcome = trainer_->train(recipe, *round.adapters, round.lessons, replay,
-                                  static_cast<uint64_t>(parts_.config.integer("learn.seed")),
-                                  round.in_lineage, [&](const StepReport& step) {
-                                    report(step);
-                                    return !should_drop();
-                                  });
-  if (parts_.tamper) parts_.tamper(*round.adapters);
+  run_training(round, replay);
   return round;
 }
 
-GateScores Learner::measure(const Round& round, const LoraDelta* parent,
-                            const LoraDelta* candidate) {
+void Learner::run_training(Round& round, const std::vector<Lesson>& replay) {
+  Trained& trained = round.trained;
+  if (!trained.base) {  // the second round of a rebuild starts from what the first has made
+    trained.full->pack(compute_, parts_.bases.format());
+    trained.base = trained.full->packed();
+  }
+  trainer_->set_base(trained.base);
+  round.outcome =
+      trainer_->train(recipe_for(round.lessons.size(), trained), trained.view(), round.lessons,
+                      replay, static_cast<uint64_t>(parts_.config.integer("learn.seed")),
+                      round.in_lineage, [&](const StepReport& step) {
+                        report(step);
+                        return !should_drop();
+                      });
+  trainer_->set_base(nullptr);
+  if (trained.full) {  // the masters are all that the next round or the candidate needs
+    trained.full->release();
+    trained.base.reset();
+  }
+  if (parts_.tamper && trained.adapters) parts_.tamper(*trained.adapters);
+}
+
+GateScores Learner::measure(const Round& round, const Weights& parent, const Weights& candidate) {
   std::vector<std::pair<std::string, HeldOut>> items;
   for (size_t i = 0; i < round.lessons.size(); ++i) {
     const Lesson& lesson = round.lessons[i];
@@ -258,29 +244,25 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
   }
   if (!round.outcome.finite)
     return hold(round, parent, "held", "the loss or its gradient became NaN or infinite", {});
-  const auto factors = round.adapters->factors();
-  const auto candidate = LoraDelta::pack(*parts_.base, compute_, round.adapters->rank(),
-                                         round.adapters->scale(), factors);
   VersionManifest manifest;
   manifest.model = "default";
   manifest.number = parts_.versions.next_number();
   manifest.parent = parent;
-  manifest.base_sha256 = parts_.base->sha256();
-  manifest.method = "lora";
   manifest.round = round.number;
   manifest.created_ms = parts_.clock.unix_ms();
   manifest.items = ids_of(round.items);
-  const std::vector<StoredTensor> delta =
-      factors_to_tensors(parts_.base->config(), round.adapters->rank(), factors, "BF16");
-  manifest.weight_hash = weight_hash(manifest.base_sha256, delta);
+  Result<Candidate> candidate =
+      make_candidate(round.trained, std::move(manifest), compute_, parts_.bases.format());
+  if (!candidate.ok()) return hold(round, parent, "held", candidate.status().message(), {});
 
   Json gate_record = Json::object();
   if (gate_it) {
     const Result<std::shared_ptr<const Weights>> before =
-        parts_.versions.find("v" + std::to_string(parent));
+        parts_.versions.find(version_name(parent));
     if (!before.ok()) return hold(round, parent, "held", before.status().message(), {});
-    GateScores scores = measure(round, (*before)->delta.get(), candidate.get());
-    scores.changed = manifest.weight_hash != (*before)->weight_hash && round.outcome.steps > 0;
+    GateScores scores = measure(round, **before, *candidate->weights);
+    scores.changed =
+        candidate->manifest.weight_hash != (*before)->weight_hash && round.outcome.steps > 0;
     const GateLimits limits{parts_.config.number("gate.max_drop"),
                             parts_.config.number("gate.max_kl")};
     const GateVerdict verdict = judge(scores, limits);
@@ -289,28 +271,41 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
       return hold(round, parent, "held", verdict.check + ": " + verdict.reason, gate_record);
   }
   if (should_drop()) return drop(round, parent, gate_record);
-  return publish_round(round, std::move(manifest), delta, candidate, gate_record);
+  return publish_round(round, std::move(candidate).value(), gate_record);
 }
 
-Json Learner::publish_round(Round& round, VersionManifest manifest,
-                            const std::vector<StoredTensor>& delta,
-                            std::shared_ptr<const LoraDelta> candidate, const Json& gate_record) {
-  const std::string version = "v" + std::to_string(manifest.number);
+/// A new base is durable before the version that needs it. A crash between the two leaves a base
+/// that no version names, which the next start removes.
+Status Learner::publish_files(const Candidate& candidate, Commit commit) {
+  const std::string& base = candidate.manifest.base_sha256;
+  const bool new_base = !candidate.base_file.empty();
+  if (new_base) DS_TRY(parts_.base_files.write(base, candidate.base_file));
+  const Status published =
+      parts_.versions.publish(candidate.manifest, candidate.delta, candidate.checkpoint,
+                              std::move(commit), candidate.weights, true);
+  if (new_base && published.ok()) parts_.bases.add(candidate.weights->base);
+  if (new_base && !published.ok() && !parts_.versions.bases().contains(base)) {
+    const Status removed = parts_.base_files.remove(base);
+    if (!removed.ok()) log(LogLevel::kWarn, "learn", removed.message());
+  }
+  return published;
+}
+
+Json Learner::publish_round(Round& round, Candidate candidate, const Json& gate_record) {
+  VersionManifest& manifest = candidate.manifest;
+  const std::string version = version_name(manifest.number);
   const double seconds = static_cast<double>(parts_.clock.unix_ms() - round.started_ms) / 1000.0;
-  manifest.details = {{"rank", round.adapters->rank()},
-                      {"scale", round.adapters->scale()},
-                      {"targets", round.adapters->targets()},
-                      {"steps", round.outcome.steps},
-                      {"tokens", round.outcome.tokens},
-                      {"first_loss", round.outcome.first_loss},
-                      {"last_loss", round.outcome.last_loss},
-                      {"converged", round.outcome.converged},
-                      {"seconds", seconds},
-                      {"gate", gate_record},
-                      {"round_in_lineage", round.in_lineage}};
+  manifest.details.update({{"steps", round.outcome.steps},
+                           {"tokens", round.outcome.tokens},
+                           {"first_loss", round.outcome.first_loss},
+                           {"last_loss", round.outcome.last_loss},
+                           {"converged", round.outcome.converged},
+                           {"seconds", seconds},
+                           {"gate", gate_record},
+                           {"round_in_lineage", round.in_lineage}});
   Json record = {{"round", round.number},
                  {"outcome", "published"},
-                 {"parent", "v" + std::to_string(manifest.parent)},
+                 {"parent", version_name(manifest.parent)},
                  {"version", version},
                  {"items", manifest.items},
                  {"steps", round.outcome.steps},
@@ -325,13 +320,10 @@ Json Learner::publish_round(Round& round, VersionManifest manifest,
   for (const FeedbackItem& item : round.items)
     commit.insert.push_back({item.domain, item.draw_key, item.offset});
   commit.rounds.emplace_back(round.number, record);
-  const std::vector<StoredTensor> masters = factors_to_tensors(
-      parts_.base->config(), round.adapters->rank(), round.adapters->factors(), "F32");
-  const auto weights = make_weights(manifest, parts_.base, candidate);
-  const Status published =
-      parts_.versions.publish(manifest, delta, masters, std::move(commit), weights, true);
-  if (!published.ok())  // a conflict: the lineage moved, or was pinned, a moment ago
-    return hold(round, manifest.parent, published.code() == Code::kConflict ? "dropped" : "held",
+  const Status published = publish_files(candidate, std::move(commit));
+  const bool moved = should_drop() || parts_.versions.pinned() != 0;  // a moment ago
+  if (!published.ok())
+    return hold(round, manifest.parent, moved ? "dropped" : "held",
                 "not published: " + published.message(), gate_record);
   log(LogLevel::kInfo, "learn",
       "round " + std::to_string(round.number) + " published " + version + " after " +
@@ -350,20 +342,6 @@ Json Learner::publish_round(Round& round, VersionManifest manifest,
   if (outcomes_.size() > 10) outcomes_.pop_front();
   state_ = "idle";
   return record;
-}
-
-/// Retractions in the stream come first: what they name must not be learned.
-void Learner::undo_retracted(const std::vector<uint64_t>& offsets) {
-  for (const uint64_t offset : offsets) {
-    const Result<FeedbackItem> item = parts_.store.get(offset);
-    if (!item.ok() || item->kind != "retract") continue;
-    const Json undone = run_undo(item->record.value("target", ""));
-    Commit commit;
-    commit.fates.push_back(
-        {offset, {"trained", parts_.clock.unix_ms(), "", 0, undone.value("error", "retracted")}});
-    const Status done = parts_.store.commit(commit);
-    if (!done.ok()) log(LogLevel::kError, "learn", done.message());
-  }
 }
 
 /// The first `limit` items of these that can be trained. Passes over texts that are held out to
@@ -422,171 +400,13 @@ Json Learner::run_round() {
   }
   epoch_at_start_ = parts_.versions.lineage_epoch();
   const int64_t parent = parts_.versions.current_number();
-  Result<std::unique_ptr<Adapters>> adapters = adapters_of(parent);
-  if (!adapters.ok()) return failure(adapters.status().message());
+  Result<Trained> trained = trained_of(parent);
+  if (!trained.ok()) return failure(trained.status().message());
   Result<Round> round = train_round(parent, std::move(items), lineage_items(parent),
-                                    std::move(adapters).value(), lineage_round(parent));
+                                    std::move(trained).value(), lineage_round(parent));
   if (!round.ok()) return failure(round.status().message());
   if (round->outcome.stopped) return drop(*round, parent, {});
   return finish_round(*round, parent, true);
-}
-
-Json Learner::run_undo(const std::string& id) {
-  const Result<FeedbackItem> item = parts_.store.get(id);
-  if (!item.ok()) return failure(item.status().message(), true);
-  const std::string state = item->fate.empty() ? "" : item->fate.back().state;
-  if (state == "reverted" || state == "erased")
-    return {{"id", id},
-            {"state", state},
-            {"version", "v" + std::to_string(parts_.versions.current_number())}};
-  const bool in_a_round =
-      state == "held" && parts_.config.flag("learn.deterministic");  // it filled a place there
-  if (state == "served" || state == "trained" || in_a_round) return undo_learned(*item);
-  Commit commit;
-  set_fates(commit, {*item}, "reverted", "", 0, "retracted before it was learned");
-  const Status done = parts_.store.commit(commit);
-  if (!done.ok()) return failure(done.message());
-  return {{"id", id},
-          {"state", "reverted"},
-          {"version", "v" + std::to_string(parts_.versions.current_number())}};
-}
-
-/// What an undo trains again: the rounds after the one that learned the item, without it.
-struct Learner::Rebuild {
-  int64_t parent = 0;  // 0: no serving version learned the item
-  std::vector<std::vector<FeedbackItem>> rounds;
-  std::vector<FeedbackItem> unfinished;  // waiting for a full round
-  bool gate_each = false;
-};
-
-Result<Learner::Rebuild> Learner::plan_rebuild(const FeedbackItem& item) const {
-  Rebuild plan;
-  std::vector<int64_t> path = parts_.versions.ancestors(parts_.versions.current_number());
-  std::reverse(path.begin(), path.end());  // oldest first
-  for (size_t i = 0; i < path.size(); ++i) {
-    DS_ASSIGN(const VersionManifest manifest, parts_.versions.manifest(path[i]));
-    const auto& ids = manifest.items;
-    if (plan.parent == 0 && std::find(ids.begin(), ids.end(), item.id) == ids.end()) continue;
-    if (plan.parent == 0) plan.parent = manifest.parent;
-    plan.rounds.emplace_back();
-    for (const std::string& id : ids) {
-      if (id == item.id) continue;
-      DS_ASSIGN(FeedbackItem other, parts_.store.get(id));
-      plan.rounds.back().push_back(std::move(other));
-    }
-  }
-  std::erase_if(plan.rounds, [](const std::vector<FeedbackItem>& r) { return r.empty(); });
-  return plan;
-}
-
-/// The same for `learn.deterministic`, where rounds are what the log says: all items that rounds
-/// have taken, held ones too, in offset order, min_items each. Formed anew after the newest version
-/// that ends before the item, they are the rounds of a store that never had it.
-Result<Learner::Rebuild> Learner::plan_from_log(const FeedbackItem& item) const {
-  Rebuild plan;
-  plan.gate_each = true;
-  uint64_t parent_ends = 0;
-  for (const int64_t number : parts_.versions.ancestors(parts_.versions.current_number())) {
-    const std::vector<FeedbackItem> learned = lineage_items(number);
-    parent_ends = learned.empty() ? 0 : learned.back().offset;
-    plan.parent = number;
-    if (parent_ends < item.offset) break;
-  }
-  std::set<uint64_t> taken;
-  for (const char* state : {"trained", "served", "held"}) {
-    const std::vector<uint64_t> offsets = parts_.store.offsets_in_state(state);
-    taken.insert(offsets.begin(), offsets.end());
-  }
-  std::vector<FeedbackItem> later;
-  for (auto at = taken.upper_bound(parent_ends); at != taken.end(); ++at) {
-    DS_ASSIGN(FeedbackItem other, parts_.store.get(*at));
-    if (other.id != item.id && lesson_of(other).ok()) later.push_back(std::move(other));
-  }
-  const auto size = static_cast<int64_t>(parts_.config.integer("learn.min_items"));
-  auto first = later.begin();
-  for (; later.end() - first >= size; first += size) plan.rounds.emplace_back(first, first + size);
-  plan.unfinished.assign(first, later.end());
-  return plan;
-}
-
-/// Trains one round of a rebuild on `last`, which becomes it; without effect when its gate says no.
-Status Learner::rebuild_round(const Rebuild& plan, const std::vector<FeedbackItem>& items,
-                              std::vector<FeedbackItem>& earlier, Round& last) {
-  const auto pack = [&](const Adapters& a) {
-    return LoraDelta::pack(*parts_.base, compute_, a.rank(), a.scale(), a.factors());
-  };
-  const std::span<const float> start = std::as_const(*last.adapters).parameters();
-  const std::vector<float> before(start.begin(), start.end());
-  const bool on_base = plan.parent == 1 && earlier.empty();
-  const auto parent = on_base || !plan.gate_each ? nullptr : pack(*last.adapters);
-  DS_ASSIGN(Round round, train_round(plan.parent, items, earlier, std::move(last.adapters),
-                                     last.in_lineage + 1));
-  round.rebuilds = true;
-  if (round.outcome.stopped) return unavailable("undo was interrupted; the item is still served");
-  if (plan.gate_each) {
-    GateScores scores = measure(round, parent.get(), pack(*round.adapters).get());
-    scores.finite = scores.finite && round.outcome.finite;
-    scores.changed = round.outcome.steps > 0;
-    const GateVerdict verdict =
-        judge(scores, {parts_.config.number("gate.max_drop"), parts_.config.number("gate.max_kl")});
-    if (!verdict.pass) {
-      set_fates(last.with, items, "held", "", round.outcome.steps,
-                verdict.check + ": " + verdict.reason);
-      std::copy(before.begin(), before.end(), round.adapters->parameters().begin());
-      last.adapters = std::move(round.adapters);
-      return {};
-    }
-  }
-  earlier.insert(earlier.end(), items.begin(), items.end());
-  round.with = std::move(last.with);
-  round.items.insert(round.items.begin(), last.items.begin(), last.items.end());
-  last = std::move(round);
-  return {};
-}
-
-// The lineage from the round that learned the item on is trained again without it, from that
-// round's parent, and published as one new version beside the old ones.
-Json Learner::undo_learned(const FeedbackItem& item) {
-  Result<Rebuild> plan =
-      parts_.config.flag("learn.deterministic") ? plan_from_log(item) : plan_rebuild(item);
-  if (!plan.ok()) return failure(plan.status().message());
-  Round last;
-  last.rebuilds = true;
-  set_fates(last.with, {item}, "reverted", "", 0, "retracted");
-  set_fates(last.with, plan->unfinished, "queued", "", 0, "its round is formed anew");
-  last.with.remove.push_back({item.domain, item.draw_key, item.offset});
-  if (!plan->rounds.empty()) {
-    if (parts_.versions.pinned() != 0)
-      return failure("undo: " + version_name(parts_.versions.pinned()) +
-                     " is pinned and would have to change; unpin first");
-    epoch_at_start_ = parts_.versions.lineage_epoch();
-    Result<std::unique_ptr<Adapters>> adapters = adapters_of(plan->parent);
-    if (!adapters.ok()) return failure(adapters.status().message());
-    last.adapters = std::move(adapters).value();
-    last.in_lineage = lineage_round(plan->parent) - 1;
-    std::vector<FeedbackItem> earlier = lineage_items(plan->parent);
-    for (const std::vector<FeedbackItem>& items : plan->rounds) {
-      const Status trained = rebuild_round(*plan, items, earlier, last);
-      publish_status("idle");
-      if (!trained.ok()) return failure(trained.message());
-    }
-  }
-  Json answer = {{"id", item.id}, {"state", "reverted"}};
-  if (last.items.empty()) {  // the parent, or what serves already, is the answer
-    const bool serves = plan->parent == 0 || plan->parent == parts_.versions.current_number();
-    const Status done =
-        serves ? parts_.store.commit(last.with)
-               : parts_.versions.step_back(plan->parent, "undo of " + item.id, last.with);
-    if (!done.ok()) return failure(done.message());
-    answer["version"] = version_name(parts_.versions.current_number());
-    return answer;
-  }
-  const Json outcome = finish_round(last, plan->parent, false);
-  if (outcome.value("outcome", "") != "published")
-    return failure("undo: " + outcome.value("reason", ""));
-  answer["version"] = outcome["version"];
-  answer["round"] = outcome["round"];
-  return answer;
 }
 
 }  // namespace ds

@@ -200,22 +200,35 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
   return out;
 }
 
-double AdamW::step(const Compute& compute, std::span<float> parameters,
-                   std::span<const float> gradient, float lr, float beta2, float clip) {
-  const auto n = static_cast<int64_t>(parameters.size());
-  const double norm = std::sqrt(compute.ops->sum_squares(compute.context, n, gradient.data()));
+double AdamW::step(const Compute& compute, std::span<const Part> parts, float lr, float beta2,
+                   float clip) {
+  double squares = 0;
+  for (const Part& part : parts) {
+    squares += compute.ops->sum_squares(compute.context, static_cast<int64_t>(part.gradient.size()),
+                                        part.gradient.data());
+  }
+  const double norm = std::sqrt(squares);
   if (!std::isfinite(norm)) return norm;
-  AdamWArgs args;
-  args.n = n;
-  args.master = parameters.data();
-  args.m = m_.data();
-  args.v = v_.data();
-  args.gradient = gradient.data();
-  args.gradient_scale = clip > 0 && norm > clip ? static_cast<float>(clip / norm) : 1.0f;
-  args.lr = lr;
-  args.beta2 = beta2;
-  args.step = ++step_;
-  compute.ops->adamw(compute.context, args);
+  ++step_;
+  size_t at = 0;
+  for (const Part& part : parts) {
+    const size_t first = at;
+    at += part.parameters.size();
+    DS_CHECK(at <= m_.size());
+    if (part.gradient.empty()) continue;
+    DS_CHECK(part.gradient.size() == part.parameters.size());
+    AdamWArgs args;
+    args.n = static_cast<int64_t>(part.parameters.size());
+    args.master = part.parameters.data();
+    args.m = m_.data() + first;
+    args.v = v_.data() + first;
+    args.gradient = part.gradient.data();
+    args.gradient_scale = clip > 0 && norm > clip ? static_cast<float>(clip / norm) : 1.0f;
+    args.lr = lr;
+    args.beta2 = beta2;
+    args.step = step_;
+    compute.ops->adamw(compute.context, args);
+  }
   return norm;
 }
 

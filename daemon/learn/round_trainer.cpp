@@ -59,16 +59,49 @@ struct RoundTrainer::Step {
   std::vector<size_t> first_term;  // per chosen lesson its first cross-entropy term, then the end
 };
 
+size_t Trainable::size() const {
+  return full_ != nullptr ? full_->size() : adapters_->parameters().size();
+}
+
+void Trainable::zero_gradient() const {
+  if (full_ != nullptr) return full_->zero_gradient();
+  adapters_->zero_gradient();
+}
+
+void Trainable::pack(const Compute& compute, WeightFormat format) const {
+  if (full_ != nullptr) return full_->pack(compute, format);
+  adapters_->pack(compute, format);
+}
+
+double Trainable::step(AdamW& optimizer, const Compute& compute, float lr,
+                       const Recipe& recipe) const {
+  std::vector<AdamW::Part> parts;
+  if (full_ == nullptr) {
+    parts.push_back({adapters_->parameters(), adapters_->gradient()});
+  } else {
+    for (auto& [name, master] : full_->masters()) {
+      parts.push_back({master, full_->gradient()[name]});
+    }
+  }
+  return optimizer.step(compute, parts, lr, recipe.beta2, recipe.clip);
+}
+
 RoundTrainer::RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWeights> base,
                            std::shared_ptr<const Tokenizer> tokenizer, ChatTemplate chat)
     : compute_(compute),
-      base_(std::move(base)),
       tokenizer_(std::move(tokenizer)),
       chat_(std::move(chat)),
-      graph_(base_->config(), compute) {
-  if (!chat_.available()) return;
-  system_ids_ = chat_.default_system_ids(*tokenizer_);
-  if (!system_ids_.empty()) system_ = graph_.prefix(*base_, system_ids_);
+      graph_(base->config(), compute) {
+  if (chat_.available()) system_ids_ = chat_.default_system_ids(*tokenizer_);
+  if (!system_ids_.empty()) system_ = std::make_unique<PrefixKv>();
+  set_base(std::move(base));
+}
+
+void RoundTrainer::set_base(std::shared_ptr<const BaseWeights> base) {
+  base_ = std::move(base);
+  if (base_ == nullptr || system_ == nullptr || system_of_.lock() == base_) return;
+  *system_ = *graph_.prefix(*base_, system_ids_);
+  system_of_ = base_;
 }
 
 std::vector<TokenId> RoundTrainer::full_ids(std::span<const ChatMessage> context,
@@ -99,9 +132,8 @@ Sequence RoundTrainer::sequence_of(std::span<const ChatMessage> context,
 }
 
 void RoundTrainer::build_anchors(int64_t tokens) {
-  if (anchor_tokens_ == tokens || !chat_.available()) return;
-  anchor_tokens_ = tokens;
-  anchors_.clear();
+  if (anchors_.contains(tokens) || !chat_.available()) return;
+  std::vector<Anchor>& anchors = anchors_[tokens];
   std::vector<std::vector<TokenId>> prompts;
   for (const std::string_view prompt : anchor_prompts()) {
     const ChatMessage message{"user", std::string(prompt)};
@@ -120,12 +152,12 @@ void RoundTrainer::build_anchors(int64_t tokens) {
     anchor.sequence.first_target = static_cast<int64_t>(anchor.sequence.ids.size());
     anchor.sequence.ids.insert(anchor.sequence.ids.end(), answers[i].begin(), answers[i].end());
     anchor.sequence.prefix = system_.get();
-    if (anchor.sequence.targets() > 0) anchors_.push_back(std::move(anchor));
+    if (anchor.sequence.targets() > 0) anchors.push_back(std::move(anchor));
   }
-  for (const Anchor& a : anchors_) sequences.push_back(&a.sequence);
+  for (const Anchor& a : anchors) sequences.push_back(&a.sequence);
   std::vector<StoredTopK> stored =
       store_top_k(graph_, *base_, nullptr, sequences, base_->config().vocab);
-  for (size_t i = 0; i < anchors_.size(); ++i) anchors_[i].stored = std::move(stored[i]);
+  for (size_t i = 0; i < anchors.size(); ++i) anchors[i].stored = std::move(stored[i]);
 }
 
 void RoundTrainer::add_lesson(Step& step, const Recipe& recipe, const Lesson& lesson, Rng& rng,
@@ -191,26 +223,29 @@ void RoundTrainer::add_contrasts(Step& step, const Recipe& recipe, std::vector<D
 }
 
 void RoundTrainer::add_anchors(Step& step, const Recipe& recipe, Rng& rng) const {
-  const int n = std::min(recipe.anchors, static_cast<int>(anchors_.size()));
-  std::vector<size_t> order(anchors_.size());
+  const auto found = anchors_.find(recipe.anchor_tokens);
+  if (found == anchors_.end()) return;  // without a chat template
+  const std::vector<Anchor>& anchors = found->second;
+  const int n = std::min(recipe.anchors, static_cast<int>(anchors.size()));
+  std::vector<size_t> order(anchors.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   for (int i = 0; i < n; ++i) {  // the first n of a Fisher-Yates shuffle
     std::swap(order[static_cast<size_t>(i)],
               order[static_cast<size_t>(i) + rng.below(order.size() - static_cast<size_t>(i))]);
-    const Anchor& a = anchors_[order[static_cast<size_t>(i)]];
+    const Anchor& a = anchors[order[static_cast<size_t>(i)]];
     step.terms.kl.push_back({&a.sequence, &a.stored, recipe.anchor_weight / static_cast<float>(n)});
   }
 }
 
-double RoundTrainer::summed_logprob(const Adapters* adapters, const Sequence& sequence) {
+double RoundTrainer::summed_logprob(Trainable what, const Sequence& sequence) {
   Terms terms;
   terms.cross_entropy.push_back({&sequence, 1.0f});
-  auto* unchanged = const_cast<Adapters*>(adapters);  // without `gradient` it is only read
-  return run_terms(graph_, compute_, *base_, unchanged, nullptr, terms, false).items[0].sum_logprob;
+  return run_terms(graph_, compute_, what.over(*base_), what.adapters(), nullptr, terms, false)
+      .items[0]
+      .sum_logprob;
 }
 
-std::vector<RoundTrainer::Desk> RoundTrainer::sit_down(const Recipe& recipe,
-                                                       const Adapters& adapters,
+std::vector<RoundTrainer::Desk> RoundTrainer::sit_down(const Recipe& recipe, Trainable what,
                                                        std::span<const Lesson> fresh,
                                                        std::span<const Lesson> replay,
                                                        uint64_t round_seed) {
@@ -228,7 +263,7 @@ std::vector<RoundTrainer::Desk> RoundTrainer::sit_down(const Recipe& recipe,
     fill_contrasts(recipe, desk, names, round_seed);
     if (!desk.has_pair(recipe)) continue;
     const auto reference = [&](const std::string& answer) {
-      return static_cast<float>(summed_logprob(&adapters, sequence_of(fresh[i].context, answer)));
+      return static_cast<float>(summed_logprob(what, sequence_of(fresh[i].context, answer)));
     };
     desk.chosen_reference = reference(fresh[i].answer);
     desk.rejected_reference = reference(fresh[i].rejected);
@@ -290,25 +325,27 @@ void RoundTrainer::note_results(const Recipe& recipe, const Step& step, const St
   }
 }
 
-RoundOutcome RoundTrainer::train(const Recipe& recipe, Adapters& adapters,
+RoundOutcome RoundTrainer::train(const Recipe& recipe, Trainable what,
                                  std::span<const Lesson> fresh, std::span<const Lesson> replay,
                                  uint64_t seed, uint64_t round,
                                  const std::function<bool(const StepReport&)>& on_step) {
+  DS_CHECK(base_ != nullptr);
   prepare(recipe);
   const uint64_t round_seed = Rng::mix(seed, round);
-  adapters.pack(compute_, base_->format());
-  std::vector<Desk> desks = sit_down(recipe, adapters, fresh, replay, round_seed);
+  what.pack(compute_, base_->format());
+  std::vector<Desk> desks = sit_down(recipe, what, fresh, replay, round_seed);
   const int forms = fresh.size() == 1 ? recipe.forms_alone : recipe.forms_many;
   const int64_t steps_max =
       std::max(recipe.max_steps, recipe.max_steps_per_lesson * static_cast<int64_t>(fresh.size()));
-  AdamW optimizer(adapters.parameters().size());
+  AdamW optimizer(what.size());
   RoundOutcome outcome;
   for (int64_t index = 0; index < steps_max; ++index) {
     std::vector<Desk*> chosen = choose(recipe, desks);
     const Step step = build_step(recipe, chosen, replay, forms,
                                  Rng::mix(round_seed, static_cast<uint64_t>(index)));
-    adapters.zero_gradient();
-    const StepLoss loss = run_terms(graph_, compute_, *base_, &adapters, nullptr, step.terms, true);
+    what.zero_gradient();
+    const StepLoss loss = run_terms(graph_, compute_, what.over(*base_), what.adapters(),
+                                    what.gradient(), step.terms, true);
     note_results(recipe, step, loss, chosen);
     outcome.tokens += loss.tokens;
     outcome.steps = index + 1;
@@ -326,11 +363,10 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, Adapters& adapters,
     }
     const float progress = static_cast<float>(index) / static_cast<float>(steps_max);
     const float lr = recipe.lr * (1.0f + (recipe.lr_decay_to - 1.0f) * progress);
-    report.gradient_norm = optimizer.step(compute_, adapters.parameters(), adapters.gradient(), lr,
-                                          recipe.beta2, recipe.clip);
+    report.gradient_norm = what.step(optimizer, compute_, lr, recipe);
     outcome.finite = std::isfinite(report.gradient_norm);
     if (!outcome.finite) return outcome;
-    adapters.pack(compute_, base_->format());
+    what.pack(compute_, base_->format());
     outcome.stopped = !on_step(report);
     if (outcome.stopped) return outcome;
   }

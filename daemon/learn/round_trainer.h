@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/batch_decoder.h"
+#include "engine/full_weights.h"
 #include "engine/tokenizer.h"
 #include "learn/objective.h"
 #include "storage/seams.h"
@@ -53,6 +54,28 @@ struct Recipe {
 Recipe single_recipe();
 Recipe group_recipe();
 
+/// What a round trains: low-rank factors beside a base that stays, or every weight. A view.
+class Trainable {
+ public:
+  Trainable(Adapters& adapters) : adapters_(&adapters) {}
+  Trainable(FullWeights& full) : full_(&full) {}
+
+  Adapters* adapters() const { return adapters_; }  ///< null when every weight is trained
+  FullGradients* gradient() const { return full_ != nullptr ? &full_->gradient() : nullptr; }
+  /// What the passes run over: `base`, or the trained copy of all weights.
+  const BaseWeights& over(const BaseWeights& base) const {
+    return full_ != nullptr ? *full_->packed() : base;
+  }
+  size_t size() const;  ///< parameters
+  void zero_gradient() const;
+  void pack(const Compute& compute, WeightFormat format) const;
+  double step(AdamW& optimizer, const Compute& compute, float lr, const Recipe& recipe) const;
+
+ private:
+  Adapters* adapters_ = nullptr;  // one of the two
+  FullWeights* full_ = nullptr;
+};
+
 struct StepReport {
   int64_t step = 0, tokens = 0;
   double loss = 0, gradient_norm = 0;
@@ -69,6 +92,8 @@ struct RoundOutcome {
 
 class RoundTrainer {
  public:
+  /// `base` gives the anchors' answers, in whatever weights rounds go on from, and is the first
+  /// round's base.
   RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWeights> base,
                std::shared_ptr<const Tokenizer> tokenizer, ChatTemplate chat);
 
@@ -76,8 +101,13 @@ class RoundTrainer {
   /// nobody has, an idle learner does it before.
   void prepare(const Recipe& recipe) { build_anchors(recipe.anchor_tokens); }
 
-  /// Trains `adapters` on `fresh`. `on_step` is called after each step; false ends the round early.
-  RoundOutcome train(const Recipe& recipe, Adapters& adapters, std::span<const Lesson> fresh,
+  /// The weights that the next rounds start from, before any adapters: the system turn and the
+  /// contrasts are theirs. Null lets go of them until the next call, which must come before
+  /// train().
+  void set_base(std::shared_ptr<const BaseWeights> base);
+
+  /// Trains `what` on `fresh`. `on_step` is called after each step; false ends the round early.
+  RoundOutcome train(const Recipe& recipe, Trainable what, std::span<const Lesson> fresh,
                      std::span<const Lesson> replay, uint64_t seed, uint64_t round,
                      const std::function<bool(const StepReport&)>& on_step);
 
@@ -107,26 +137,25 @@ class RoundTrainer {
   void add_anchors(Step& step, const Recipe& recipe, Rng& rng) const;
   void fill_contrasts(const Recipe& recipe, Desk& desk, std::span<const std::string> avoid,
                       uint64_t seed) const;
-  std::vector<Desk> sit_down(const Recipe& recipe, const Adapters& adapters,
-                             std::span<const Lesson> fresh, std::span<const Lesson> replay,
-                             uint64_t round_seed);
+  std::vector<Desk> sit_down(const Recipe& recipe, Trainable what, std::span<const Lesson> fresh,
+                             std::span<const Lesson> replay, uint64_t round_seed);
   /// The fresh lessons that are furthest from learned, ties in order.
   static std::vector<Desk*> choose(const Recipe& recipe, std::vector<Desk>& desks);
   Step build_step(const Recipe& recipe, std::vector<Desk*>& chosen, std::span<const Lesson> replay,
                   int forms, uint64_t step_seed);
   static void note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
                            std::vector<Desk*>& chosen);
-  double summed_logprob(const Adapters* adapters, const Sequence& sequence);
+  double summed_logprob(Trainable what, const Sequence& sequence);
 
   Compute compute_;
-  std::shared_ptr<const BaseWeights> base_;
+  std::shared_ptr<const BaseWeights> base_;  // of the round
   std::shared_ptr<const Tokenizer> tokenizer_;
   ChatTemplate chat_;
   TrainGraph graph_;
   std::vector<TokenId> system_ids_;
-  std::shared_ptr<const PrefixKv> system_;
-  std::vector<Anchor> anchors_;
-  int64_t anchor_tokens_ = 0;
+  std::unique_ptr<PrefixKv> system_;  // by the weights of `system_of_`; sequences point at it
+  std::weak_ptr<const BaseWeights> system_of_;
+  std::map<int64_t, std::vector<Anchor>> anchors_;  // by their length in tokens
 };
 
 }  // namespace ds

@@ -86,7 +86,10 @@ class PlantedCandidates : public testing::Test {
       h.first_target.push_back(first);
       items.emplace_back(l.draw_key, std::move(h));
     }
-    GateScores scores = world->probe->measure(nullptr, delta.get(), items, domains);
+    Weights parent, candidate;
+    parent.base = candidate.base = world->model.base;
+    candidate.delta = delta;
+    GateScores scores = world->probe->measure(parent, candidate, items, domains);
     EXPECT_EQ(scores.canaries, 8);
     const GateVerdict verdict = judge(scores, {});
     std::printf("%s\n", dump_json(to_json(scores, verdict)).c_str());

@@ -134,6 +134,7 @@ class House {
     store = std::move(*opened_store);
     DS_CHECK(files_.clean().ok());
     World& w = world();
+    bases_.add(w.model.base);
     const LoadWeights load = [&](const VersionManifest& m) {
       const Compute serial{w.machine.compute.ops, {serial_parallel(), nullptr}};
       return load_weights(m, files_, w.model.base, serial);
@@ -145,13 +146,14 @@ class House {
     learner = std::make_unique<Learner>(LearnerParts{*versions,
                                                      *store,
                                                      files_,
+                                                     bases_,
+                                                     base_files_,
                                                      config,
                                                      w.machine.pool,
                                                      *w.machine.compute.ops,
                                                      metrics_,
                                                      events_,
                                                      system_clock_seam(),
-                                                     w.model.base,
                                                      w.model.tokenizer,
                                                      w.chat,
                                                      {},
@@ -163,6 +165,8 @@ class House {
 
   ScratchFolder folder_;
   VersionStore files_;
+  BaseStore base_files_{posix_file_system(), folder_.path()};
+  Bases bases_{*world().model.file, base_files_, WeightFormat::kBF16};
   Metrics metrics_;
   EventBus events_{system_clock_seam()};
   uint64_t watch_ = events_.subscribe([this](const Event& e) {

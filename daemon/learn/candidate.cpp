@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "learn/candidate.h"
+
+#include <algorithm>
+
+#include "engine/delta_file.h"
+#include "engine/versions.h"
+#include "storage/hash.h"
+
+namespace ds {
+namespace {
+
+Result<std::unique_ptr<Adapters>> stored_factors(const VersionManifest& version,
+                                                 const VersionStore& files,
+                                                 const ModelConfig& config) {
+  DS_ASSIGN(const int64_t rank, get_int(version.details, "rank"));
+  DS_ASSIGN(const double scale, get_number(version.details, "scale"));
+  DS_ASSIGN(const std::vector<StoredTensor> tensors,
+            files.read_checkpoint(version.model, version.number));
+  DS_ASSIGN(const auto factors, tensors_to_factors(config, rank, tensors));
+  auto adapters =
+      std::make_unique<Adapters>(config, rank, static_cast<float>(scale), group_recipe().targets);
+  DS_TRY(adapters->set_factors(factors));
+  return adapters;
+}
+
+/// W += scale * B A, for each target that has factors.
+void merge(const Adapters& adapters, const ModelConfig& config, NamedTensors& masters) {
+  const std::vector<LoraDelta::LayerFactors> factors = adapters.factors();
+  const int64_t rank = adapters.rank();
+  for (size_t layer = 0; layer < factors.size(); ++layer) {
+    for (int t = 0; t < kTargets; ++t) {
+      const LoraDelta::Factors& f = factors[layer][t];
+      if (f.a.empty()) continue;
+      const auto target = static_cast<Target>(t);
+      const auto [n, k] = target_shape(config, target);
+      float* w = masters
+                     .at("model.layers." + std::to_string(layer) + "." +
+                         std::string(target_path(target)) + ".weight")
+                     .data();
+      for (int64_t row = 0; row < n; ++row, w += k) {
+        for (int64_t r = 0; r < rank; ++r) {
+          const float b = adapters.scale() * f.b[static_cast<size_t>(row * rank + r)];
+          const float* a = f.a.data() + r * k;
+          for (int64_t i = 0; i < k; ++i) w[i] += b * a[i];
+        }
+      }
+    }
+  }
+}
+
+Candidate low_rank_candidate(const Trained& trained, VersionManifest manifest,
+                             const Compute& compute) {
+  const Adapters& adapters = *trained.adapters;
+  const ModelConfig& config = trained.base->config();
+  const auto factors = adapters.factors();
+  Candidate out;
+  out.delta = factors_to_tensors(config, adapters.rank(), factors, "BF16");
+  out.checkpoint = factors_to_tensors(config, adapters.rank(), factors, "F32");
+  manifest.method = "lora";
+  manifest.base_sha256 = trained.base->sha256();
+  manifest.details = {
+      {"rank", adapters.rank()}, {"scale", adapters.scale()}, {"targets", adapters.targets()}};
+  manifest.weight_hash = weight_hash(manifest.base_sha256, out.delta);
+  out.weights = make_weights(
+      manifest, trained.base,
+      LoraDelta::pack(*trained.base, compute, adapters.rank(), adapters.scale(), factors));
+  out.manifest = std::move(manifest);
+  return out;
+}
+
+}  // namespace
+
+Result<Trained> trained_from(const VersionManifest& version, const Weights& serving,
+                             const Method& method, const VersionStore& files, const Bases& bases,
+                             const Compute& compute) {
+  const ModelConfig& config = bases.config();
+  Trained out;
+  out.base = serving.base;
+  if (version.method == "lora") {
+    DS_ASSIGN(out.adapters, stored_factors(version, files, config));
+  } else if (!method.full) {
+    const Recipe recipe = group_recipe();
+    out.adapters = std::make_unique<Adapters>(config, method.rank, recipe.scale, recipe.targets);
+    out.adapters->initialise(method.seed);
+  }
+  if (!method.full) return out;
+  DS_ASSIGN(NamedTensors masters, bases.masters(version.base_sha256));
+  if (out.adapters) merge(*out.adapters, config, masters);
+  out.full = std::make_unique<FullWeights>(config, std::move(masters));
+  if (out.adapters) {  // the round starts from no base that serves
+    out.full->pack(compute, bases.format());
+    out.base = out.full->packed();
+    out.adapters.reset();
+  }
+  return out;
+}
+
+Trained copy_of(const Trained& trained) {
+  Trained out;
+  if (trained.full) {  // its base is packed anew from the masters
+    out.full = std::make_unique<FullWeights>(trained.full->config(), trained.full->masters());
+    return out;
+  }
+  out.base = trained.base;
+  const Adapters& from = *trained.adapters;
+  out.adapters =
+      std::make_unique<Adapters>(trained.base->config(), from.rank(), from.scale(), from.targets());
+  std::copy(from.parameters().begin(), from.parameters().end(), out.adapters->parameters().begin());
+  return out;
+}
+
+Result<Candidate> make_candidate(const Trained& trained, VersionManifest manifest,
+                                 const Compute& compute, WeightFormat format) {
+  if (!trained.full) return low_rank_candidate(trained, std::move(manifest), compute);
+  const ModelConfig& config = trained.full->config();
+  const NamedTensors& masters = trained.full->masters();
+  Candidate out;
+  DS_ASSIGN(out.base_file, BaseStore::encode(config, masters));
+  manifest.method = "full";
+  manifest.base_sha256 = to_hex(sha256(out.base_file));
+  manifest.details = {{"parameters", trained.full->size()}};
+  manifest.weight_hash = weight_hash(manifest.base_sha256, {});
+  DS_ASSIGN(auto base,
+            BaseWeights::from_tensors(config, masters, manifest.base_sha256, compute, format));
+  out.weights = make_weights(manifest, std::move(base), nullptr);
+  out.manifest = std::move(manifest);
+  return out;
+}
+
+}  // namespace ds

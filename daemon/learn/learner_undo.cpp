@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// The inverse of rounds: the lineage is trained again without an item.
+#include <algorithm>
+#include <set>
+
+#include "learn/learner_round.h"
+#include "log.h"
+
+namespace ds {
+
+/// Retractions in the stream come first: what they name must not be learned.
+void Learner::undo_retracted(const std::vector<uint64_t>& offsets) {
+  for (const uint64_t offset : offsets) {
+    const Result<FeedbackItem> item = parts_.store.get(offset);
+    if (!item.ok() || item->kind != "retract") continue;
+    const Json undone = run_undo(item->record.value("target", ""));
+    Commit commit;
+    commit.fates.push_back(
+        {offset, {"trained", parts_.clock.unix_ms(), "", 0, undone.value("error", "retracted")}});
+    const Status done = parts_.store.commit(commit);
+    if (!done.ok()) log(LogLevel::kError, "learn", done.message());
+  }
+}
+
+Json Learner::run_undo(const std::string& id) {
+  const Result<FeedbackItem> item = parts_.store.get(id);
+  if (!item.ok()) return failure(item.status().message(), true);
+  const std::string state = item->fate.empty() ? "" : item->fate.back().state;
+  if (state == "reverted" || state == "erased")
+    return {{"id", id},
+            {"state", state},
+            {"version", "v" + std::to_string(parts_.versions.current_number())}};
+  const bool in_a_round =
+      state == "held" && parts_.config.flag("learn.deterministic");  // it filled a place there
+  if (state == "served" || state == "trained" || in_a_round) return undo_learned(*item);
+  Commit commit;
+  set_fates(commit, {*item}, "reverted", "", 0, "retracted before it was learned");
+  const Status done = parts_.store.commit(commit);
+  if (!done.ok()) return failure(done.message());
+  return {{"id", id},
+          {"state", "reverted"},
+          {"version", "v" + std::to_string(parts_.versions.current_number())}};
+}
+
+/// What an undo trains again: the rounds after the one that learned the item, without it.
+struct Learner::Rebuild {
+  int64_t parent = 0;  // 0: no serving version learned the item
+  std::vector<std::vector<FeedbackItem>> rounds;
+  std::vector<FeedbackItem> unfinished;  // waiting for a full round
+  bool gate_each = false;
+};
+
+Result<Learner::Rebuild> Learner::plan_rebuild(const FeedbackItem& item) const {
+  Rebuild plan;
+  std::vector<int64_t> path = parts_.versions.ancestors(parts_.versions.current_number());
+  std::reverse(path.begin(), path.end());  // oldest first
+  for (size_t i = 0; i < path.size(); ++i) {
+    DS_ASSIGN(const VersionManifest manifest, parts_.versions.manifest(path[i]));
+    const auto& ids = manifest.items;
+    if (plan.parent == 0 && std::find(ids.begin(), ids.end(), item.id) == ids.end()) continue;
+    if (plan.parent == 0) plan.parent = manifest.parent;
+    plan.rounds.emplace_back();
+    for (const std::string& id : ids) {
+      if (id == item.id) continue;
+      DS_ASSIGN(FeedbackItem other, parts_.store.get(id));
+      plan.rounds.back().push_back(std::move(other));
+    }
+  }
+  std::erase_if(plan.rounds, [](const std::vector<FeedbackItem>& r) { return r.empty(); });
+  return plan;
+}
+
+/// The same for `learn.deterministic`, where rounds are what the log says: all items that rounds
+/// have taken, held ones too, in offset order, min_items each. Formed anew after the newest version
+/// that ends before the item, they are the rounds of a store that never had it.
+Result<Learner::Rebuild> Learner::plan_from_log(const FeedbackItem& item) const {
+  Rebuild plan;
+  plan.gate_each = true;
+  uint64_t parent_ends = 0;
+  for (const int64_t number : parts_.versions.ancestors(parts_.versions.current_number())) {
+    const std::vector<FeedbackItem> learned = lineage_items(number);
+    parent_ends = learned.empty() ? 0 : learned.back().offset;
+    plan.parent = number;
+    if (parent_ends < item.offset) break;
+  }
+  std::set<uint64_t> taken;
+  for (const char* state : {"trained", "served", "held"}) {
+    const std::vector<uint64_t> offsets = parts_.store.offsets_in_state(state);
+    taken.insert(offsets.begin(), offsets.end());
+  }
+  std::vector<FeedbackItem> later;
+  for (auto at = taken.upper_bound(parent_ends); at != taken.end(); ++at) {
+    DS_ASSIGN(FeedbackItem other, parts_.store.get(*at));
+    if (other.id != item.id && lesson_of(other).ok()) later.push_back(std::move(other));
+  }
+  const auto size = static_cast<int64_t>(parts_.config.integer("learn.min_items"));
+  auto first = later.begin();
+  for (; later.end() - first >= size; first += size) plan.rounds.emplace_back(first, first + size);
+  plan.unfinished.assign(first, later.end());
+  return plan;
+}
+
+/// Trains one round of a rebuild on `last`, which becomes it; without effect when its gate says no.
+Status Learner::rebuild_round(const Rebuild& plan, const std::vector<FeedbackItem>& items,
+                              std::vector<FeedbackItem>& earlier, Round& last) {
+  Trained before;
+  std::shared_ptr<const Weights> parent;
+  if (plan.gate_each) {
+    before = copy_of(last.trained);
+    const bool on_base = plan.parent == 1 && earlier.empty();
+    DS_ASSIGN(parent, on_base ? parts_.versions.find(version_name(1)) : servable(last.trained));
+  }
+  DS_ASSIGN(Round round,
+            train_round(plan.parent, items, earlier, std::move(last.trained), last.in_lineage + 1));
+  round.rebuilds = true;
+  if (round.outcome.stopped) return unavailable("undo was interrupted; the item is still served");
+  if (plan.gate_each) {
+    DS_ASSIGN(const auto candidate, servable(round.trained));
+    GateScores scores = measure(round, *parent, *candidate);
+    scores.finite = scores.finite && round.outcome.finite;
+    scores.changed = round.outcome.steps > 0;
+    const GateVerdict verdict =
+        judge(scores, {parts_.config.number("gate.max_drop"), parts_.config.number("gate.max_kl")});
+    if (!verdict.pass) {
+      set_fates(last.with, items, "held", "", round.outcome.steps,
+                verdict.check + ": " + verdict.reason);
+      last.trained = std::move(before);
+      return {};
+    }
+  }
+  earlier.insert(earlier.end(), items.begin(), items.end());
+  round.with = std::move(last.with);
+  round.items.insert(round.items.begin(), last.items.begin(), last.items.end());
+  last = std::move(round);
+  return {};
+}
+
+// The lineage from the round that learned the item on is trained again without it, from that
+// round's parent, and published as one new version beside the old ones.
+Json Learner::undo_learned(const FeedbackItem& item) {
+  Result<Rebuild> plan =
+      parts_.config.flag("learn.deterministic") ? plan_from_log(item) : plan_rebuild(item);
+  if (!plan.ok()) return failure(plan.status().message());
+  Round last;
+  last.rebuilds = true;
+  set_fates(last.with, {item}, "reverted", "", 0, "retracted");
+  set_fates(last.with, plan->unfinished, "queued", "", 0, "its round is formed anew");
+  last.with.remove.push_back({item.domain, item.draw_key, item.offset});
+  if (!plan->rounds.empty()) {
+    if (parts_.versions.pinned() != 0)
+      return failure("undo: " + version_name(parts_.versions.pinned()) +
+                     " is pinned and would have to change; unpin first");
+    epoch_at_start_ = parts_.versions.lineage_epoch();
+    Result<Trained> trained = trained_of(plan->parent);
+    if (!trained.ok()) return failure(trained.status().message());
+    last.trained = std::move(trained).value();
+    last.in_lineage = lineage_round(plan->parent) - 1;
+    std::vector<FeedbackItem> earlier = lineage_items(plan->parent);
+    for (const std::vector<FeedbackItem>& items : plan->rounds) {
+      const Status rebuilt = rebuild_round(*plan, items, earlier, last);
+      publish_status("idle");
+      if (!rebuilt.ok()) return failure(rebuilt.message());
+    }
+  }
+  Json answer = {{"id", item.id}, {"state", "reverted"}};
+  if (last.items.empty()) {  // the parent, or what serves already, is the answer
+    const bool serves = plan->parent == 0 || plan->parent == parts_.versions.current_number();
+    const Status done =
+        serves ? parts_.store.commit(last.with)
+               : parts_.versions.step_back(plan->parent, "undo of " + item.id, last.with);
+    if (!done.ok()) return failure(done.message());
+    answer["version"] = version_name(parts_.versions.current_number());
+    return answer;
+  }
+  const Json outcome = finish_round(last, plan->parent, false);
+  if (outcome.value("outcome", "") != "published")
+    return failure("undo: " + outcome.value("reason", ""));
+  answer["version"] = outcome["version"];
+  answer["round"] = outcome["round"];
+  return answer;
+}
+
+}  // namespace ds
