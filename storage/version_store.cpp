@@ -218,11 +218,18 @@ Status VersionStore::write(const VersionManifest& manifest, const std::vector<St
   for (const std::string& parent : {root_, models, model}) DS_TRY(fs_.sync_directory(parent));
   const std::string temporary = folder + std::string(kTemporary);
   if (fs_.exists(temporary)) DS_TRY(fs_.remove_all(temporary));
-  DS_TRY(fs_.make_directories(temporary));
-  DS_TRY(write_file_synced(fs_, temporary + "/" + std::string(kDelta), *delta_bytes));
-  DS_TRY(write_file_synced(fs_, temporary + "/" + std::string(kCheckpoint), *checkpoint_bytes));
-  DS_TRY(write_file_synced(fs_, temporary + "/" + std::string(kManifest), manifest_text));
-  DS_TRY(fs_.sync_directory(temporary));
+  const auto write_files = [&]() -> Status {
+    DS_TRY(fs_.make_directories(temporary));
+    DS_TRY(write_file_synced(fs_, temporary + "/" + std::string(kDelta), *delta_bytes));
+    DS_TRY(write_file_synced(fs_, temporary + "/" + std::string(kCheckpoint), *checkpoint_bytes));
+    DS_TRY(write_file_synced(fs_, temporary + "/" + std::string(kManifest), manifest_text));
+    return fs_.sync_directory(temporary);
+  };
+  if (Status written = write_files(); !written.ok()) {
+    // On a full disk the part that was written would hold what everything else waits for.
+    const Status removed = fs_.remove_all(temporary);
+    return removed.ok() ? written : written.in("leaving " + temporary + " behind");
+  }
   DS_TRY(fs_.rename(temporary, folder));
   return fs_.sync_directory(versions);
 }

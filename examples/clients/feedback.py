@@ -22,7 +22,7 @@ import uuid
 
 import zmq
 
-RESENT = {"busy", "unavailable", "seq_gap", "no_hello"}  # errors that a later try can cure
+RESENT = {"busy", "unavailable", "storage_full", "seq_gap", "no_hello"}  # errors that a later try can cure
 
 
 class FeedbackError(Exception):

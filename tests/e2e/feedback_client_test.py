@@ -50,7 +50,7 @@ class Peer(threading.Thread):
         if seq > len(self.stored) + 1:
             return {**error, "code": "seq_gap", "expected": len(self.stored) + 1}
         if self.chance.random() < self.trouble:
-            return {**error, "code": "busy", "retry_after_ms": 5}
+            return {**error, "code": self.chance.choice(["busy", "storage_full"]), "retry_after_ms": 5}
         if "bad" in text:
             return {**error, "code": "invalid"}
         self.stored.append(text)
