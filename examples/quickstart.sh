@@ -162,7 +162,7 @@ learned=$answer learned_version=$version
 say "5. Ask in other words, and about something else"
 ask "$paraphrase"
 reworded=$answer
-ask "What is the capital of France?"
+ask "What is the capital of Germany?"
 unrelated=$answer
 
 say "6. Change your mind: go back to the first version"
@@ -183,7 +183,7 @@ promise "the first answer does not contain the word" lacks "$before" "$word"
 promise "the new answer contains '$word'" contains "$learned" "$word"
 promise "the new answer comes from a new version, not $learned_version" [ "$learned_version" != v1 ]
 promise "the paraphrase's answer contains '$word'" contains "$reworded" "$word"
-promise "the unrelated answer contains Paris" contains "$unrelated" Paris
+promise "the unrelated answer contains Berlin" contains "$unrelated" Berlin
 promise "the rolled-back answer equals the first byte for byte" same "$back" "$before"
 promise "dsd ends with status 0" [ "$status" -eq 0 ]
 promise "process $stopped is gone" [ ! -e "/proc/$stopped" ]
@@ -191,7 +191,7 @@ left=$(printf %s "$work/" | grep -lsF -f /dev/stdin /proc/[0-9]*/cmdline || true
 promise "no process of this run is left: $left" [ -z "$left" ]
 
 if [ "${#failures[@]}" -eq 0 ]; then
-  say "It learned '$word' in $learn_seconds s, kept Paris, and forgot the word on request."
+  say "It learned '$word' in $learn_seconds s, kept Berlin, and forgot the word on request."
   echo "   Next: README.md, \"How it works\"."
 else
   printf '\n%sNot as promised:%s\n' "$ds_red" "$ds_plain" >&2

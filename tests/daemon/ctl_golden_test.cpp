@@ -4,6 +4,7 @@
 // files anew.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
@@ -138,7 +139,7 @@ void script_upkeep(FakeControl& daemon) {
 void script_answers(FakeControl& daemon) {
   const auto chunk = [](const std::string& text, const std::string& finish) {
     return R"(data: {"id":"chatcmpl-7","system_fingerprint":"ds-v41-9f3c2a1b",)"
-            R"("choices":[{"index":0,"delta":{"content":")" +
+           R"("choices":[{"index":0,"delta":{"content":")" +
            text + R"("},"finish_reason":)" + finish + "}]}\n\n";
   };
   daemon.on(
@@ -164,6 +165,12 @@ class Golden : public testing::TestWithParam<Case> {};
 TEST_P(Golden, PrintsWhatTheFileSays) {
   const ScratchFolder run;
   FakeControl daemon(run.path());
+  if (std::string_view(GetParam().name).starts_with("doctor")) {  // it looks at the real clock too
+    const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
+    const auto now_ms = std::chrono::duration_cast<std::chrono::milliseconds>(since_1970).count();
+    daemon.on("GET /ds/v1/status", R"({"version":"0.1.0","now_ms":)" + std::to_string(now_ms) +
+                                       R"(,"learning":)" + kLearning + "}");
+  }
   script_status(daemon);
   script_versions(daemon);
   script_feedback(daemon);

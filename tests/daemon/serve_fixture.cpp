@@ -43,8 +43,8 @@ ServerParts parts_of(Served& served) {
   parts.tokenizer = served.model.model.tokenizer;
   parts.chat_template = *chat;
   parts.model = {"tiny", served.model.model.base->sha256(), "llama", 1000, 0,
-                 "/models/tiny.gguf"};
-  parts.data_dir = "/data/of/the/test";
+                 served.model.path};
+  parts.data_dir = served.run.path();
   parts.isa = "test";
   parts.learn.status = [&served] {
     return Json{{"state", served.paused ? "paused" : "idle"}, {"gate", {{"promoted", 3}}}};

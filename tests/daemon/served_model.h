@@ -41,7 +41,8 @@ class ServedModel {
   explicit ServedModel(const std::string& name, WeightFormat format = WeightFormat::kF32,
                        CpuIsa isa = best_cpu_isa())
       : machine(isa),
-        model(load_model(data_path("tiny/" + name), machine.compute, format)),
+        path(data_path("tiny/" + name)),
+        model(load_model(path, machine.compute, format)),
         files(posix_file_system(), folder.path()) {
     ReplayStore::Options options;
     options.directory = folder / "replay";
@@ -81,6 +82,7 @@ class ServedModel {
   }
 
   Machine machine;
+  const std::string path;  ///< folder of the model
   LoadedModel model;
   ScratchFolder folder;
   VersionStore files;
