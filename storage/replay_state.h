@@ -59,7 +59,9 @@ struct ReplayStore::State {
   Result<Outcome> admit(Batch& batch, const Queued& queued, uint64_t& next_offset, int64_t now_ms);
   Result<std::optional<Outcome>> judge_sequence(const Batch& batch, const Queued& queued,
                                                 const Sha256Digest& payload) const;
-  Result<std::optional<Refusal>> resolve(const Batch& batch, Json& record) const;
+  Result<std::optional<Refusal>> resolve(const Batch& batch, const Submission& sent, Json& record) const;
+  Result<std::optional<Refusal>> judge_retraction(const Batch& batch, const Submission& sent,
+                                                  const Json& record) const;
   Status insert(Batch& batch, FeedbackItem& item, const Sha256Digest& payload);
   Status change_fate(Batch& batch, const FateChange& change) const;
   Status change_reservoirs(Batch& batch, const Commit& commit) const;

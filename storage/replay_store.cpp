@@ -188,6 +188,7 @@ Result<Ack> ReplayStore::submit_and_wait(Submission submission) {
     if (ack) return promise.set_value(*ack);
     Code code = Code::kConflict;  // seq_conflict, seq_gap, stale_epoch
     if (refusal->code == "bad_record") code = Code::kInvalid;
+    if (refusal->code == "forbidden") code = Code::kPermission;
     if (refusal->code == "storage_full") code = Code::kIo;
     if (refusal->code == "busy") code = Code::kBusy;
     if (refusal->code == "shutting_down") code = Code::kUnavailable;
@@ -284,7 +285,7 @@ Result<ReplayStore::State::Outcome> ReplayStore::State::admit(Batch& batch, cons
   if (!record.ok()) return Outcome{std::nullopt, bad_record(record.status())};
   FeedbackItem item;
   item.draw_key = ds::draw_key(*record, sent.attachments);
-  DS_ASSIGN(const std::optional<Refusal> unresolved, resolve(batch, *record));
+  DS_ASSIGN(const std::optional<Refusal> unresolved, resolve(batch, sent, *record));
   if (unresolved) return Outcome{std::nullopt, *unresolved};
   item.offset = next_offset;
   item.id = feedback_id(sent.client, sent.epoch, sent.seq);
@@ -346,14 +347,10 @@ Result<std::optional<ReplayStore::State::Outcome>> ReplayStore::State::judge_seq
 
 /// What the record cites must be there: the response of a correction, rating or preference without
 /// messages (joined from its trace, since traces expire), the target of a retraction.
-Result<std::optional<Refusal>> ReplayStore::State::resolve(const Batch& batch, Json& record) const {
+Result<std::optional<Refusal>> ReplayStore::State::resolve(const Batch& batch, const Submission& sent,
+                                                           Json& record) const {
   const std::string kind = record["kind"];
-  if (kind == "retract") {
-    DS_ASSIGN(const std::string target, get_string(record, "target"));
-    DS_ASSIGN(const std::optional<std::string> offset, batch.get(Column::kId, target));
-    if (offset) return std::optional<Refusal>();
-    return std::optional<Refusal>(bad_record(not_found("unknown_target: no feedback " + target)));
-  }
+  if (kind == "retract") return judge_retraction(batch, sent, record);
   const Json* cited = find(record, "response_id");
   const bool joins = kind == "correction" || kind == "rating" || kind == "preference";
   if (!joins || !cited || find(record, "messages")) return std::optional<Refusal>();
@@ -371,6 +368,27 @@ Result<std::optional<Refusal>> ReplayStore::State::resolve(const Batch& batch, J
   return std::optional<Refusal>(
       bad_record(not_found("unknown_response: no trace of " + response_id +
                            ", and the record has no messages of its own")));
+}
+
+/// The target must be there and, unless an admin asks, of the retraction's own source.
+Result<std::optional<Refusal>> ReplayStore::State::judge_retraction(const Batch& batch,
+                                                                    const Submission& sent,
+                                                                    const Json& record) const {
+  DS_ASSIGN(const std::string target, get_string(record, "target"));
+  DS_ASSIGN(const std::optional<std::string> offset, batch.get(Column::kId, target));
+  if (!offset) {
+    return std::optional<Refusal>(bad_record(not_found("unknown_target: no feedback " + target)));
+  }
+  if (sent.admin) return std::optional<Refusal>();
+  DS_ASSIGN(const std::string source, get_string(record, "source", sent.client));
+  DS_ASSIGN(const std::optional<std::string> key, batch.get(Column::kOffset, *offset));
+  if (key && key->starts_with(name_prefix(source))) return std::optional<Refusal>();
+  return std::optional<Refusal>(
+      Refusal{"forbidden",
+              target + " is not of the source \"" + source +
+                  "\", and a source may retract only its own; an admin may retract any: "
+                  "dsctl feedback rm " + target,
+              0, 0});
 }
 
 Status ReplayStore::State::insert(Batch& batch, FeedbackItem& item, const Sha256Digest& payload) {

@@ -28,6 +28,7 @@ struct Submission {
   int64_t epoch = 0, seq = 0;  ///< epoch from 0, seq from 1
   Json record;                 ///< as sent; checked by check_record() inside
   std::vector<std::string> attachments;
+  bool admin = false;  ///< a retraction may name an item of any source, not only of its own
 };
 
 struct Ack {
@@ -36,7 +37,7 @@ struct Ack {
   bool duplicate = false;
 };
 
-/// Why a submission was refused, for the wire: code in {bad_record, seq_conflict, seq_gap,
+/// Why a submission was refused, for the wire: code in {bad_record, forbidden, seq_conflict, seq_gap,
 /// stale_epoch, storage_full, busy, shutting_down}. Refused = definitely not stored.
 struct Refusal {
   std::string code, message;

@@ -18,6 +18,7 @@ constexpr size_t kMaxRecords = 100'000;  // per request
 
 ApiError refusal_error(const Refusal& refusal) {
   ApiError error{400, refusal.message, "invalid_request_error", "", refusal.code};
+  if (refusal.code == "forbidden") error.status = 403, error.type = "permission_error";
   if (refusal.code == "busy")
     error.status = 429, error.type = "rate_limit_error", error.retry_after_s = 1;
   if (refusal.code == "shutting_down")
@@ -100,8 +101,8 @@ void submit(Service& service, Submission submission, std::function<void(Json, in
 
 // Many records of one request: read as they are sent on, at most kWindow of them waiting at a time.
 struct Import : std::enable_shared_from_this<Import> {
-  Import(Service& service, ResponderPtr responder)
-      : service(service), responder(std::move(responder)) {}
+  Import(Service& service, ResponderPtr responder, bool admin)
+      : service(service), responder(std::move(responder)), admin(admin) {}
 
   void pump();
   bool next_line(std::string_view& line);
@@ -110,6 +111,7 @@ struct Import : std::enable_shared_from_this<Import> {
 
   Service& service;
   ResponderPtr responder;
+  const bool admin;
   std::string body;
   size_t at = 0, line_number = 0, waiting = 0;
   std::deque<std::pair<size_t, Submission>> ready;  // with its place in `items`
@@ -133,6 +135,7 @@ void Import::take_line(std::string_view line) {
   Result<std::vector<Submission>> submissions = submissions_of(*json);
   if (!submissions.ok()) return refuse(submissions.status().in(where));
   for (Submission& submission : *submissions) {
+    submission.admin = admin;
     ready.emplace_back(items.size(), std::move(submission));
     items.emplace_back();
   }
@@ -166,17 +169,18 @@ void Import::pump() {
   if (waiting == 0) responder->json({{"items", std::move(items)}});
 }
 
-void post_lines(Service& service, std::string body, const ResponderPtr& to) {
-  const auto import = std::make_shared<Import>(service, to);
+void post_lines(Service& service, std::string body, bool admin, const ResponderPtr& to) {
+  const auto import = std::make_shared<Import>(service, to, admin);
   import->body = std::move(body);
   import->pump();
 }
 
-void post_object(Service& service, const std::string& body, const ResponderPtr& to) {
+void post_object(Service& service, const std::string& body, bool admin, const ResponderPtr& to) {
   const Result<Json> json = parse_json(body);
   if (!json.ok()) return to->result(json.status());
   Result<std::vector<Submission>> submissions = submissions_of(*json);
   if (!submissions.ok()) return to->result(submissions.status());
+  for (Submission& submission : *submissions) submission.admin = admin;
   if (submissions->size() == 1) {
     return submit(service, std::move(submissions->front()), [to](Json outcome, int status) {
       if (status == 429 || status == 503) to->add_header("retry-after", "1");
@@ -184,7 +188,7 @@ void post_object(Service& service, const std::string& body, const ResponderPtr& 
       to->json(outcome, status);
     });
   }
-  const auto import = std::make_shared<Import>(service, to);
+  const auto import = std::make_shared<Import>(service, to, admin);
   for (Submission& submission : *submissions) {
     import->ready.emplace_back(import->items.size(), std::move(submission));
     import->items.emplace_back();
@@ -197,8 +201,9 @@ void post_feedback(Service& service, HttpRequest& request, const ResponderPtr& t
   const std::string* type = request.header("content-type");
   const bool lines = type && (type->find("ndjson") != std::string::npos ||
                               type->find("jsonl") != std::string::npos);
-  if (lines) return post_lines(service, std::move(request.body), to);
-  post_object(service, request.body, to);
+  const bool admin = request.roles & kAdmin;
+  if (lines) return post_lines(service, std::move(request.body), admin, to);
+  post_object(service, request.body, admin, to);
 }
 
 Json fate_json(const FateEntry& entry) {

@@ -151,6 +151,34 @@ TEST_F(ServeWire, MistakesAreAnsweredAndTheConnectionGoesOn) {
   EXPECT_EQ(peer.ask(feedback("mistakes", 1, 1))["op"], "ack");
 }
 
+TEST_F(ServeWire, ARetractionNamesAnItemOfItsOwnSource) {
+  WirePeer peer(data(), ZMQ_DEALER);
+  peer.hello("owner");
+  const std::string id = peer.ask(feedback("owner", 1, 1))["id"];
+  const auto retract = [&](const std::string& client, int64_t seq) {
+    Json message = feedback(client, 1, seq);
+    message["record"] = {{"kind", "retract"}, {"target", id}};
+    return message;
+  };
+  peer.hello("stranger");
+  const Json refused = peer.ask(retract("stranger", 1));
+  EXPECT_EQ(refused["code"], "forbidden");
+  EXPECT_THAT(refused["message"].get<std::string>(), HasSubstr(id + " is not of the source \"stranger\""));
+  EXPECT_EQ(peer.ask(retract("owner", 2))["op"], "ack");
+  // Over HTTP: TCP is a stranger too, the control socket is the admin's.
+  const Json record = retract("x", 1)["record"];
+  HttpClient tcp = served->tcp(), control = served->unix_socket();
+  const auto answer = tcp.post("/ds/v1/feedback", record);
+  EXPECT_EQ(answer.status, 403);
+  EXPECT_EQ(answer.error("code"), "forbidden");
+  EXPECT_EQ(tcp.ask("DELETE", "/ds/v1/feedback/" + id).status, 403);
+  EXPECT_EQ(control.post("/ds/v1/feedback", record).status, 200);
+  EXPECT_EQ(control.ask("POST", "/ds/v1/feedback", dump_json(record) + "\n",
+                        {{"Content-Type", "application/jsonl"}})
+                .json()["items"][0]["state"],
+            "stored");
+}
+
 TEST_F(ServeWire, AHundredMegabyteHeaderGetsAnError) {
   WirePeer peer(data(), ZMQ_DEALER);
   peer.hello("huge");

@@ -308,7 +308,7 @@ TEST_F(ReplayStoreTest, RatingsWaitAndRetractionsNeedTheirTarget) {
   EXPECT_EQ(item->fate[0].reason, "ratings are learned by a later learner");
   EXPECT_EQ(store_->offsets_in_state("waiting"), std::vector<uint64_t>{1});
 
-  const Json unknown = {{"kind", "retract"}, {"target", feedback_id("b", 1, 1)}};
+  const Json unknown = {{"kind", "retract"}, {"target", feedback_id("b", 1, 1)}, {"source", "b"}};
   EXPECT_EQ(submit("a", 1, 2, unknown).refusal.code, "bad_record");
   // The target may be in the same batch.
   const auto pair =
