@@ -130,6 +130,22 @@ std::vector<uint64_t> ReplayStore::offsets_in_state(const std::string& state) co
   return offsets;
 }
 
+std::vector<std::pair<uint64_t, std::string>> ReplayStore::kinds_in_state(
+    const std::string& state) const {
+  std::vector<std::pair<uint64_t, std::string>> found;
+  const std::string prefix = name_prefix(state);
+  (void)state_->columns->scan(Column::kState, prefix, prefix_end(prefix), Order::kAscending,
+                              [&](std::string_view key, std::string_view kind) {
+                                found.emplace_back(offset_of(key), kind);
+                                return true;
+                              });
+  for (auto& [offset, kind] : found) {
+    if (!kind.empty()) continue;
+    if (const auto item = get(offset); item.ok()) kind = item->kind;
+  }
+  return found;
+}
+
 // --- reservoirs, rounds, named values ---
 
 std::vector<Example> ReplayStore::examples(const std::string& domain) const {

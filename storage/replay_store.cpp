@@ -410,7 +410,7 @@ Status ReplayStore::State::insert(Batch& batch, FeedbackItem& item, const Sha256
             encode(ClientMark{item.epoch, item.seq}));
   batch.put(Column::kDedup, dedup_key(item.client, item.epoch, item.seq),
             encode(DedupEntry{item.offset, payload}));
-  batch.put(Column::kState, state_key(fate.state, item.offset), "");
+  batch.put(Column::kState, state_key(fate.state, item.offset), item.kind);
   DS_TRY(add_count(batch, "state", fate.state, 1));
   DS_TRY(add_count(batch, "kind", item.kind, 1));
   DS_TRY(add_count(batch, "source", item.source, 1));
@@ -452,8 +452,10 @@ Status ReplayStore::State::change_fate(Batch& batch, const FateChange& change) c
   fate.push_back(change.entry);
   batch.put(Column::kFate, key, encode_fate(fate));
   if (before == state) return {};
-  batch.erase(Column::kState, state_key(before, change.offset));
-  batch.put(Column::kState, state_key(state, change.offset), "");
+  const std::string old_key = state_key(before, change.offset);
+  DS_ASSIGN(const std::optional<std::string> kind, batch.get(Column::kState, old_key));
+  batch.erase(Column::kState, old_key);
+  batch.put(Column::kState, state_key(state, change.offset), kind.value_or(""));
   DS_TRY(add_count(batch, "state", before, -1));
   return add_count(batch, "state", state, 1);
 }

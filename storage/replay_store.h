@@ -144,6 +144,9 @@ class ReplayStore {
   Result<FeedbackItem> get(const std::string& id) const;
   std::vector<FeedbackItem> list(const FeedbackFilter& filter) const;
   std::vector<uint64_t> offsets_in_state(const std::string& state) const;  ///< ascending
+  /// (offset, kind), ascending, from the index alone: no record is read, except those whose state was
+  /// written before the index held kinds. The kind of a record that cannot be read is "".
+  std::vector<std::pair<uint64_t, std::string>> kinds_in_state(const std::string& state) const;
   uint64_t last_offset() const;                                            ///< 0 = empty
 
   /// All of it or nothing; kNotFound for a fate of an unknown offset.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whose items a retraction may name.
+// Whose items a retraction may name, and the index of what waits by kind.
 #include <gtest/gtest.h>
 
+#include "storage/column_store.h"
 #include "storage/record.h"
+#include "storage/replay_format.h"
 #include "storage/replay_store.h"
 #include "tests/storage/scratch_folder.h"
 
@@ -55,6 +57,35 @@ TEST_F(RetractionTest, ASourceRetractsItsOwnAndAnAdminAny) {
   as_ab["source"] = "ab";
   stored("b", 4, as_ab);
   EXPECT_TRUE(submit("a", 1, retract(x), true).ok());
+}
+
+TEST_F(RetractionTest, KindsAreKnownByState) {
+  const uint64_t a = stored("a", 1, text("x")), b = stored("a", 2, text("y"));
+  const uint64_t c =
+      stored("a", 3, {{"kind", "label"}, {"model", "digits"}, {"input", {1, 2}}, {"label", 1}});
+  Commit commit;
+  const FateEntry queued{"queued", 1, "", 0, ""}, back{"stored", 2, "", 0, ""};
+  commit.fates = {{b, queued}, {c, queued}, {c, back}};
+  ASSERT_TRUE(store_->commit(commit).ok());
+  using Kinds = std::vector<std::pair<uint64_t, std::string>>;
+  EXPECT_EQ(store_->kinds_in_state("stored"), (Kinds{{a, "text"}, {c, "label"}}));
+  EXPECT_EQ(store_->kinds_in_state("queued"), (Kinds{{b, "text"}}));
+  EXPECT_EQ(store_->kinds_in_state("held"), Kinds{});
+
+  // The index itself holds them; a store from before it did is read record by record.
+  store_.reset();
+  {
+    auto columns = ColumnStore::open(folder_ / "replay/db", nullptr);
+    ASSERT_TRUE(columns.ok()) << columns.status().message();
+    const auto indexed = (*columns)->get(Column::kState, state_key("stored", c));
+    ASSERT_TRUE(indexed.ok() && *indexed);
+    EXPECT_EQ(**indexed, "label");
+    Batch batch(**columns);
+    batch.put(Column::kState, state_key("stored", c), "");
+    ASSERT_TRUE((*columns)->write(batch, ColumnStore::Durability::kSynced).ok());
+  }
+  open();
+  EXPECT_EQ(store_->kinds_in_state("stored"), (Kinds{{a, "text"}, {c, "label"}}));
 }
 
 }  // namespace
