@@ -79,14 +79,13 @@ Status Learner::set_paused(bool paused) {
 }
 
 std::vector<uint64_t> Learner::waiting() const {
-  std::vector<uint64_t> out = parts_.store.offsets_in_state("queued");
-  const std::vector<uint64_t> stored = parts_.store.offsets_in_state("stored");
-  out.insert(out.end(), stored.begin(), stored.end());
+  std::vector<uint64_t> out;
+  for (const char* state : {"queued", "stored"}) {
+    for (const auto& [offset, kind] : parts_.store.kinds_in_state(state)) {
+      if (!kind.empty() && kind != "label" && kind != "rating") out.push_back(offset);
+    }
+  }
   std::sort(out.begin(), out.end());
-  std::erase_if(out, [&](uint64_t offset) {
-    const Result<FeedbackItem> item = parts_.store.get(offset);
-    return !item.ok() || item->kind == "label" || item->kind == "rating";
-  });
   return out;
 }
 
