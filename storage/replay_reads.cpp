@@ -199,6 +199,16 @@ std::vector<std::pair<uint64_t, Json>> ReplayStore::rounds(uint64_t from) const 
   return found;
 }
 
+uint64_t ReplayStore::last_round() const {
+  uint64_t last = 0;
+  (void)state_->columns->scan(Column::kRound, "", "", Order::kDescending,
+                              [&](std::string_view key, std::string_view) {
+                                last = offset_of(key);
+                                return false;
+                              });
+  return last;
+}
+
 std::optional<Json> ReplayStore::meta(const std::string& name) const {
   const auto bytes = state_->columns->get(Column::kMeta, user_meta_key(name));
   if (!bytes.ok() || !*bytes) return std::nullopt;

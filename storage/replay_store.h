@@ -160,6 +160,7 @@ class ReplayStore {
 
   Result<Json> round(uint64_t number) const;
   std::vector<std::pair<uint64_t, Json>> rounds(uint64_t from) const;
+  uint64_t last_round() const;  ///< the greatest number; 0 = none
   std::optional<Json> meta(const std::string& name) const;
   std::vector<std::pair<std::string, Json>> hold() const;   ///< by name
   std::vector<std::pair<std::string, Json>> drift() const;  ///< by name

@@ -4,18 +4,11 @@
 #include <cstring>
 #include <map>
 
+#include "engine/bf16.h"
 #include "engine/versions.h"
 
 namespace ds {
 namespace {
-
-uint16_t to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u)
-    return static_cast<uint16_t>(bits >> 16 | 0x40u);  // quiet NaN
-  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
 
 std::string to_bytes(const std::vector<float>& values, const std::string& dtype) {
   std::string out;

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "engine/bf16.h"
+
 namespace ds {
 
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
@@ -81,16 +83,6 @@ Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64
   compute.ops->pack(compute.context, format, n, k, source, transposed, out.storage.data());
   out.view = {format, n, k, out.storage.data()};
   return out;
-}
-
-float round_to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return x;  // NaN stays NaN
-  bits += 0x7fffu + ((bits >> 16) & 1u);
-  bits &= 0xffff0000u;
-  std::memcpy(&x, &bits, 4);
-  return x;
 }
 
 std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }

@@ -244,6 +244,11 @@ std::vector<float>& full_gradient(FullGradients& full, const std::string& name, 
   return g;
 }
 
+/// Null when the norm is not trained.
+float* norm_gradient(FullGradients* full, const std::string& name, int64_t elements) {
+  return full == nullptr ? nullptr : full_gradient(*full, name, elements).data();
+}
+
 std::string layer_name(int64_t layer, std::string_view rest) {
   return "model.layers." + std::to_string(layer) + "." + std::string(rest);
 }
@@ -317,11 +322,7 @@ void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
   linear_backward(call, layer, kGate, dgate, normed, dnormed, false);
   linear_backward(call, layer, kUp, dup, normed, dnormed, true);
   float* dnorm =
-      call.full == nullptr
-          ? nullptr
-          : full_gradient(*call.full, layer_name(layer, "post_attention_layernorm.weight"),
-                          c.d_model)
-                .data();
+      norm_gradient(call.full, layer_name(layer, "post_attention_layernorm.weight"), c.d_model);
   ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.mid.as<float>(), w.mlp_norm.data(),
                        rstd_.as<float>(), dx, dnorm);
 }
@@ -351,11 +352,7 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
   linear_backward(call, layer, kQ, dq_.as<float>(), normed, dnormed, false);
   linear_backward(call, layer, kK, dk_.as<float>(), normed, dnormed, true);
   linear_backward(call, layer, kV, dv_.as<float>(), normed, dnormed, true);
-  float* dnorm =
-      call.full == nullptr
-          ? nullptr
-          : full_gradient(*call.full, layer_name(layer, "input_layernorm.weight"), c.d_model)
-                .data();
+  float* dnorm = norm_gradient(call.full, layer_name(layer, "input_layernorm.weight"), c.d_model);
   ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.x.as<float>(), w.attention_norm.data(),
                        rstd_.as<float>(), dx, dnorm);
 }
@@ -378,13 +375,12 @@ void TrainGraph::head_backward(const Call& call) {
   args.y[0] = dhead;
   args.y_stride[0] = c.d_model;
   ops.linear(compute_.context, args);
-  float* dnorm = nullptr;
+  float* dnorm = norm_gradient(call.full, "model.norm.weight", c.d_model);
   if (call.full != nullptr) {
     const char* name = c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight";
     ops.outer_accumulate(compute_.context, wanted, c.vocab, c.d_model, dlogits, c.vocab,
                          head_in_.as<float>(), c.d_model, 1.0f,
                          full_gradient(*call.full, name, c.vocab * c.d_model).data());
-    dnorm = full_gradient(*call.full, "model.norm.weight", c.d_model).data();
   }
   // The head read picked rows: differentiate there, then scatter (loss rows are distinct).
   float* dpicked = head_in_.as<float>();

@@ -66,15 +66,6 @@ std::set<std::string> word_trigrams(const std::string& text) {
 
 }  // namespace
 
-std::string normalised(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (std::isalnum(byte) != 0 || byte >= 0x80) out += static_cast<char>(std::tolower(byte));
-  }
-  return out;
-}
-
 double likeness(const std::string& a, const std::string& b) {
   const std::set<std::string> left = word_trigrams(a), right = word_trigrams(b);
   if (left.empty() || right.empty()) return normalised(a) == normalised(b) ? 1.0 : 0.0;

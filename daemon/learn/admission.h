@@ -20,9 +20,6 @@ constexpr size_t kSourcesForQuota = 8;
 /// a round.
 std::vector<FeedbackItem> fair_share(std::vector<FeedbackItem> items, size_t limit);
 
-/// Letters and digits in lower case, other bytes from 0x80 as they are: what "the same text" means.
-std::string normalised(const std::string& text);
-
 /// Share of common word 3-grams of the normalised texts (Jaccard), 0..1; shorter texts are compared
 /// whole.
 double likeness(const std::string& a, const std::string& b);

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "learn/shipped_texts.h"
 
@@ -11,7 +10,7 @@ namespace ds {
 namespace {
 
 constexpr double kNearCertain = -0.05;
-constexpr size_t kProbeTopK = 64;
+constexpr int64_t kProbeTopK = 64;
 constexpr float kCanaryMargin = 1.0f;
 
 std::string number(double x) {
@@ -97,17 +96,13 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
     probe_.sequences.push_back(tokenizer_->encode(text, false));
     probe_.first_target.push_back(1);
   }
-  const size_t k = std::min<size_t>(kProbeTopK, static_cast<size_t>(vocab_));
+  const int64_t k = std::min(kProbeTopK, vocab_);
   std::vector<int32_t> order(static_cast<size_t>(vocab_));
   decoder_.score(*base, nullptr, probe_.sequences, probe_.first_target,
                  [&](size_t, int64_t, const float* row) {
                    const double lse = log_sum_exp(row, vocab_);
-                   std::iota(order.begin(), order.end(), 0);
-                   std::partial_sort(order.begin(), order.begin() + static_cast<int64_t>(k),
-                                     order.end(), [&](int32_t a, int32_t b) {
-                                       return row[a] != row[b] ? row[a] > row[b] : a < b;
-                                     });
-                   base_ids_.emplace_back(order.begin(), order.begin() + static_cast<int64_t>(k));
+                   top_first(row, k, order);
+                   base_ids_.emplace_back(order.begin(), order.begin() + k);
                    std::vector<float> logs;
                    for (const int32_t id : base_ids_.back())
                      logs.push_back(static_cast<float>(row[id] - lse));
@@ -132,8 +127,8 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
   }
 }
 
-GateProbe::Loss GateProbe::loss_of(const Weights& weights, const HeldOut& text,
-                                   GateScores& scores) {
+GateProbe::Loss GateProbe::loss_of(const Weights& weights, const HeldOut& text, GateScores& scores,
+                                   const SeeRow& see) {
   Loss loss;
   for (const auto& s : text.sequences) scores.tokens += static_cast<int64_t>(s.size());
   decoder_.score(*weights.base, weights.delta.get(), text.sequences, text.first_target,
@@ -142,40 +137,30 @@ GateProbe::Loss GateProbe::loss_of(const Weights& weights, const HeldOut& text,
                    loss.finite = loss.finite && std::isfinite(lse);
                    loss.sum += lse - row[text.sequences[s][static_cast<size_t>(target)]];
                    ++loss.n;
+                   if (see) see(row, lse);
                  });
   return loss;
 }
 
 void GateProbe::probe(const Weights& parent, const Weights& candidate, GateScores& scores) {
-  const auto mean = [](const Loss& l) {
-    return l.sum / static_cast<double>(std::max<int64_t>(l.n, 1));
-  };
-  GateScores::Domain& domain = scores.domains["base"];
-  domain.before = mean(loss_of(parent, probe_, scores));
   size_t index = 0;
   double kl_sum = 0;
-  Loss after;
-  for (const auto& s : probe_.sequences) scores.tokens += static_cast<int64_t>(s.size());
-  decoder_.score(*candidate.base, candidate.delta.get(), probe_.sequences, probe_.first_target,
-                 [&](size_t s, int64_t target, const float* row) {
-                   const double lse = log_sum_exp(row, vocab_);
-                   after.finite = after.finite && std::isfinite(lse);
-                   after.sum += lse - row[probe_.sequences[s][static_cast<size_t>(target)]];
-                   ++after.n;
-                   double p_rest = 1.0, q_rest = 1.0;
-                   for (size_t i = 0; i < base_ids_[index].size(); ++i) {
-                     const double log_p = base_logprobs_[index][i],
-                                  log_q = row[base_ids_[index][i]] - lse;
-                     kl_sum += std::exp(log_p) * (log_p - log_q);
-                     p_rest -= std::exp(log_p);
-                     q_rest -= std::exp(log_q);
-                   }
-                   p_rest = std::max(p_rest, 1e-12);
-                   q_rest = std::max(q_rest, 1e-12);
-                   kl_sum += p_rest * (std::log(p_rest) - std::log(q_rest));
-                   ++index;
-                 });
-  domain.after = mean(after);
+  const auto add_kl = [&](const float* row, double lse) {
+    double p_rest = 1.0, q_rest = 1.0;
+    for (size_t i = 0; i < base_ids_[index].size(); ++i) {
+      const double log_p = base_logprobs_[index][i], log_q = row[base_ids_[index][i]] - lse;
+      kl_sum += std::exp(log_p) * (log_p - log_q);
+      p_rest -= std::exp(log_p);
+      q_rest -= std::exp(log_q);
+    }
+    p_rest = std::max(p_rest, 1e-12);
+    q_rest = std::max(q_rest, 1e-12);
+    kl_sum += p_rest * (std::log(p_rest) - std::log(q_rest));
+    ++index;
+  };
+  const Loss before = loss_of(parent, probe_, scores, {}),
+             after = loss_of(candidate, probe_, scores, add_kl);
+  scores.domains["base"] = {before.mean(), after.mean()};
   scores.finite = scores.finite && after.finite;
   scores.kl = kl_sum / static_cast<double>(std::max<size_t>(index, 1));
 }
@@ -200,18 +185,16 @@ GateScores GateProbe::measure(const Weights& parent, const Weights& candidate,
                               const std::vector<std::pair<std::string, HeldOut>>& items,
                               const std::vector<HeldOut>& domains) {
   GateScores scores;
-  const auto mean = [](const Loss& l) {
-    return l.sum / static_cast<double>(std::max<int64_t>(l.n, 1));
-  };
   for (const auto& [id, wordings] : items) {
-    const Loss before = loss_of(parent, wordings, scores),
-               after = loss_of(candidate, wordings, scores);
-    scores.items.push_back({id, -mean(before), -mean(after)});
+    const Loss before = loss_of(parent, wordings, scores, {}),
+               after = loss_of(candidate, wordings, scores, {});
+    scores.items.push_back({id, -before.mean(), -after.mean()});
     scores.finite = scores.finite && after.finite;
   }
   for (const HeldOut& domain : domains) {
-    const Loss before = loss_of(parent, domain, scores), after = loss_of(candidate, domain, scores);
-    scores.domains[domain.domain] = {mean(before), mean(after)};
+    const Loss before = loss_of(parent, domain, scores, {}),
+               after = loss_of(candidate, domain, scores, {});
+    scores.domains[domain.domain] = {before.mean(), after.mean()};
     scores.finite = scores.finite && after.finite;
   }
   probe(parent, candidate, scores);

@@ -3,6 +3,8 @@
 // function of the scores) are apart, so that every check can be tested alone.
 #pragma once
 
+#include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -76,8 +78,11 @@ class GateProbe {
     double sum = 0;
     int64_t n = 0;
     bool finite = true;
+    double mean() const { return sum / static_cast<double>(std::max<int64_t>(n, 1)); }
   };
-  Loss loss_of(const Weights& weights, const HeldOut& text, GateScores& scores);
+  /// Called per target with its logits and the logarithm of the sum of their exponentials.
+  using SeeRow = std::function<void(const float* row, double log_sum_exp)>;
+  Loss loss_of(const Weights& weights, const HeldOut& text, GateScores& scores, const SeeRow& see);
   void probe(const Weights& parent, const Weights& candidate, GateScores& scores);
   void check_canaries(const Weights& candidate, GateScores& scores);
 

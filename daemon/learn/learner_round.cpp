@@ -81,8 +81,7 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   Round round;
   round.started_ms = parts_.clock.unix_ms();
   round.in_lineage = round_in_lineage;
-  const auto rounds = parts_.store.rounds(0);
-  round.number = rounds.empty() ? 1 : rounds.back().first + 1;
+  round.number = parts_.store.last_round() + 1;
   {
     std::lock_guard lock(mutex_);
     state_ = "training";
@@ -197,7 +196,7 @@ Json Learner::hold(Round& round, int64_t parent, const std::string& outcome,
   Json record = {
       {"round", round.number},
       {"outcome", outcome},
-      {"parent", "v" + std::to_string(parent)},
+      {"parent", version_name(parent)},
       {"items", ids_of(round.items)},
       {"steps", round.outcome.steps},
       {"reason", reason},
@@ -381,9 +380,9 @@ Json Learner::run_round() {
   const bool deterministic = parts_.config.flag("learn.deterministic");
   const auto min_items = static_cast<size_t>(parts_.config.integer("learn.min_items"));
   if (parts_.versions.pinned() != 0) {
-    return {{"outcome", "empty"},
-            {"reason", "v" + std::to_string(parts_.versions.pinned()) +
-                           " is pinned: promote or unpin first"}};
+    return {
+        {"outcome", "empty"},
+        {"reason", version_name(parts_.versions.pinned()) + " is pinned: promote or unpin first"}};
   }
   undo_retracted(offsets);
   offsets = waiting();

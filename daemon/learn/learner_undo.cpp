@@ -26,10 +26,11 @@ Json Learner::run_undo(const std::string& id) {
   const Result<FeedbackItem> item = parts_.store.get(id);
   if (!item.ok()) return failure(item.status().message(), true);
   const std::string state = item->fate.empty() ? "" : item->fate.back().state;
-  if (state == "reverted" || state == "erased")
-    return {{"id", id},
-            {"state", state},
-            {"version", "v" + std::to_string(parts_.versions.current_number())}};
+  const auto answer = [&](const std::string& now) -> Json {
+    return {
+        {"id", id}, {"state", now}, {"version", version_name(parts_.versions.current_number())}};
+  };
+  if (state == "reverted" || state == "erased") return answer(state);
   const bool in_a_round =
       state == "held" && parts_.config.flag("learn.deterministic");  // it filled a place there
   if (state == "served" || state == "trained" || in_a_round) return undo_learned(*item);
@@ -37,9 +38,7 @@ Json Learner::run_undo(const std::string& id) {
   set_fates(commit, {*item}, "reverted", "", 0, "retracted before it was learned");
   const Status done = parts_.store.commit(commit);
   if (!done.ok()) return failure(done.message());
-  return {{"id", id},
-          {"state", "reverted"},
-          {"version", "v" + std::to_string(parts_.versions.current_number())}};
+  return answer("reverted");
 }
 
 /// What an undo trains again: the rounds after the one that learned the item, without it.

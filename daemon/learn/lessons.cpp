@@ -108,15 +108,18 @@ int64_t round_opens_in(const RoundRule& rule, int64_t waiting, int64_t oldest_ms
   return std::max<int64_t>(std::min(by_wait, newest_ms + rule.settle_ms - now_ms), 0);
 }
 
+std::string normalised(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (std::isalnum(byte) != 0 || byte >= 0x80) out += static_cast<char>(std::tolower(byte));
+  }
+  return out;
+}
+
 bool held_out(const std::string& text, int64_t clusters_in_domain) {
   if (clusters_in_domain < kHoldOutClusters) return false;
-  std::string normal;
-  for (const char c : text) {
-    if (std::isalnum(static_cast<unsigned char>(c)) != 0 || static_cast<unsigned char>(c) >= 0x80) {
-      normal += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    }
-  }
-  return sha256(normal)[0] % kHoldOutOneIn == 0;
+  return sha256(normalised(text))[0] % kHoldOutOneIn == 0;
 }
 
 }  // namespace ds

@@ -25,6 +25,9 @@ struct RoundRule {
 int64_t round_opens_in(const RoundRule& rule, int64_t waiting, int64_t oldest_ms, int64_t newest_ms,
                        int64_t now_ms);
 
+/// Letters and digits in lower case, other bytes from 0x80 as they are: what "the same text" means.
+std::string normalised(const std::string& text);
+
 /// Whether a raw text belongs to the hold-out of its domain: one in 20 clusters of equal normalised
 /// text, once the domain has at least 100.
 bool held_out(const std::string& text, int64_t clusters_in_domain);

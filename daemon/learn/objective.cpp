@@ -162,6 +162,13 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
   return loss;
 }
 
+void top_first(const float* row, int64_t k, std::vector<int32_t>& order) {
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int32_t a, int32_t b) {
+    return row[a] != row[b] ? row[a] > row[b] : a < b;
+  });
+}
+
 std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
                                     const Adapters* adapters,
                                     std::span<const Sequence* const> sequences, int64_t vocab) {
@@ -184,11 +191,7 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
         double sum = 0;
         for (int64_t t = 0; t < vocab; ++t) sum += std::exp(static_cast<double>(logits[t] - top));
         const double lse = top + std::log(sum);
-        std::iota(order.begin(), order.end(), 0);
-        std::partial_sort(order.begin(), order.begin() + kStoredTopK, order.end(),
-                          [&](int32_t a, int32_t b) {
-                            return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-                          });
+        top_first(logits, kStoredTopK, order);
         for (int64_t t = 0; t < kStoredTopK; ++t) {
           stored.index.push_back(order[static_cast<size_t>(t)]);
           stored.logprob.push_back(static_cast<float>(logits[order[static_cast<size_t>(t)]] - lse));

@@ -77,6 +77,9 @@ struct StepLoss {
 StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights& base,
                    Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient);
 
+/// Puts the ids of the `k` largest of row[0 .. order.size()) first in `order`, ties by id.
+void top_first(const float* row, int64_t k, std::vector<int32_t>& order);
+
 /// The base's stored side of each sequence, in one forward per `rows_max` rows.
 std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
                                     const Adapters* adapters,

@@ -6,6 +6,14 @@
 #include <cctype>
 
 namespace ds {
+
+std::string lower_case(std::string_view text) {
+  std::string out(text);
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  return out;
+}
+
 namespace {
 
 constexpr std::array<std::string_view, 16> kLeadIns = {
@@ -52,6 +60,10 @@ struct Word {
   size_t begin, end;  // bytes [begin, end) in the text, without punctuation around it
 };
 
+std::string_view text_of(std::string_view text, const Word& w) {
+  return text.substr(w.begin, w.end - w.begin);
+}
+
 bool word_char(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
          static_cast<unsigned char>(c) >= 0x80 || c == '\'' || c == '-';
@@ -75,15 +87,8 @@ std::vector<Word> words_of(std::string_view text) {
   return out;
 }
 
-std::string lower(std::string_view text) {
-  std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(),
-                 [](unsigned char c) { return std::tolower(c); });
-  return out;
-}
-
 bool function_word(std::string_view word) {
-  return std::find(kFunctionWords.begin(), kFunctionWords.end(), lower(word)) !=
+  return std::find(kFunctionWords.begin(), kFunctionWords.end(), lower_case(word)) !=
          kFunctionWords.end();
 }
 
@@ -94,16 +99,17 @@ bool common_capital(std::string_view word) {
       "january",  "february",  "march",     "april",    "may",      "june",     "july",
       "august",   "september", "october",   "november", "december", "wi-fi",    "wifi",
       "internet", "english",   "christmas", "easter",   "ok",       "okay",     "i"};
-  std::string w(word);
   const bool acronym =
-      w.size() <= 4 && w.size() >= 2 &&
-      std::all_of(w.begin(), w.end(), [](unsigned char c) { return std::isupper(c); });
-  for (char& c : w) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+      word.size() <= 4 && word.size() >= 2 &&
+      std::all_of(word.begin(), word.end(), [](unsigned char c) { return std::isupper(c); });
+  std::string w = lower_case(word);
   if (w.size() > 4 && w.back() == 's') w.pop_back();
   return acronym || std::find(kCommon.begin(), kCommon.end(), w) != kCommon.end();
 }
 
 bool capitalised(std::string_view w) { return std::isupper(static_cast<unsigned char>(w[0])) != 0; }
+/// Capitalised because it names one of many.
+bool proper(std::string_view w) { return capitalised(w) && !common_capital(w); }
 bool has_digit(std::string_view w) {
   return std::any_of(w.begin(), w.end(), [](unsigned char c) { return std::isdigit(c); });
 }
@@ -111,7 +117,7 @@ bool has_digit(std::string_view w) {
 std::vector<std::string> keywords(std::string_view question) {
   std::vector<std::string> out;
   for (const Word& w : words_of(question)) {
-    const std::string_view word = question.substr(w.begin, w.end - w.begin);
+    const std::string_view word = text_of(question, w);
     if (!function_word(word)) out.emplace_back(word);
   }
   return out;
@@ -141,48 +147,45 @@ std::string as_order(std::string_view question, Rng& rng) {
   const std::string order(kOrders[rng.below(kOrders.size())]);
   const std::string end = order == "Do you know " ? "?" : ".";
   if (words.size() >= 3) {
-    const std::string first = lower(body.substr(words[0].begin, words[0].end - words[0].begin));
-    const std::string second = lower(body.substr(words[1].begin, words[1].end - words[1].begin));
+    const std::string first = lower_case(text_of(body, words[0]));
+    const std::string second = lower_case(text_of(body, words[1]));
     if ((first == "what" || first == "who") &&
         (second == "is" || second == "are" || second == "was")) {
       return order + std::string(body.substr(words[2].begin)) + end;
     }
   }
   std::string rest(body);
-  if (!rest.empty() && !words.empty() &&
-      function_word(body.substr(words[0].begin, words[0].end - words[0].begin))) {
+  if (!rest.empty() && !words.empty() && function_word(text_of(body, words[0]))) {
     rest[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(rest[0])));
   }
   return (order == "Give me " || order == "I need " ? "Tell me " : order) + rest + end;
 }
 
 /// "About the Quill workshop: what is the extension?" from "What is the extension of the Quill
-/// workshop?": the entity with its noun goes to the front. Empty when it does not stand at the end.
+/// workshop?": the entity with its noun goes to the front, and out of the question when it
+/// ends it. Empty when no entity is named.
 std::string entity_first(std::string_view question, Rng& rng) {
   static constexpr std::array<std::string_view, 4> kOpenings = {
       "I am asking about", "This is about", "I have a question about", "Now to"};
   const std::string_view body = without_end(question);
   const std::vector<Word> words = words_of(body);
-  const auto word = [&](size_t i) {
-    return body.substr(words[i].begin, words[i].end - words[i].begin);
-  };
+  const auto word = [&](size_t i) { return text_of(body, words[i]); };
   size_t named = words.size();
   for (size_t i = 1; i < words.size() && named == words.size(); ++i) {
-    if (capitalised(word(i)) && !function_word(word(i)) && !common_capital(word(i))) named = i;
+    if (proper(word(i)) && !function_word(word(i))) named = i;
   }
   if (named == words.size()) return {};
   size_t last = named;  // the noun phrase: the run of capitalised words and its noun
   while (last + 1 < words.size() && capitalised(word(last + 1))) ++last;
   if (last + 1 < words.size() && !function_word(word(last + 1))) ++last;
-  const bool article = lower(word(named - 1)) == "the" || lower(word(named - 1)) == "a";
-  const std::string phrase(body.substr(words[named - (article ? 1 : 0)].begin,
-                                       words[last].end - words[named - (article ? 1 : 0)].begin));
+  const bool article = lower_case(word(named - 1)) == "the" || lower_case(word(named - 1)) == "a";
+  const size_t first = named - (article ? 1 : 0);
+  const std::string phrase(text_of(body, {words[first].begin, words[last].end}));
   std::string rest(question);
-  const size_t preposition = named - (article ? 1 : 0);
-  if (last + 1 == words.size() && preposition >= 3) {
-    const std::string before = lower(word(preposition - 1));
+  if (last + 1 == words.size() && first >= 3) {
+    const std::string before = lower_case(word(first - 1));
     if (before == "of" || before == "for" || before == "at" || before == "in" || before == "from") {
-      rest = std::string(body.substr(0, words[preposition - 2].end)) + "?";
+      rest = std::string(body.substr(0, words[first - 2].end)) + "?";
     }
   }
   return std::string(kOpenings[rng.below(kOpenings.size())]) + " " + phrase + ". " + rest;
@@ -203,7 +206,7 @@ std::string other_question_word(std::string_view question, Rng& rng) {
        {"how many ", {"what number of ", "how many exactly: how many "}},
        {"how much ", {"what amount ", "how much exactly: how much "}},
        {"what ", {"which ", "what exactly: what "}}}};
-  const std::string small = lower(question);
+  const std::string small = lower_case(question);
   for (const Same& s : kSame) {
     if (!small.starts_with(s.from)) continue;
     std::string out = std::string(s.to[rng.below(2)]) + std::string(question.substr(s.from.size()));
@@ -214,7 +217,7 @@ std::string other_question_word(std::string_view question, Rng& rng) {
 }
 
 std::string replace_all(std::string_view text, const std::string& from, const std::string& to) {
-  const std::string haystack = lower(text), needle = lower(from);
+  const std::string haystack = lower_case(text), needle = lower_case(from);
   std::string out;
   for (size_t i = 0;;) {
     const size_t hit = haystack.find(needle, i);
@@ -233,7 +236,7 @@ std::string random_digits_like(std::string_view number, Rng& rng) {
   return out;
 }
 
-/// An invented name such as "Stovrick": contrasts against real names alone leave invented ones
+/// An invented name such as "Starick": contrasts against real names alone leave invented ones
 /// free.
 std::string invented_name(Rng& rng) {
   static constexpr std::array<std::string_view, 24> kOnset = {
@@ -253,7 +256,7 @@ std::string name_like(std::string_view entity, Rng& rng) {
   std::string out;
   int names = 0;
   for (const Word& w : words_of(entity)) {
-    const std::string_view word = entity.substr(w.begin, w.end - w.begin);
+    const std::string_view word = text_of(entity, w);
     const std::string part =
         has_digit(word)      ? random_digits_like(word, rng)
         : !capitalised(word) ? std::string(kNouns[rng.below(kNouns.size())])
@@ -274,9 +277,7 @@ std::string reword(std::string_view question, Rng& rng) {
       break;
     case 1: {  // a word dropped: a function word, or a qualifier ("phone" of "phone extension")
       const std::vector<Word> words = words_of(question);
-      const auto word = [&](size_t i) {
-        return question.substr(words[i].begin, words[i].end - words[i].begin);
-      };
+      const auto word = [&](size_t i) { return text_of(question, words[i]); };
       std::vector<size_t> spare;
       for (size_t i = 0; i + 1 < words.size(); ++i) {
         const bool plain = !function_word(word(i)) && !capitalised(word(i)) && !has_digit(word(i));
@@ -329,12 +330,9 @@ std::vector<std::string> entities(std::string_view question) {
   std::vector<std::string> named, plain;
   const std::vector<Word> words = words_of(question);
   for (size_t i = 0; i < words.size();) {
-    const auto word = [&](size_t k) {
-      return question.substr(words[k].begin, words[k].end - words[k].begin);
-    };
+    const auto word = [&](size_t k) { return text_of(question, words[k]); };
     const auto special = [&](size_t k) {
-      return has_digit(word(k)) ||
-             (capitalised(word(k)) && k > 0 && !function_word(word(k)) && !common_capital(word(k)));
+      return has_digit(word(k)) || (proper(word(k)) && k > 0 && !function_word(word(k)));
     };
     if (!special(i)) {
       if (!function_word(word(i)) && i > 0) plain.emplace_back(word(i));
@@ -357,17 +355,15 @@ std::optional<Swapped> swap_entity(std::string_view question, std::string_view a
                                    std::span<const std::string> avoid, Rng& rng) {
   const std::vector<std::string> candidates = entities(question);
   if (candidates.empty()) return std::nullopt;
-  const auto is_named = [](const std::string& e) {
-    return (capitalised(e) && !common_capital(e)) || has_digit(e);
-  };
+  const auto is_named = [](const std::string& e) { return proper(e) || has_digit(e); };
   const size_t named =
       static_cast<size_t>(std::count_if(candidates.begin(), candidates.end(), is_named));
   const std::string& from =
       named > 0 ? candidates[rng.below(named)] : candidates[rng.below(candidates.size())];
   for (int attempt = 0; attempt < 20; ++attempt) {
     const std::string to = name_like(from, rng);
-    const std::string key = lower(to);
-    if (to.empty() || key == lower(from)) continue;
+    const std::string key = lower_case(to);
+    if (to.empty() || key == lower_case(from)) continue;
     if (std::any_of(avoid.begin(), avoid.end(), [&](const std::string& a) { return a == key; }))
       continue;
     return Swapped{replace_all(question, from, to), replace_all(answer, from, to), from, to};

@@ -14,6 +14,9 @@
 
 namespace ds {
 
+/// ASCII letters in lower case.
+std::string lower_case(std::string_view text);
+
 /// A rewording of `question`: a lead-in, one word dropped, keywords only, an order, or "Tell me
 /// about".
 std::string reword(std::string_view question, Rng& rng);

@@ -19,12 +19,6 @@ uint64_t key_word(const std::string& key) {
   return word;
 }
 
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](unsigned char c) { return std::tolower(c); });
-  return text;
-}
-
 /// The context with its last message asking something else.
 std::vector<ChatMessage> asking(std::span<const ChatMessage> context, const std::string& question) {
   std::vector<ChatMessage> out(context.begin(), context.end());
@@ -253,7 +247,8 @@ std::vector<RoundTrainer::Desk> RoundTrainer::sit_down(const Recipe& recipe, Tra
   for (const auto& lessons : {fresh, replay}) {
     for (const Lesson& l : lessons) {
       if (l.kind != Lesson::Kind::kChat) continue;
-      for (const std::string& e : entities(l.context.back().content)) names.push_back(lower(e));
+      for (const std::string& e : entities(l.context.back().content))
+        names.push_back(lower_case(e));
     }
   }
   std::vector<Desk> desks(fresh.size());

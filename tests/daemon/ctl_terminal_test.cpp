@@ -14,6 +14,15 @@ using testing::Contains;
 using testing::HasSubstr;
 using testing::Not;
 
+/// Takes a question and leaves it open.
+void never_answer(FakeControl& daemon) {
+  daemon.on("GET /ready", R"({"ready":true,"version":"v1"})");
+  daemon.on("GET /ds/v1/versions", R"({"current":"v1"})");
+  Canned hang;
+  hang.hang = true;
+  daemon.on("POST /v1/chat/completions", hang);
+}
+
 class CtlTerminal : public testing::Test {
  protected:
   void SetUp() override {
@@ -125,11 +134,9 @@ TEST_F(CtlTerminal, TalkCorrectSeeItLearnedUndo) {
   ASSERT_TRUE(terminal.wait_for("unknown command /nonsense"));
   terminal.type("/quit\n");
   EXPECT_EQ(terminal.finish(), 0);
-  EXPECT_THAT(
-      daemon_.requests(),
-      Contains(
-          R"(POST /ds/v1/feedback {"correction":"On Monday, grüß Gott.",)"
-          R"("kind":"correction","response_id":"chatcmpl-7"})"));
+  EXPECT_THAT(daemon_.requests(),
+              Contains(R"(POST /ds/v1/feedback {"correction":"On Monday, grüß Gott.",)"
+                       R"("kind":"correction","response_id":"chatcmpl-7"})"));
   EXPECT_THAT(
       daemon_.requests(),
       Contains(R"(POST /ds/v1/feedback {"kind":"rating","rating":1,"response_id":"chatcmpl-7"})"));
@@ -149,12 +156,9 @@ TEST_F(CtlTerminal, TheTalkGoesOnAfterCtrlC) {
 TEST_F(CtlTerminal, KeysTypedDuringAnAnswerBelongToTheNextLine) {
   const ScratchFolder run;
   FakeControl daemon(run.path());
-  daemon.on("GET /ready", R"({"ready":true,"version":"v1"})");
-  daemon.on("GET /ds/v1/versions", R"({"current":"v1"})");
-  Canned hang;
-  hang.hang = true;
-  daemon.on("POST /v1/chat/completions", hang);
-  Terminal terminal({"--run", run.path(), "--timeout", "2", "run"}, {"XDG_STATE_HOME=" + run.path()});
+  never_answer(daemon);
+  Terminal terminal({"--run", run.path(), "--timeout", "2", "run"},
+                    {"XDG_STATE_HOME=" + run.path()});
   ASSERT_TRUE(terminal.wait_for("> "));
   terminal.type("When?\n");
   while (daemon.requests().size() < 2) std::this_thread::yield();
@@ -166,11 +170,7 @@ TEST_F(CtlTerminal, KeysTypedDuringAnAnswerBelongToTheNextLine) {
 TEST_F(CtlTerminal, AnAnswerCanBeInterrupted) {
   const ScratchFolder run;
   FakeControl daemon(run.path());
-  daemon.on("GET /ready", R"({"ready":true,"version":"v1"})");
-  daemon.on("GET /ds/v1/versions", R"({"current":"v1"})");
-  Canned hang;
-  hang.hang = true;
-  daemon.on("POST /v1/chat/completions", hang);
+  never_answer(daemon);
   Terminal terminal({"--run", run.path(), "run"}, {"XDG_STATE_HOME=" + run.path()});
   ASSERT_TRUE(terminal.wait_for("> "));
   terminal.type("When?\n");

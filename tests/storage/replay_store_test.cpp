@@ -291,6 +291,7 @@ TEST_F(ReplayStoreTest, RoundsMetaHoldAndDriftSurvive) {
   EXPECT_FALSE(store_->meta("format")) << "the store's own entries are apart";
   EXPECT_EQ((*store_->round(2))["seed"], 6);
   EXPECT_EQ(store_->round(3).status().code(), Code::kNotFound);
+  EXPECT_EQ(store_->last_round(), 300u);
   const auto rounds = store_->rounds(2);
   ASSERT_EQ(rounds.size(), 2u);
   EXPECT_EQ(rounds[1].first, 300u);
