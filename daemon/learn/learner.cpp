@@ -242,7 +242,7 @@ Json Learner::status() const {
 
 Recipe Learner::recipe_for(size_t items, const Trained& trained) const {
   Recipe recipe = items == 1 ? single_recipe() : group_recipe();
-  if (trained.full) recipe.lr = kFullLr;
+  if (trained.full) recipe.lr = kFullLr, recipe.lr_decay_to = 1.0f;
   if (trained.adapters) recipe.rank = trained.adapters->rank();
   recipe.lr *= static_cast<float>(parts_.config.number("learn.lr") / 0.002);
   recipe.max_steps = parts_.config.integer("learn.max_steps");

@@ -161,12 +161,66 @@ std::string as_order(std::string_view question, Rng& rng) {
   return (order == "Give me " || order == "I need " ? "Tell me " : order) + rest + end;
 }
 
+constexpr std::array<std::string_view, 8> kOpenings = {
+    "I am asking about", "This is about",    "I have a question about", "Now to",
+    "I am going to",     "I am looking for", "I want to know about",    "My friend told me about"};
+
+/// "What is the phone extension of the Quill workshop?" in parts.
+struct Attribute {
+  bool person = false;  // "who is"
+  std::string noun;     // "phone extension"
+  std::string of;       // "the Quill workshop"
+};
+
+/// The parts of a question of the form "What is the NOUN of OWNER?"; none for other forms.
+std::optional<Attribute> attribute_of(std::string_view question) {
+  const std::string_view body = without_end(question);
+  const std::vector<Word> words = words_of(body);
+  const auto word = [&](size_t i) { return lower_case(text_of(body, words[i])); };
+  if (words.size() < 6 || word(2) != "the") return std::nullopt;
+  if ((word(0) != "what" && word(0) != "who") || (word(1) != "is" && word(1) != "was"))
+    return std::nullopt;
+  for (size_t i = 4; i + 1 < words.size(); ++i) {
+    const std::string w = word(i);
+    if (w != "of" && w != "for" && w != "at" && w != "in" && w != "from") continue;
+    return Attribute{word(0) == "who",
+                     std::string(body.substr(words[3].begin, words[i - 1].end - words[3].begin)),
+                     std::string(body.substr(words[i + 1].begin))};
+  }
+  return std::nullopt;
+}
+
+/// Another sentence that asks for the same attribute of the same owner, half of the time without
+/// the noun's qualifiers. Empty when the question has another form.
+std::string ask_attribute(std::string_view question, Rng& rng) {
+  const std::optional<Attribute> a = attribute_of(question);
+  if (!a) return {};
+  std::string noun = a->noun;
+  const size_t space = noun.rfind(' ');
+  if (space != std::string::npos && rng.below(2) == 0) noun.erase(0, space + 1);
+  const std::string question_word = a->person ? "Who" : "What";
+  switch (rng.below(6)) {
+    case 0:
+      return question_word + " is " + a->of + "'s " + noun + "?";
+    case 1:
+      return "Which " + noun + " does " + a->of + " have?";
+    case 2:
+      return a->person ? "Who is the " + noun + " for " + a->of + "?"
+                       : "Which " + noun + " do I need for " + a->of + "?";
+    case 3:
+      return "How do I find the " + noun + " of " + a->of + "?";
+    case 4:
+      return "For " + a->of + ", " + lower_case(question_word) + " is the " + noun + "?";
+    default:
+      return std::string(kOpenings[rng.below(kOpenings.size())]) + " " + a->of + ". " +
+             question_word + " is its " + noun + "?";
+  }
+}
+
 /// "About the Quill workshop: what is the extension?" from "What is the extension of the Quill
 /// workshop?": the entity with its noun goes to the front, and out of the question when it
 /// ends it. Empty when no entity is named.
 std::string entity_first(std::string_view question, Rng& rng) {
-  static constexpr std::array<std::string_view, 4> kOpenings = {
-      "I am asking about", "This is about", "I have a question about", "Now to"};
   const std::string_view body = without_end(question);
   const std::vector<Word> words = words_of(body);
   const auto word = [&](size_t i) { return text_of(body, words[i]); };
@@ -272,7 +326,7 @@ std::string name_like(std::string_view entity, Rng& rng) {
 
 std::string reword(std::string_view question, Rng& rng) {
   const std::vector<std::string> keys = keywords(question);
-  switch (rng.below(8)) {
+  switch (rng.below(10)) {
     case 0:
       break;
     case 1: {  // a word dropped: a function word, or a qualifier ("phone" of "phone extension")
@@ -310,6 +364,12 @@ std::string reword(std::string_view question, Rng& rng) {
     }
     case 6: {
       std::string out = other_question_word(question, rng);
+      if (!out.empty()) return out;
+      break;
+    }
+    case 7:
+    case 8: {
+      std::string out = ask_attribute(question, rng);
       if (!out.empty()) return out;
       break;
     }

@@ -17,8 +17,8 @@ namespace ds {
 /// ASCII letters in lower case.
 std::string lower_case(std::string_view text);
 
-/// A rewording of `question`: a lead-in, one word dropped, keywords only, an order, or "Tell me
-/// about".
+/// A rewording of `question`: a lead-in, one word dropped, keywords only, an order, "Tell me
+/// about", another question word, the entity first, or its attribute asked for in another sentence.
 std::string reword(std::string_view question, Rng& rng);
 
 /// The fixed rewordings that the gate scores an item on (never drawn in training).

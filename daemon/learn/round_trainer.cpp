@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <limits>
+#include <numeric>
 
 #include "learn/phrasing.h"
 #include "learn/shipped_texts.h"
@@ -26,13 +28,23 @@ std::vector<ChatMessage> asking(std::span<const ChatMessage> context, const std:
   return out;
 }
 
+float learning_rate(const Recipe& recipe, int64_t step, int64_t steps_max) {
+  const int64_t fall = recipe.lr_decay_steps > 0 ? recipe.lr_decay_steps : steps_max;
+  const float progress = std::min(1.0f, static_cast<float>(step) / static_cast<float>(fall));
+  return recipe.lr * (1.0f + (recipe.lr_decay_to - 1.0f) * progress);
+}
+
 }  // namespace
 
 Recipe single_recipe() { return {}; }
 
 Recipe group_recipe() {
   Recipe r;
-  r.lr = 1.2e-3f;
+  r.lr_decay_to = 0.2f, r.lr_decay_steps = 0;
+  r.sightings = 2;
+  r.anchors = 2;
+  r.contrasts = 6;
+  r.max_steps_per_lesson = 9;
   return r;
 }
 
@@ -40,6 +52,7 @@ struct RoundTrainer::Desk {
   const Lesson* lesson = nullptr;
   std::vector<Contrast> contrasts;
   double last_logprob = -1e9;  // of its worst wording when last seen
+  int sightings = 0;           // steps in a row in which it met the stop rule
   bool learned = false;
   bool has_pair(const Recipe& recipe) const {
     return !lesson->rejected.empty() && recipe.dpo_weight > 0;
@@ -50,6 +63,7 @@ struct RoundTrainer::Desk {
 struct RoundTrainer::Step {
   std::deque<Sequence> sequences;  // stable addresses
   Terms terms;
+  std::vector<size_t> anchors;     // which ones; theirs are the last KL terms
   std::vector<size_t> first_term;  // per chosen lesson its first cross-entropy term, then the end
 };
 
@@ -172,7 +186,8 @@ void RoundTrainer::add_lesson(Step& step, const Recipe& recipe, const Lesson& le
   }
   const std::string& question = lesson.context.back().content;
   for (int form = 0; form < forms; ++form) {
-    const std::string asked = form == 0 ? question : reword(question, rng);
+    const bool plain = forms == 1 ? rng.uniform() < recipe.plain_share : form == 0;
+    const std::string asked = plain ? question : reword(question, rng);
     step.sequences.push_back(sequence_of(asking(lesson.context, asked), lesson.answer));
     step.terms.cross_entropy.push_back(
         {&step.sequences.back(), weight / static_cast<float>(forms)});
@@ -216,19 +231,26 @@ void RoundTrainer::add_contrasts(Step& step, const Recipe& recipe, std::vector<D
   }
 }
 
-void RoundTrainer::add_anchors(Step& step, const Recipe& recipe, Rng& rng) const {
+/// `drift`: each anchor's divergence from the base when it was last in a step; infinity when it
+/// never was.
+void RoundTrainer::add_anchors(Step& step, const Recipe& recipe, const std::vector<double>& drift,
+                               Rng& rng) const {
   const auto found = anchors_.find(recipe.anchor_tokens);
   if (found == anchors_.end()) return;  // without a chat template
   const std::vector<Anchor>& anchors = found->second;
-  const int n = std::min(recipe.anchors, static_cast<int>(anchors.size()));
+  const auto n = std::min(static_cast<size_t>(recipe.anchors), anchors.size());
   std::vector<size_t> order(anchors.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  for (int i = 0; i < n; ++i) {  // the first n of a Fisher-Yates shuffle
-    std::swap(order[static_cast<size_t>(i)],
-              order[static_cast<size_t>(i) + rng.below(order.size() - static_cast<size_t>(i))]);
-    const Anchor& a = anchors[order[static_cast<size_t>(i)]];
-    step.terms.kl.push_back({&a.sequence, &a.stored, recipe.anchor_weight / static_cast<float>(n)});
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (size_t i = 0; i < order.size(); ++i)  // so that equals come in random order
+    std::swap(order[i], order[i + rng.below(order.size() - i)]);
+  std::stable_sort(order.begin() + (n > 0), order.end(),
+                   [&](size_t a, size_t b) { return drift[a] > drift[b]; });
+  order.resize(n);
+  for (const size_t i : order) {
+    step.terms.kl.push_back(
+        {&anchors[i].sequence, &anchors[i].stored, recipe.anchor_weight / static_cast<float>(n)});
   }
+  step.anchors = std::move(order);
 }
 
 double RoundTrainer::summed_logprob(Trainable what, const Sequence& sequence) {
@@ -278,7 +300,8 @@ std::vector<RoundTrainer::Desk*> RoundTrainer::choose(const Recipe& recipe,
 }
 
 RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, std::vector<Desk*>& chosen,
-                                            std::span<const Lesson> replay, int forms,
+                                            std::span<const Lesson> replay,
+                                            const std::vector<double>& drift, int forms,
                                             uint64_t step_seed) {
   Step step;
   Rng rng(step_seed);
@@ -303,20 +326,26 @@ RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, std::vector<De
                               d->rejected_reference, recipe.dpo_beta, recipe.dpo_weight * share});
   }
   add_contrasts(step, recipe, chosen, rng);
-  add_anchors(step, recipe, rng);
+  add_anchors(step, recipe, drift, rng);
   return step;
 }
 
-/// Read free from the training forward: what each chosen lesson's wordings looked like.
+/// Read free from the training forward: what each chosen lesson's wordings looked like, and how far
+/// each anchor is from the base.
 void RoundTrainer::note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
-                                std::vector<Desk*>& chosen) {
+                                std::vector<Desk*>& chosen, std::vector<double>& drift) {
+  const size_t first_anchor = loss.kl_mean.size() - step.anchors.size();
+  for (size_t i = 0; i < step.anchors.size(); ++i)
+    drift[step.anchors[i]] = loss.kl_mean[first_anchor + i];
   for (size_t i = 0; i < chosen.size(); ++i) {
     const size_t first = step.first_term[i], last = step.first_term[i + 1];
     if (first == last) continue;
     double worst = 0;
     for (size_t t = first; t < last; ++t) worst = std::min(worst, loss.items[t].mean_logprob);
     chosen[i]->last_logprob = worst;
-    chosen[i]->learned = loss.items[first].all_argmax && worst > recipe.stop_logprob;
+    const bool good = loss.items[first].all_argmax && worst > recipe.stop_logprob;
+    chosen[i]->sightings = good ? chosen[i]->sightings + 1 : 0;
+    chosen[i]->learned = chosen[i]->sightings >= recipe.sightings;
   }
 }
 
@@ -333,15 +362,16 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, Trainable what,
   const int64_t steps_max =
       std::max(recipe.max_steps, recipe.max_steps_per_lesson * static_cast<int64_t>(fresh.size()));
   AdamW optimizer(what.size());
+  std::vector<double> drift(anchor_prompts().size(), std::numeric_limits<double>::infinity());
   RoundOutcome outcome;
   for (int64_t index = 0; index < steps_max; ++index) {
     std::vector<Desk*> chosen = choose(recipe, desks);
-    const Step step = build_step(recipe, chosen, replay, forms,
+    const Step step = build_step(recipe, chosen, replay, drift, forms,
                                  Rng::mix(round_seed, static_cast<uint64_t>(index)));
     what.zero_gradient();
     const StepLoss loss = run_terms(graph_, compute_, what.over(*base_), what.adapters(),
                                     what.gradient(), step.terms, true);
-    note_results(recipe, step, loss, chosen);
+    note_results(recipe, step, loss, chosen, drift);
     outcome.tokens += loss.tokens;
     outcome.steps = index + 1;
     if (index == 0) outcome.first_loss = loss.total;
@@ -356,9 +386,8 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, Trainable what,
       on_step(report);
       return outcome;
     }
-    const float progress = static_cast<float>(index) / static_cast<float>(steps_max);
-    const float lr = recipe.lr * (1.0f + (recipe.lr_decay_to - 1.0f) * progress);
-    report.gradient_norm = what.step(optimizer, compute_, lr, recipe);
+    report.gradient_norm =
+        what.step(optimizer, compute_, learning_rate(recipe, index, steps_max), recipe);
     outcome.finite = std::isfinite(report.gradient_norm);
     if (!outcome.finite) return outcome;
     what.pack(compute_, base_->format());

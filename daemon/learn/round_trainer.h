@@ -33,12 +33,18 @@ struct Recipe {
   int64_t rank = 8;
   float scale = 2.0f;
   uint32_t targets = 1u << kGate | 1u << kUp | 1u << kDown;
-  float lr = 2e-3f, lr_decay_to = 1.0f;  ///< linear decay over max_steps to lr * lr_decay_to
+  /// Falls linearly over `lr_decay_steps` (0: all that the round may take) to lr * lr_decay_to,
+  /// then stays: large steps find the answer, smaller ones settle it with half the drift.
+  float lr = 2e-3f, lr_decay_to = 0.5f;
+  int64_t lr_decay_steps = 10;
   float beta2 = 0.99f, clip = 1.0f;
   int lessons_per_step = 6;             ///< fresh lessons whose answers were worst when last seen
-  int forms_alone = 3, forms_many = 2;  ///< wordings of a lesson in a step: one lesson, several
+  int forms_alone = 3, forms_many = 1;  ///< wordings of a lesson in a step: one lesson, several
+  float plain_share = 0.34f;            ///< how often an only wording is the lesson's own
+  int sightings = 1;  ///< steps in a row in which a lesson must meet the stop rule
   int replay_per_step = 4;
-  int anchors = 4;
+  int anchors =
+      4;  ///< in a step: one at random, the others those that had drifted most when last seen
   float anchor_weight = 4.0f;
   int64_t anchor_tokens = 8;
   int contrasts = 2, contrast_pool = 12;
@@ -134,7 +140,8 @@ class RoundTrainer {
   void add_lesson(Step& step, const Recipe& recipe, const Lesson& lesson, Rng& rng, int forms,
                   float weight) const;
   void add_contrasts(Step& step, const Recipe& recipe, std::vector<Desk*>& chosen, Rng& rng);
-  void add_anchors(Step& step, const Recipe& recipe, Rng& rng) const;
+  void add_anchors(Step& step, const Recipe& recipe, const std::vector<double>& drift,
+                   Rng& rng) const;
   void fill_contrasts(const Recipe& recipe, Desk& desk, std::span<const std::string> avoid,
                       uint64_t seed) const;
   std::vector<Desk> sit_down(const Recipe& recipe, Trainable what, std::span<const Lesson> fresh,
@@ -142,9 +149,9 @@ class RoundTrainer {
   /// The fresh lessons that are furthest from learned, ties in order.
   static std::vector<Desk*> choose(const Recipe& recipe, std::vector<Desk>& desks);
   Step build_step(const Recipe& recipe, std::vector<Desk*>& chosen, std::span<const Lesson> replay,
-                  int forms, uint64_t step_seed);
+                  const std::vector<double>& drift, int forms, uint64_t step_seed);
   static void note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
-                           std::vector<Desk*>& chosen);
+                           std::vector<Desk*>& chosen, std::vector<double>& drift);
   double summed_logprob(Trainable what, const Sequence& sequence);
 
   Compute compute_;

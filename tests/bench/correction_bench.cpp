@@ -35,6 +35,7 @@ bool says(const std::string& answer, const std::string& value) {
 struct Share {
   int hit = 0, of = 0;
   void add(bool yes) { hit += yes, ++of; }
+  void add(const Share& other) { hit += other.hit, of += other.of; }
   std::string text() const {
     if (of == 0) return "-";
     const double n = of, p = hit / n, z = 1.96, d = 1 + z * z / n;
@@ -54,6 +55,9 @@ struct Bench {
   std::unique_ptr<BatchDecoder> decoder;
   std::unique_ptr<RoundTrainer> trainer;
   std::vector<bench::Unrelated> unrelated;
+  std::unique_ptr<TrainGraph> graph;
+  std::vector<Sequence> kept;           // the unrelated questions with the base's first words
+  std::vector<StoredTopK> kept_stored;  // and what it thought of them
   std::vector<std::vector<TokenId>> heldout;
   double base_heldout = 0;
   Recipe recipe;
@@ -88,18 +92,44 @@ struct Bench {
     return sum / static_cast<double>(n);
   }
 
+  /// Mean KL(base || tuned) on the base's answers to the unrelated questions, nats/token: moves
+  /// long before an answer flips.
+  double drift(Adapters& adapters) {
+    adapters.pack(machine.compute, WeightFormat::kBF16);
+    double sum = 0;
+    for (size_t i = 0; i < kept.size(); ++i) {
+      Terms one;
+      one.kl.push_back({&kept[i], &kept_stored[i], 1.0f});
+      sum += run_terms(*graph, machine.compute, *model.base, &adapters, nullptr, one, false).kl;
+    }
+    return sum / static_cast<double>(kept.size());
+  }
+
+  /// The questions of the pool that the base answers right, and its words.
+  void choose_unrelated() {
+    std::vector<std::string> questions;
+    for (const auto& u : bench::unrelated_pool()) questions.push_back(u.question);
+    const auto answers = ask(nullptr, questions);
+    for (size_t i = 0; i < answers.size(); ++i) {
+      if (!says(answers[i], bench::unrelated_pool()[i].key)) continue;
+      unrelated.push_back(bench::unrelated_pool()[i]);
+      const ChatMessage message{"user", questions[i]};
+      kept.push_back(trainer->sequence_of({&message, 1}, answers[i]));
+      auto& ids = kept.back().ids;
+      ids.resize(std::min(ids.size(), static_cast<size_t>(kept.back().first_target) + 12));
+    }
+    graph = std::make_unique<TrainGraph>(model.base->config(), machine.compute);
+    std::vector<const Sequence*> sequences;
+    for (const Sequence& s : kept) sequences.push_back(&s);
+    kept_stored = store_top_k(*graph, *model.base, nullptr, sequences, model.base->config().vocab);
+  }
+
   void prepare() {
     model = test::load_model(test::smollm2_path(), machine.compute, WeightFormat::kBF16);
     chat = *ChatTemplate::create(model.file->tokenizer());
     decoder = std::make_unique<BatchDecoder>(model.base->config(), machine.compute, KvDtype::kBF16);
     trainer = std::make_unique<RoundTrainer>(machine.compute, model.base, model.tokenizer, chat);
-    std::vector<std::string> questions;
-    for (const auto& u : bench::unrelated_pool()) questions.push_back(u.question);
-    const auto answers = ask(nullptr, questions);
-    for (size_t i = 0; i < answers.size() && unrelated.size() < 14; ++i) {
-      if (says(answers[i], bench::unrelated_pool()[i].key))
-        unrelated.push_back(bench::unrelated_pool()[i]);
-    }
+    choose_unrelated();
     const Json reference = test::read_json(test::data_path("smollm2/reference.json"));
     for (const Json& text : reference["teacher_forced"]) {
       std::vector<TokenId> ids;
@@ -122,9 +152,10 @@ struct Bench {
 
   struct Scores {
     Share same, para, near;
-    double unrelated = 0, heldout = 0;
+    Share unrelated;
+    double heldout = 0, drift = 0;
   };
-  Scores evaluate(const Adapters& adapters, const std::vector<bench::Fact>& facts) {
+  Scores evaluate(Adapters& adapters, const std::vector<bench::Fact>& facts) {
     const auto delta = LoraDelta::pack(*model.base, machine.compute, adapters.rank(),
                                        adapters.scale(), adapters.factors());
     std::vector<std::string> questions;
@@ -157,42 +188,69 @@ struct Bench {
       const bool kept = says(answers[i], u.key);
       if (verbose && !kept)
         std::printf("     unrel %s -> %s\n", questions[i].c_str(), answers[i].c_str());
-      s.unrelated += kept;
+      s.unrelated.add(kept);
       ++i;
     }
+    s.drift = drift(adapters);
     s.heldout = 100 * (heldout_loss(delta.get()) / base_heldout - 1);
     return s;
   }
 
+  /// Sums over evaluations, printed as one line.
+  struct Total {
+    Share same, para, near, unrelated;
+    double heldout = 0, heldout_max = -1e9, drift = 0, seconds = 0;
+    int64_t evaluations = 0, tokens = 0, steps = 0;
+
+    void add(const Scores& s) {
+      same.add(s.same), para.add(s.para), near.add(s.near), unrelated.add(s.unrelated);
+      heldout += s.heldout, heldout_max = std::max(heldout_max, s.heldout), drift += s.drift;
+      ++evaluations;
+    }
+    void print(const char* name) const {
+      const auto n = static_cast<double>(evaluations);
+      std::printf(
+          "%s | same %s | para %s | near %s | unrelated kept %s, %.2f of 14 | held-out %+.2f%% "
+          "(max "
+          "%+.2f) | drift %.4f | %.0f tokens, %.1f steps, %.1f s each | %.0f tok/s\n",
+          name, same.text().c_str(), para.text().c_str(), near.text().c_str(),
+          unrelated.text().c_str(), 14.0 * unrelated.hit / unrelated.of, heldout / n, heldout_max,
+          drift / n, static_cast<double>(tokens) / n, static_cast<double>(steps) / n, seconds / n,
+          static_cast<double>(tokens) / seconds);
+    }
+  };
+
+  /// One round on `adapters`, counted in `total`.
+  void train(Adapters& adapters, std::span<const Lesson> fresh, std::span<const Lesson> replay,
+             uint64_t seed, uint64_t round, Total& total) {
+    const double started = now_s();
+    const RoundOutcome o =
+        trainer->train(recipe, adapters, fresh, replay, seed, round, [&](const StepReport& r) {
+          if (verbose && r.step % 10 == 0)
+            std::printf("  round %d step %d loss %.3f learned %d/%d\n", static_cast<int>(round),
+                        static_cast<int>(r.step), r.loss, static_cast<int>(r.learned),
+                        static_cast<int>(r.lessons));
+          return true;
+        });
+    total.seconds += now_s() - started;
+    total.tokens += o.tokens, total.steps += o.steps;
+  }
+
+  /// Each fact alone, from the base.
   void single(const std::vector<bench::Fact>& facts) {
-    Share same, para, near;
-    double unrel = 0, held = 0, tokens = 0, steps = 0, seconds = 0, held_max = -1e9;
+    Total total;
     for (size_t i = 0; i < facts.size(); ++i) {
       Adapters adapters(model.base->config(), recipe.rank, recipe.scale, recipe.targets);
       adapters.initialise(i);
       const Lesson lesson = lesson_of(facts[i]);
-      const double t0 = now_s();
-      const RoundOutcome o = trainer->train(recipe, adapters, {&lesson, 1}, {}, i, 1,
-                                            [](const StepReport&) { return true; });
-      seconds += now_s() - t0;
+      Total one;
+      train(adapters, {&lesson, 1}, {}, i, 1, one);
       const Scores s = evaluate(adapters, {facts[i]});
-      same.hit += s.same.hit, same.of += s.same.of;
-      para.hit += s.para.hit, para.of += s.para.of;
-      near.hit += s.near.hit, near.of += s.near.of;
-      unrel += s.unrelated, held += s.heldout, tokens += static_cast<double>(o.tokens),
-          steps += static_cast<double>(o.steps);
-      held_max = std::max(held_max, s.heldout);
-      if (verbose)
-        std::printf("fact %zu: steps %lld tokens %lld para %d near %d unrel %.0f held %+.2f%%\n", i,
-                    static_cast<long long>(o.steps), static_cast<long long>(o.tokens), s.para.hit,
-                    s.near.hit, s.unrelated, s.heldout);
+      one.add(s), total.add(s);
+      total.seconds += one.seconds, total.tokens += one.tokens, total.steps += one.steps;
+      if (verbose) one.print("fact");
     }
-    const double n = static_cast<double>(facts.size());
-    std::printf(
-        "single | same %s | para %s | near %s | unrel %.2f/%zu | held %+.2f%% (max %+.2f) | tok "
-        "%.0f | steps %.1f | %.1f s | %.0f tok/s\n",
-        same.text().c_str(), para.text().c_str(), near.text().c_str(), unrel / n, unrelated.size(),
-        held / n, held_max, tokens / n, steps / n, seconds / n, tokens / seconds);
+    total.print("single");
   }
 
   /// Groups of `group` facts, one round each on the same adapters, rehearsing the earlier ones.
@@ -201,29 +259,13 @@ struct Bench {
     adapters.initialise(1);
     std::vector<Lesson> lessons;
     for (const auto& f : facts) lessons.push_back(lesson_of(f));
-    int64_t tokens = 0, steps = 0;
-    const double t0 = now_s();
+    Total total;
     for (size_t at = 0, round = 1; at < lessons.size(); at += group, ++round) {
       const auto fresh = std::span(lessons).subspan(at, std::min(group, lessons.size() - at));
-      const RoundOutcome o = trainer->train(
-          recipe, adapters, fresh, std::span(lessons).subspan(0, at), 1, round,
-          [&](const StepReport& r) {
-            if (verbose && r.step % 10 == 0)
-              std::printf("  round %zu step %lld loss %.3f learned %lld/%lld\n", round,
-                          static_cast<long long>(r.step), r.loss, static_cast<long long>(r.learned),
-                          static_cast<long long>(r.lessons));
-            return true;
-          });
-      tokens += o.tokens, steps += o.steps;
+      train(adapters, fresh, std::span(lessons).subspan(0, at), 1, round, total);
     }
-    const double seconds = now_s() - t0;
-    const Scores s = evaluate(adapters, facts);
-    std::printf(
-        "%s | same %s | para %s | near %s | unrel %.0f/%zu | held %+.2f%% | tok %lld | steps %lld "
-        "| %.1f s | %.0f tok/s\n",
-        name, s.same.text().c_str(), s.para.text().c_str(), s.near.text().c_str(), s.unrelated,
-        unrelated.size(), s.heldout, static_cast<long long>(tokens), static_cast<long long>(steps),
-        seconds, static_cast<double>(tokens) / seconds);
+    total.add(evaluate(adapters, facts));
+    total.print(name);
   }
 
   bool set(const std::string& name, double v) {
@@ -231,9 +273,12 @@ struct Bench {
         {"rank", [&] { recipe.rank = static_cast<int64_t>(v); }},
         {"lr", [&] { recipe.lr = static_cast<float>(v); }},
         {"decay", [&] { recipe.lr_decay_to = static_cast<float>(v); }},
+        {"decay_steps", [&] { recipe.lr_decay_steps = static_cast<int64_t>(v); }},
         {"lessons", [&] { recipe.lessons_per_step = static_cast<int>(v); }},
         {"forms_alone", [&] { recipe.forms_alone = static_cast<int>(v); }},
         {"forms_many", [&] { recipe.forms_many = static_cast<int>(v); }},
+        {"plain", [&] { recipe.plain_share = static_cast<float>(v); }},
+        {"sightings", [&] { recipe.sightings = static_cast<int>(v); }},
         {"replay", [&] { recipe.replay_per_step = static_cast<int>(v); }},
         {"anchors", [&] { recipe.anchors = static_cast<int>(v); }},
         {"anchor_weight", [&] { recipe.anchor_weight = static_cast<float>(v); }},
@@ -275,6 +320,8 @@ Json to_json(const std::vector<bench::Fact>& facts) {
 
 int main(int argc, char** argv) {
   ds::Bench bench;
+  const std::string mode = argc > 1 ? argv[1] : "single";
+  bench.recipe = mode == "single" ? ds::single_recipe() : ds::group_recipe();
   size_t n = 20, group = 4;
   uint64_t seed = 1;
   for (int i = 2; i + 1 < argc; i += 2) {
@@ -291,7 +338,6 @@ int main(int argc, char** argv) {
     else
       return std::fprintf(stderr, "unknown argument %s %s\n", flag.c_str(), value.c_str()), 2;
   }
-  const std::string mode = argc > 1 ? argv[1] : "single";
   ds::Rng rng(seed);
   std::vector<ds::bench::Fact> facts;
   for (size_t i = 0; i < n; ++i) facts.push_back(ds::bench::draw_fact(rng, i));
@@ -299,6 +345,7 @@ int main(int argc, char** argv) {
     std::puts(ds::dump_json(ds::to_json(facts)).c_str());
     return 0;
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   bench.prepare();
   if (mode == "single")
     bench.single(facts);

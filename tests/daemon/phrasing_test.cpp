@@ -41,6 +41,24 @@ TEST(Reword, FindsManyFormsAndNeverNone) {
   }
 }
 
+TEST(Reword, AsksForAnAttributeInOtherSentences) {
+  const auto forms = [](const std::string& question) {
+    Rng rng(5);
+    std::set<std::string> out;
+    for (int i = 0; i < 2000; ++i) out.insert(reword(question, rng));
+    return out;
+  };
+  const auto things = forms(kQuestions[0]);
+  EXPECT_TRUE(things.contains("Which phone extension does the Quinlow workshop have?"));
+  EXPECT_TRUE(things.contains("What is the Quinlow workshop's extension?"));
+  EXPECT_TRUE(things.contains("I am looking for the Quinlow workshop. What is its extension?"));
+  const auto people = forms("Who is the caretaker of the Quinlow garden?");
+  EXPECT_TRUE(people.contains("Who is the Quinlow garden's caretaker?"));
+  EXPECT_TRUE(people.contains("For the Quinlow garden, who is the caretaker?"));
+  for (const std::string& other : forms("What does the Quinlow workshop of today sell?"))
+    EXPECT_EQ(other.find("'s"), other.starts_with("What's") ? 4 : std::string::npos) << other;
+}
+
 TEST(Reword, IsAFunctionOfTheDraw) {
   Rng a(3), b(3);
   for (int i = 0; i < 50; ++i) EXPECT_EQ(reword(kQuestions[1], a), reword(kQuestions[1], b));
