@@ -264,6 +264,11 @@ TEST_F(ServeWire, TaskModelsByNumbersOrAttachment) {
       R"({"v":1,"op":"infer","id":"u","model":"digits","input":{"attachment":0}})",
       std::string(reinterpret_cast<const char*>(values), sizeof values)});
   EXPECT_EQ(peer.read()["scores"], Json({0.5, -1.0}));
+  const Json spoiled = peer.ask(
+      {{"v", 1}, {"op", "infer"}, {"id", "n"}, {"model", "digits"}, {"input", {1, 1e300}}});
+  EXPECT_EQ(spoiled["code"], "bad_message");
+  EXPECT_EQ(spoiled["id"], "n");
+  EXPECT_EQ(spoiled["message"], "\"input[1]\" is 1e+300, expected a finite FP32 number");
 }
 
 TEST_F(ServeWire, EventsArePublished) {
