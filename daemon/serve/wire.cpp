@@ -132,10 +132,13 @@ Message parse(const std::vector<std::string_view>& frames, const Limits& limits)
   }
   Message message;
   const size_t attached = cost_bytes(frames) - frames[0].size();
-  if (frames.size() - 1 > limits.max_attachments || attached > limits.max_attachment_bytes) {
-    message = Error{"too_large", std::to_string(frames.size() - 1) + " attachments of " +
-                                     std::to_string(attached) + " bytes, the limits are " +
-                                     std::to_string(limits.max_attachments) + " and " +
+  if (frames.size() - 1 > limits.max_attachments) {  // how many more is not kept
+    message =
+        Error{"too_large", "attachments: more than " + std::to_string(limits.max_attachments) +
+                               ", which is the limit"};
+  } else if (attached > limits.max_attachment_bytes) {
+    message = Error{"too_large", "attachments: " + std::to_string(attached) +
+                                     " bytes together, the limit is " +
                                      std::to_string(limits.max_attachment_bytes)};
   } else {
     Result<Message> parsed = parse_op(*header, frames, limits);
@@ -158,7 +161,7 @@ size_t cost_bytes(const std::vector<std::string_view>& frames) {
 }
 
 Json encode(const Error& error) {
-  Json out = {{"op", "error"}, {"code", error.code}, {"message", error.message}};
+  Json out = {{"op", "error"}, {"code", error.code}, {"message", shortened(error.message)}};
   if (error.seq != 0) out["seq"] = error.seq;
   if (!error.id.empty()) out["id"] = error.id;
   if (error.expected_seq != 0) out["expected"] = error.expected_seq;
