@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <new>
 #include <thread>
 
 #include "config.h"
@@ -200,8 +201,12 @@ Result<LoadedModel> load_model(const std::string& path, const Config& config) {
   LoadedModel m;
   m.fp32 = config.text("serve.precision") == "fp32";
   DS_ASSIGN(m.file, ModelFile::open(path));
-  DS_ASSIGN(m.tokenizer, Tokenizer::create(m.file->tokenizer()));
-  DS_ASSIGN(m.chat, ChatTemplate::create(m.file->tokenizer()));
+  Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::create(m.file->tokenizer());
+  if (!tokenizer.ok()) return tokenizer.status().in(path);
+  m.tokenizer = std::move(*tokenizer);
+  Result<ChatTemplate> chat = ChatTemplate::create(m.file->tokenizer());
+  if (!chat.ok()) return chat.status().in(path);
+  m.chat = std::move(*chat);
   return m;
 }
 
@@ -339,7 +344,12 @@ int main(int argc, char** argv) {
   sigaddset(&set, SIGINT);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
-  const ds::Status status = ds::run(std::move(a));
+  ds::Status status;
+  try {
+    status = ds::run(a);
+  } catch (const std::bad_alloc&) {  // while it starts: sizes follow the model and the settings
+    status = ds::unavailable(a.model + ": not enough memory for this model with these settings");
+  }
   if (status.ok()) return 0;
   std::fprintf(stderr, "dsd: %s\n", status.message().c_str());
   return 1;

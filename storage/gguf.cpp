@@ -19,6 +19,7 @@ constexpr uint64_t kMinKeyBytes = 8 + 1 + 4 + 1;  // length, one letter, type, o
 constexpr uint64_t kMinTensorBytes =
     8 + 1 + 4 + 8 + 4 + 8;  // length, letter, dims, dim, type, offset
 constexpr uint64_t kDefaultAlignment = 32;
+constexpr const char* kReadTypes = ", expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1";
 
 /// Bytes of one value of a fixed-size type; 0 for strings, arrays and unknown types.
 uint64_t fixed_bytes(GgufType type) {
@@ -73,10 +74,10 @@ Result<FileDtype> tensor_dtype(uint32_t id) {
       break;
   }
   if (const char* name = ggml_type_name(id)) {
-    return unsupported(std::string("type ") + name +
-                       ", expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1");
+    return unsupported(std::string("type ") + name + kReadTypes);
   }
-  return corrupt("type id " + std::to_string(static_cast<int32_t>(id)) + ", which ggml has not");
+  return corrupt("type id " + std::to_string(static_cast<int32_t>(id)) + ", which ggml has not" +
+                 kReadTypes);
 }
 
 /// The one place that moves through the header. Never passes the end.
@@ -144,7 +145,9 @@ Result<GgufValue> read_value(Cursor& in) {
   if (value.type == GgufType::kArray) {
     value.is_array = true;
     DS_ASSIGN(value.type, read_type(in));
-    if (value.type == GgufType::kArray) return unsupported("arrays of arrays");
+    if (value.type == GgufType::kArray) {
+      return unsupported("arrays of arrays, expected an array of numbers, bools or strings");
+    }
     const uint64_t fixed = fixed_bytes(value.type);
     DS_ASSIGN(value.count, in.count("array length", fixed ? fixed : sizeof(uint64_t)));
   }
@@ -217,7 +220,8 @@ Result<uint64_t> alignment_of(const Gguf& file) {
   if (it == file.metadata.end()) return kDefaultAlignment;
   const GgufValue& value = it->second;
   if (value.type != GgufType::kU32 || value.is_array) {
-    return corrupt("general.alignment is no u32");
+    return corrupt("general.alignment is " + std::string(value.is_array ? "an array of " : "") +
+                   std::string(gguf_type_name(value.type)) + ", expected u32");
   }
   uint32_t alignment;
   std::memcpy(&alignment, value.bytes.data(), sizeof alignment);
@@ -249,7 +253,8 @@ Status place_tensors(std::span<const std::byte> data, uint64_t alignment,
     if (places[i].offset - places[i - 1].offset < places[i - 1].bytes) {
       return corrupt(std::string(places[i].name) + " at offset " +
                      std::to_string(places[i].offset) + " overlaps " +
-                     std::string(places[i - 1].name));
+                     std::string(places[i - 1].name) + ", which ends at " +
+                     std::to_string(places[i - 1].offset + places[i - 1].bytes));
     }
   }
   return {};

@@ -215,7 +215,9 @@ Result<ModelConfig> read_config(const Metadata& meta, const Gguf& file) {
     return unsupported("general.architecture \"" + c.architecture + "\", expected \"llama\"");
   }
   DS_ASSIGN(const int64_t experts, meta.integer("llama.expert_count", 0));
-  if (experts != 0) return unsupported("llama.expert_count " + std::to_string(experts));
+  if (experts != 0) {
+    return unsupported("llama.expert_count " + std::to_string(experts) + ", expected 0");
+  }
   DS_ASSIGN(c.n_layers, meta.integer("llama.block_count"));
   DS_ASSIGN(c.d_model, meta.integer("llama.embedding_length"));
   DS_ASSIGN(c.d_ff, meta.integer("llama.feed_forward_length"));
@@ -282,7 +284,7 @@ Status map_tensors(const Gguf& file, const ModelConfig& config,
   const std::vector<ExpectedTensor> expected = llama_tensors(config);
   for (const ExpectedTensor& want : expected) {
     const auto it = file.tensors.find(want.gguf_name);
-    if (it == file.tensors.end()) return invalid("tensor " + want.gguf_name + " is missing");
+    if (it == file.tensors.end()) return missing_tensor(want.gguf_name, want.shape);
     const GgufTensor& found = it->second;
     DS_TRY(check_shape(want.gguf_name, found.shape, want.shape));
     if (want.shape.size() == 1 && block_weights(found.dtype) != 1) {

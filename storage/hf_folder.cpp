@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 
 #include "storage/dequantize.h"
 #include "storage/safetensors.h"
@@ -13,20 +14,28 @@
 namespace ds {
 namespace {
 
-constexpr int64_t kMaxJsonBytes = int64_t{64} << 20;  // largest known tokenizer.json: 33 MB
+constexpr uintmax_t kMaxTextBytes = uintmax_t{64} << 20;  // largest known tokenizer.json: 33 MB
+
+/// A text file, or nothing when it does not exist.
+Result<std::optional<std::string>> read_text(const std::string& path) {
+  std::error_code error;
+  // Of a FIFO it is an error: reading one would wait for a writer.
+  const uintmax_t bytes = std::filesystem::file_size(path, error);
+  if (error == std::errc::no_such_file_or_directory) return std::optional<std::string>();
+  if (error) return io_error(path + ": " + error.message());
+  if (bytes > kMaxTextBytes) {
+    return invalid(path + ": " + std::to_string(bytes) + " bytes, expected at most " +
+                   std::to_string(kMaxTextBytes));
+  }
+  DS_ASSIGN(std::string text, posix_file_system().read(path));
+  return std::optional<std::string>(std::move(text));
+}
 
 /// A JSON file, or null when it does not exist.
 Result<Json> read_json(const std::string& path) {
-  std::error_code error;
-  const uintmax_t bytes = std::filesystem::file_size(path, error);
-  if (error == std::errc::no_such_file_or_directory) return Json();
-  if (error) return io_error(path + ": " + error.message());
-  if (bytes > static_cast<uintmax_t>(kMaxJsonBytes)) {
-    return invalid(path + ": " + std::to_string(bytes) + " bytes, expected at most " +
-                   std::to_string(kMaxJsonBytes));
-  }
-  DS_ASSIGN(const std::string text, posix_file_system().read(path));
-  Result<Json> json = parse_json(text);
+  DS_ASSIGN(const std::optional<std::string> text, read_text(path));
+  if (!text) return Json();
+  Result<Json> json = parse_json(*text);
   if (!json.ok()) return json.status().in(path);
   return json;
 }
@@ -47,18 +56,21 @@ Status read_rope(const Json& config, ModelConfig& c) {
     rope = find(config, "rope_scaling");
   }
   if (!rope) rope = &nothing;
-  if (!rope->is_object()) return invalid("RoPE settings are no object");
+  if (!rope->is_object()) {
+    return invalid("the RoPE settings are " + std::string(rope->type_name()) +
+                   ", expected an object");
+  }
   // "rope_type" was called "type" before transformers 4.43.
   DS_ASSIGN(const std::string older, get_string(*rope, "type", "default"));
   DS_ASSIGN(const std::string type, get_string(*rope, "rope_type", older));
   if (type == "default") return {};
+  if (type != "linear" && type != "llama3") {
+    return unsupported("rope_type \"" + type + "\", expected default, linear or llama3");
+  }
   DS_ASSIGN(c.rope_factor, get_number(*rope, "factor"));
   if (type == "linear") {
     c.rope_scaling = RopeScaling::kLinear;
     return {};
-  }
-  if (type != "llama3") {
-    return unsupported("rope_type \"" + type + "\", expected default, linear or llama3");
   }
   c.rope_scaling = RopeScaling::kLlama3;
   DS_ASSIGN(c.rope_low_freq_factor, get_number(*rope, "low_freq_factor"));
@@ -76,15 +88,18 @@ Result<FileDtype> file_dtype(const std::string& name) {
 
 /// Names of the safetensors files, sorted: those of the index if there is one, else the only one.
 Result<std::vector<std::string>> list_weight_files(const std::string& folder) {
-  DS_ASSIGN(const Json index, read_json(folder + "/model.safetensors.index.json"));
+  const std::string index_path = folder + "/model.safetensors.index.json";
+  DS_ASSIGN(const Json index, read_json(index_path));
   std::vector<std::string> names;
   if (const Json* map = find(index, "weight_map")) {
-    if (!map->is_object()) return invalid("weight_map of the safetensors index is no object");
+    if (!map->is_object()) {
+      return invalid(index_path + ": weight_map is " + map->type_name() + ", expected an object");
+    }
     for (const auto& [tensor, file] : map->items()) {
       const std::string name = file.is_string() ? file.get<std::string>() : "";
       // A name, never a path: the index must not reach outside its folder.
       if (!name.ends_with(".safetensors") || name.find('/') != std::string::npos) {
-        return invalid("weight_map: " + tensor + " is in " + dump_json(file) +
+        return invalid(index_path + ": " + tensor + " is in " + dump_json(file) +
                        ", expected the name of a .safetensors file in this folder");
       }
       names.push_back(name);
@@ -107,8 +122,11 @@ Result<std::vector<std::string>> list_weight_files(const std::string& folder) {
   return names;
 }
 
-/// Where tensor data begins, for its alignment; a file too short to say is refused later.
+/// Where tensor data begins, for its alignment; a file too short to say is refused later, and so is
+/// what is no file (opening a FIFO here would wait for a writer).
 uint64_t data_start(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return 0;
   uint64_t header_bytes = 0;
   std::ifstream file(path, std::ios::binary);
   file.read(reinterpret_cast<char*>(&header_bytes), sizeof header_bytes);
@@ -143,7 +161,7 @@ Status check_tensors(const ModelConfig& config, const std::map<std::string, Tens
   std::map<std::string, bool> known;
   for (const ExpectedTensor& want : llama_tensors(config)) {
     const auto it = tensors.find(want.hf_name);
-    if (it == tensors.end()) return invalid("tensor " + want.hf_name + " is missing");
+    if (it == tensors.end()) return missing_tensor(want.hf_name, want.shape);
     DS_TRY(check_shape(want.hf_name, it->second.shape, want.shape));
     known.emplace(want.hf_name, true);
   }
@@ -167,7 +185,9 @@ Result<ModelConfig> parse_hf_config(const Json& config) {
   if (activation != "silu") {
     return unsupported("hidden_act \"" + activation + "\", expected \"silu\"");
   }
-  if (find(config, "quantization_config")) return unsupported("quantization_config");
+  if (find(config, "quantization_config")) {
+    return unsupported("quantization_config is given, expected a model that is not quantized");
+  }
   DS_ASSIGN(c.n_layers, get_int(config, "num_hidden_layers"));
   DS_ASSIGN(c.d_model, get_int(config, "hidden_size"));
   DS_ASSIGN(c.d_ff, get_int(config, "intermediate_size"));
@@ -206,10 +226,8 @@ Result<HfFolder> read_hf_folder(const std::string& path, Sha256& hash) {
   if (!text.ok()) return text.status().in(path);
   folder.contents.tokenizer = std::move(text).value();
   // Since transformers 4.52 the template may stand in its own file, which then counts.
-  const std::string jinja = path + "/chat_template.jinja";
-  if (posix_file_system().exists(jinja)) {
-    DS_ASSIGN(folder.contents.tokenizer.chat_template, posix_file_system().read(jinja));
-  }
+  DS_ASSIGN(std::optional<std::string> jinja, read_text(path + "/chat_template.jinja"));
+  if (jinja) folder.contents.tokenizer.chat_template = std::move(*jinja);
 
   DS_ASSIGN(const std::vector<std::string> files, hf_weight_files(path));
   for (const std::string& file : files) {

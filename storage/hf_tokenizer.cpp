@@ -32,10 +32,13 @@ bool is_gpt2_byte_level(const Json& component) {
 /// Our name for a pre-tokenizer, or a refusal that spells out its parts.
 Result<std::string> name_pre_tokenizer(const Json& tokenizer) {
   const Json* pre = find(tokenizer, "pre_tokenizer");
-  if (!pre) return unsupported("tokenizer.json: no pre_tokenizer");
+  constexpr const char* kExpected =
+      ", expected Sequence[Digits(individual), ByteLevel] or ByteLevel alone, without prefix space";
+  if (!pre) return unsupported(std::string("tokenizer.json: no pre_tokenizer") + kExpected);
   if (is_gpt2_byte_level(*pre)) return std::string("gpt-2");
   if (type_of(*pre) != "Sequence") {
-    return unsupported("tokenizer.json: pre_tokenizer " + type_of(*pre) + " " + dump_json(*pre));
+    return unsupported("tokenizer.json: pre_tokenizer " + dump_json(*pre).substr(0, 200) +
+                       kExpected);
   }
   const Json* parts = find(*pre, "pretokenizers");
   if (!parts || !parts->is_array()) return wants("Sequence without list", "\"pretokenizers\"");
@@ -45,8 +48,7 @@ Result<std::string> name_pre_tokenizer(const Json& tokenizer) {
   }
   std::string names;
   for (const Json& part : *parts) names += (names.empty() ? "" : ", ") + type_of(part);
-  return unsupported("tokenizer.json: pre_tokenizer Sequence[" + names +
-                     "], expected Digits(individual), ByteLevel or ByteLevel alone");
+  return unsupported("tokenizer.json: pre_tokenizer Sequence[" + names + "]" + kExpected);
 }
 
 Status check_model(const Json& tokenizer, const Json& model) {

@@ -133,7 +133,9 @@ Result<Json> parse_json(std::string_view text, int max_depth) {
     return Json::parse(text.begin(), text.end());
   } catch (const Json::parse_error& error) {
     return invalid("JSON at byte " + std::to_string(error.byte) + ": " + reason(error));
-  } catch (const std::exception& error) {  // numbers out of range, no memory
+  } catch (const Json::out_of_range& error) {
+    return invalid("JSON: " + reason(error) + ", expected a number that FP64 can hold");
+  } catch (const std::exception& error) {  // no memory
     return invalid("JSON: " + reason(error));
   }
 }

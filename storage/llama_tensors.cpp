@@ -100,6 +100,10 @@ std::vector<ExpectedTensor> llama_tensors(const ModelConfig& c) {
   return all;
 }
 
+Status missing_tensor(const std::string& name, const std::vector<int64_t>& wanted) {
+  return invalid("tensor " + name + " is missing, expected " + shape_text(wanted));
+}
+
 Status check_shape(const std::string& name, const std::vector<int64_t>& found,
                    const std::vector<int64_t>& wanted) {
   if (found == wanted) return {};

@@ -33,6 +33,9 @@ Status check_config(const ModelConfig& config);
 /// config has passed check_config; the caller bounds n_layers by its file first.
 std::vector<ExpectedTensor> llama_tensors(const ModelConfig& config);
 
+/// "tensor NAME is missing, expected [576, 192]".
+Status missing_tensor(const std::string& name, const std::vector<int64_t>& wanted);
+
 /// "NAME: 1536 rows, the model wants 576" unless the shapes are equal.
 Status check_shape(const std::string& name, const std::vector<int64_t>& found,
                    const std::vector<int64_t>& wanted);

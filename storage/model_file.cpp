@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "storage/model_file.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -12,6 +13,9 @@
 namespace ds {
 namespace {
 
+// 256 MB of FP32: 2^20 positions of head size 64.
+constexpr int64_t kMaxRotations = int64_t{1} << 26;
+
 /// A ModelFile with the memory behind its tensors.
 class LoadedModel final : public ModelFile {
  public:
@@ -22,6 +26,8 @@ class LoadedModel final : public ModelFile {
     name_ = contents.name.empty() ? display_name(path) : std::move(contents.name);
     sha256_ = std::move(sha256_hex);
     config_ = contents.config;
+    // Every position has a row in the table of rotations: a number in the file must not size it.
+    config_.context = std::min(config_.context, kMaxRotations / config_.head_dim);
     tokenizer_ = std::move(contents.tokenizer);
     config_.padding_id = tokenizer_.pad;
     tensors_ = std::move(contents.tensors);

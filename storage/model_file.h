@@ -28,7 +28,7 @@ struct ModelConfig {
   std::string architecture = "llama";
   int64_t n_layers = 0, d_model = 0, d_ff = 0, vocab = 0;
   int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
-  int64_t context = 0;  ///< positions the model was trained for
+  int64_t context = 0;  ///< positions the model was trained for, at most 2^26 / head_dim
   float norm_eps = 1e-5f;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling = RopeScaling::kNone;

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 
 namespace ds {
 namespace {
@@ -12,11 +14,12 @@ Status field(std::string_view name, std::string_view found, std::string_view exp
                  std::string(expected));
 }
 
-std::string shown(std::string_view text) {
+std::string clipped(std::string_view text) {
   constexpr size_t kShown = 40;
-  if (text.size() <= kShown) return "\"" + std::string(text) + "\"";
-  return "\"" + std::string(text.substr(0, kShown)) + "...\"";
+  return text.size() <= kShown ? std::string(text) : std::string(text.substr(0, kShown)) + "...";
 }
+
+std::string shown(std::string_view text) { return "\"" + clipped(text) + "\""; }
 
 Result<std::string> nonempty_string(const Json& object, std::string_view key) {
   DS_ASSIGN(std::string text, get_string(object, key));
@@ -70,7 +73,7 @@ Status check_message(const Json& message, const std::string& where, size_t attac
   if (const Json* weight = find(message, "weight")) {
     const auto value = get_number(message, "weight");
     if (!value.ok() || (*value != 0 && *value != 1)) {
-      return field(where + ".weight", dump_json(*weight), "0 or 1");
+      return field(where + ".weight", clipped(dump_json(*weight)), "0 or 1");
     }
   }
   return check_content(message, where, attachments);
@@ -202,24 +205,45 @@ Status check_rating(Json& record, size_t attachments) {
   return need_assistant_end(record);
 }
 
-Status check_task_label(Json& record, size_t attachments) {
+Result<std::vector<float>> values_of(const Json& numbers) {
+  std::vector<float> values;
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const Json& item = numbers[i];
+    const double number = item.is_number() ? item.get<double>() : NAN;
+    if (!(std::abs(number) <= std::numeric_limits<float>::max())) {
+      return field("input[" + std::to_string(i) + "]", clipped(dump_json(item)),
+                   "a finite FP32 number");
+    }
+    values.push_back(static_cast<float>(number));
+  }
+  return values;
+}
+
+Result<std::vector<float>> values_of(const Json& input, std::string_view bytes) {
+  const std::string which = "input.attachment " + dump_json(input["attachment"]);
+  DS_ASSIGN(const std::string dtype, get_string(input, "dtype", "F32"));
+  if (dtype != "F32") return field("input.dtype", shown(dtype), "\"F32\"");
+  if (bytes.empty() || bytes.size() % sizeof(float) != 0) {
+    return field(which, std::to_string(bytes.size()) + " bytes",
+                 "FP32 values, 4 bytes each, at least one");
+  }
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  const auto bad = std::find_if_not(values.begin(), values.end(),
+                                    [](float value) { return std::isfinite(value); });
+  if (bad == values.end()) return values;
+  return field(which + " value " + std::to_string(bad - values.begin()),
+               std::isnan(*bad) ? "NaN" : "infinite", "a finite FP32 number");
+}
+
+Status check_task_label(Json& record, const std::vector<std::string>& attachments) {
   DS_ASSIGN(const std::string model, get_string(record, "model"));
   DS_TRY(check_name("\"model\"", model));
   DS_ASSIGN(const int64_t label, get_int(record, "label"));
   if (label < 0) return field("label", std::to_string(label), "a class number from 0");
   const Json* input = find(record, "input");
   if (!input) return field("input", "missing", "an array of numbers or {\"attachment\": i}");
-  if (input->is_object()) return check_attachment_index(*input, "input", attachments);
-  if (!input->is_array() || input->empty()) {
-    return field("input", input->is_array() ? "empty" : input->type_name(),
-                 "an array of numbers or {\"attachment\": i}");
-  }
-  for (size_t i = 0; i < input->size(); ++i) {
-    if (!(*input)[i].is_number() || !std::isfinite((*input)[i].get<double>())) {
-      return field("input[" + std::to_string(i) + "]", dump_json((*input)[i]), "a finite number");
-    }
-  }
-  return {};
+  return read_input(*input, {attachments.begin(), attachments.end()}).status();
 }
 
 Status check_retract(const Json& record) {
@@ -260,20 +284,42 @@ Status check_common(const Json& record) {
 
 }  // namespace
 
-Result<Json> check_record(const Json& record, size_t attachments) {
+Result<std::vector<float>> read_input(const Json& input,
+                                      const std::vector<std::string_view>& attachments) {
+  constexpr size_t kMaxInputs = 1u << 20;  // of the largest task model that can be made
+  if (!input.is_object() && (!input.is_array() || input.empty())) {
+    return field("input", input.is_array() ? "empty" : input.type_name(),
+                 "an array of numbers or {\"attachment\": i}");
+  }
+  std::string_view bytes;
+  if (input.is_object()) {
+    DS_TRY(check_attachment_index(input, "input", attachments.size()));
+    DS_ASSIGN(const int64_t index, get_int(input, "attachment"));
+    bytes = attachments[static_cast<size_t>(index)];
+  }
+  const size_t count = input.is_array() ? input.size() : bytes.size() / sizeof(float);
+  if (count > kMaxInputs) {
+    return field("input", std::to_string(count) + " numbers",
+                 "at most " + std::to_string(kMaxInputs));
+  }
+  return input.is_array() ? values_of(input) : values_of(input, bytes);
+}
+
+Result<Json> check_record(const Json& record, const std::vector<std::string>& attachments) {
   if (!record.is_object()) return field("record", record.type_name(), "an object");
   DS_ASSIGN(const std::string kind, get_string(record, "kind"));
   DS_TRY(check_common(record));
   Json checked = record;
+  const size_t count = attachments.size();
   Status status;
   if (kind == "demonstration") {
-    status = check_demonstration(checked, attachments);
+    status = check_demonstration(checked, count);
   } else if (kind == "correction") {
-    status = check_correction(checked, attachments);
+    status = check_correction(checked, count);
   } else if (kind == "preference") {
-    status = check_preference(checked, attachments);
+    status = check_preference(checked, count);
   } else if (kind == "rating") {
-    status = check_rating(checked, attachments);
+    status = check_rating(checked, count);
   } else if (kind == "label") {
     status = check_task_label(checked, attachments);
   } else if (kind == "text") {

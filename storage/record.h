@@ -15,9 +15,16 @@ namespace ds {
 
 /// Checks one record against the schema of its kind (demonstration, correction, preference, rating,
 /// label, text, retract) and normalises what has two spellings. Messages name the field, what was
-/// found and what was expected. Unknown fields are kept. `attachments` = how many binary frames
-/// came with it.
-Result<Json> check_record(const Json& record, size_t attachments);
+/// found and what was expected. Unknown fields are kept, and so are attachments that nothing refers
+/// to.
+Result<Json> check_record(const Json& record, const std::vector<std::string>& attachments = {});
+
+/// Input of a task model: [numbers], or {"attachment": i} = the i-th of `attachments`,
+/// little-endian FP32. Refused: none at all, more than a model can have, an index or byte length
+/// that does not fit, and what FP32 does not hold as a finite number (it would spoil a whole
+/// round).
+Result<std::vector<float>> read_input(const Json& input,
+                                      const std::vector<std::string_view>& attachments);
 
 /// SHA-256 over the canonical JSON of `record`, then per attachment u64 length (little-endian) and
 /// bytes.

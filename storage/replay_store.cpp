@@ -281,7 +281,7 @@ Result<ReplayStore::State::Outcome> ReplayStore::State::admit(Batch& batch, cons
   DS_ASSIGN(std::optional<Outcome> known, judge_sequence(batch, queued, payload));
   if (known) return std::move(*known);
 
-  auto record = check_record(sent.record, sent.attachments.size());
+  auto record = check_record(sent.record, sent.attachments);
   if (!record.ok()) return Outcome{std::nullopt, bad_record(record.status())};
   FeedbackItem item;
   item.draw_key = ds::draw_key(*record, sent.attachments);

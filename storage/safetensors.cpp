@@ -45,7 +45,10 @@ Status read_tensor(const std::string& name, const Json& entry, std::span<const s
                    SafeTensor& tensor, Range& range) {
   DS_ASSIGN(tensor.dtype, get_string(entry, "dtype"));
   const uint64_t element = element_bytes(tensor.dtype);
-  if (element == 0) return unsupported("dtype \"" + tensor.dtype + "\"");
+  if (element == 0) {
+    return unsupported("dtype \"" + tensor.dtype +
+                       "\", expected F32, F16, BF16 or another of safetensors");
+  }
   const Json* shape = find(entry, "shape");
   const Json* offsets = find(entry, "data_offsets");
   if (!shape || !shape->is_array()) return corrupt("\"shape\" is missing or no array");

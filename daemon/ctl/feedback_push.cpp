@@ -59,7 +59,7 @@ void import_value(const Json& value, size_t line, std::vector<Record>& records,
     return;
   }
   for (const Json& record : *imported) {
-    const auto checked = check_record(record, 0);
+    const auto checked = check_record(record);
     if (checked.ok()) {
       records.push_back({line, dump_json(record)});
     } else {

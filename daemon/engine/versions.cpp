@@ -131,8 +131,8 @@ Result<std::shared_ptr<const Weights>> Versions::find(const std::string& ref) {
   const std::string model = at == std::string::npos ? model_ : ref.substr(0, at);
   const int64_t number = parse_version(std::string_view(ref).substr(at + 1));  // npos + 1 == 0
   if (number == 0 || (model != model_ && model != "default")) {
-    return not_found("no model " + ref + ", expected default, vN, " + model_ + " or " + model_ +
-                     "@vN");
+    const std::string own = model_ == "default" ? "default" : "default, " + model_;
+    return not_found("no model " + ref + ", expected " + own + ", vN or " + model_ + "@vN");
   }
   return weights_of(number);
 }

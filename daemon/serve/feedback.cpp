@@ -261,7 +261,9 @@ void list_feedback(Service& service, RouteCall& call, const ResponderPtr& to) {
   const Result<uint64_t> after = query_number(request, "after", 0);
   if (!limit.ok()) return to->result(limit.status());
   if (!after.ok()) return to->result(after.status());
-  if (*limit < 1 || *limit > 1000) return to->result(invalid("limit: expected 1 to 1000"));
+  if (*limit < 1 || *limit > 1000) {
+    return to->result(invalid("limit: " + std::to_string(*limit) + ", expected 1 to 1000"));
+  }
   filter.limit = static_cast<int>(*limit);
   filter.after_offset = *after;
   service.answer_from(service.slow, to, [&service, filter]() -> Result<Json> {

@@ -20,7 +20,9 @@ void read_stops(Fields& fields, GenerateRequest& request) {
   const Json* stop = fields.get("stop");
   if (!stop) return;
   const Json list = stop->is_array() ? *stop : Json::array({*stop});
-  if (list.size() > kMaxStops) return fields.fail("stop", "at most 4 strings");
+  if (list.size() > kMaxStops) {
+    return fields.fail("stop", std::to_string(list.size()) + " strings, expected at most 4");
+  }
   for (const Json& item : list) {
     if (!item.is_string() || item.get_ref<const std::string&>().empty()) {
       return fields.fail("stop",
@@ -58,7 +60,8 @@ bool read_content(Fields& fields, const std::string& where, const Json* content,
     return true;
   }
   if (!content || !content->is_array()) {
-    fields.fail(where + ".content", "expected a string or a list of parts");
+    fields.fail(where + ".content", "expected a string or a list of parts, got " +
+                                        std::string(content ? content->type_name() : "none"));
     return false;
   }
   for (const Json& part : *content) {
@@ -182,7 +185,8 @@ std::vector<ChatMessage> read_messages(Fields& fields) {
   std::vector<ChatMessage> messages;
   const Json* list = fields.get("messages");
   if (!list || !list->is_array() || list->empty()) {
-    fields.fail("messages", "expected a non-empty list of {role, content}");
+    const std::string got = !list ? "none" : list->is_array() ? "an empty one" : list->type_name();
+    fields.fail("messages", "expected a non-empty list of {role, content}, got " + got);
     return messages;
   }
   for (size_t i = 0; i < list->size(); ++i) {

@@ -20,12 +20,23 @@ std::string HttpRequest::query_value(std::string_view name, std::string_view fal
   return std::string(fallback);
 }
 
+std::string shortened(const std::string& message) {
+  constexpr size_t kHead = 700, kTail = 300;  // bytes; what was expected stands at the end
+  if (message.size() <= kHead + kTail) return message;
+  const auto inside_character = [&](size_t at) { return (message[at] & 0xc0) == 0x80; };
+  size_t head = kHead, tail = message.size() - kTail;
+  while (head > 0 && inside_character(head)) --head;
+  while (tail < message.size() && inside_character(tail)) ++tail;
+  return message.substr(0, head) + " [" + std::to_string(tail - head) + " bytes] " +
+         message.substr(tail);
+}
+
 Json error_json(const ApiError& error) {
   const auto text_or_null = [](const std::string& text) {
     return text.empty() ? Json() : Json(text);
   };
   return {{"error",
-           {{"message", error.message},
+           {{"message", shortened(error.message)},
             {"type", error.type},
             {"param", text_or_null(error.param)},
             {"code", text_or_null(error.code)}}}};

@@ -58,14 +58,17 @@ void parse_response_format(Fields& fields) {
               "unsupported");
 }
 
-bool parse_ids(const Json& list, int64_t vocab_size, std::vector<TokenId>& ids) {
-  for (const Json& item : list) {
-    if (!item.is_number_integer()) return false;
-    const int64_t id = item.get<int64_t>();
-    if (id < 0 || id >= vocab_size) return false;
-    ids.push_back(static_cast<TokenId>(id));
+/// The ids, or what is none: `where` and value.
+std::string parse_ids(const Json& list, const std::string& where, int64_t vocab_size,
+                      std::vector<TokenId>& ids) {
+  for (size_t i = 0; i < list.size(); ++i) {
+    const Json& item = list[i];
+    if (!item.is_number_integer() || item < 0 || item >= vocab_size) {
+      return where + "[" + std::to_string(i) + "] is " + dump_json(item).substr(0, 60);
+    }
+    ids.push_back(item.get<TokenId>());
   }
-  return true;
+  return {};
 }
 
 void parse_prompts(Fields& fields, int64_t vocab_size, CompletionRequest& out) {
@@ -77,18 +80,25 @@ void parse_prompts(Fields& fields, int64_t vocab_size, CompletionRequest& out) {
     out.prompts.emplace_back(prompt->get<std::string>());
     return;
   }
-  if (!prompt->is_array() || prompt->empty()) return fields.fail("prompt", expected);
+  if (!prompt->is_array() || prompt->empty()) {
+    return fields.fail("prompt", "got " + dump_json(*prompt).substr(0, 60) + ", " + expected);
+  }
   const bool one_list = prompt->front().is_number();
   const Json list = one_list ? Json::array({*prompt}) : *prompt;
-  if (list.size() > kMaxPrompts) return fields.fail("prompt", "at most 128 prompts");
-  for (const Json& item : list) {
+  if (list.size() > kMaxPrompts) {
+    return fields.fail("prompt", std::to_string(list.size()) + " prompts, expected at most 128");
+  }
+  for (size_t i = 0; i < list.size(); ++i) {
+    const Json& item = list[i];
+    const std::string where = one_list ? "prompt" : "prompt[" + std::to_string(i) + "]";
     if (item.is_string()) {
       out.prompts.emplace_back(item.get<std::string>());
       continue;
     }
     std::vector<TokenId> ids;
-    if (!item.is_array() || !parse_ids(item, vocab_size, ids))
-      return fields.fail("prompt", expected);
+    const std::string bad = item.is_array() ? parse_ids(item, where, vocab_size, ids)
+                                            : where + " is " + dump_json(item).substr(0, 60);
+    if (!bad.empty()) return fields.fail("prompt", bad + ", " + expected);
     out.prompts.emplace_back(std::move(ids));
   }
 }

@@ -2,14 +2,14 @@
 // Parsing of the data socket's messages.
 #include "serve/wire.h"
 
-#include <cstring>
 #include <utility>
+
+#include "storage/record.h"
 
 namespace ds::wire {
 namespace {
 
 constexpr size_t kMaxIdBytes = 256;
-constexpr size_t kMaxInputs = 1u << 20;
 
 Error bad(std::string message) { return {"bad_message", std::move(message)}; }
 
@@ -49,40 +49,13 @@ Result<Message> parse_feedback(const Json& header, const std::vector<std::string
     return invalid("seq: " + std::to_string(submission.seq) + ", expected at least 1");
   }
   const Json* record = find(header, "record");
-  if (!record || !record->is_object()) return invalid("record: missing or not an object");
+  if (!record || !record->is_object()) {
+    return invalid("record: " + std::string(record ? record->type_name() : "missing") +
+                   ", expected an object");
+  }
   submission.record = *record;
   for (size_t i = 1; i < frames.size(); ++i) submission.attachments.emplace_back(frames[i]);
   return Message(std::move(feedback));
-}
-
-// [numbers] or {"attachment": i}: little-endian FP32.
-Result<std::vector<float>> parse_input(const Json& input,
-                                       const std::vector<std::string_view>& frames) {
-  std::vector<float> values;
-  if (input.is_array()) {
-    if (input.size() > kMaxInputs) return invalid("input: more than 1048576 numbers");
-    for (const Json& item : input) {
-      if (!item.is_number()) return invalid("input: expected numbers, found " + dump_json(item));
-      values.push_back(item.get<float>());
-    }
-    return values;
-  }
-  if (!input.is_object())
-    return invalid("input: expected a list of numbers or {\"attachment\": i}");
-  DS_ASSIGN(const int64_t index, get_int(input, "attachment"));
-  const int64_t count = static_cast<int64_t>(frames.size()) - 1;
-  if (index < 0 || index >= count) {
-    return invalid("input: attachment " + std::to_string(index) + ", the message has " +
-                   std::to_string(count));
-  }
-  const std::string_view bytes = frames[static_cast<size_t>(index) + 1];
-  if (bytes.size() % sizeof(float) != 0 || bytes.size() / sizeof(float) > kMaxInputs) {
-    return invalid("input: attachment of " + std::to_string(bytes.size()) +
-                   " bytes, expected FP32 values, at most 1048576");
-  }
-  values.resize(bytes.size() / sizeof(float));
-  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
-  return values;
 }
 
 Result<Message> parse_infer(const Json& header, const std::vector<std::string_view>& frames,
@@ -95,7 +68,7 @@ Result<Message> parse_infer(const Json& header, const std::vector<std::string_vi
     infer.task_model = true;
     infer.generate.model = fields.text("model", "");
     if (infer.generate.model.empty()) return invalid("model: missing, input is for a task model");
-    DS_ASSIGN(infer.input, parse_input(*input, frames));
+    DS_ASSIGN(infer.input, read_input(*input, {frames.begin() + 1, frames.end()}));
     if (fields.error()) return invalid(fields.error()->message);
     return Message(std::move(infer));
   }
@@ -159,10 +132,13 @@ Message parse(const std::vector<std::string_view>& frames, const Limits& limits)
   }
   Message message;
   const size_t attached = cost_bytes(frames) - frames[0].size();
-  if (frames.size() - 1 > limits.max_attachments || attached > limits.max_attachment_bytes) {
-    message = Error{"too_large", std::to_string(frames.size() - 1) + " attachments of " +
-                                     std::to_string(attached) + " bytes, the limits are " +
-                                     std::to_string(limits.max_attachments) + " and " +
+  if (frames.size() - 1 > limits.max_attachments) {  // how many more is not kept
+    message =
+        Error{"too_large", "attachments: more than " + std::to_string(limits.max_attachments) +
+                               ", which is the limit"};
+  } else if (attached > limits.max_attachment_bytes) {
+    message = Error{"too_large", "attachments: " + std::to_string(attached) +
+                                     " bytes together, the limit is " +
                                      std::to_string(limits.max_attachment_bytes)};
   } else {
     Result<Message> parsed = parse_op(*header, frames, limits);
@@ -185,7 +161,7 @@ size_t cost_bytes(const std::vector<std::string_view>& frames) {
 }
 
 Json encode(const Error& error) {
-  Json out = {{"op", "error"}, {"code", error.code}, {"message", error.message}};
+  Json out = {{"op", "error"}, {"code", error.code}, {"message", shortened(error.message)}};
   if (error.seq != 0) out["seq"] = error.seq;
   if (!error.id.empty()) out["id"] = error.id;
   if (error.expected_seq != 0) out["expected"] = error.expected_seq;

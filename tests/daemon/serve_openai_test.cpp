@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "serve_fixture.h"
 
@@ -275,8 +276,19 @@ TEST_F(ServeOpenai, CompletionsTakeAllPromptForms) {
   EXPECT_EQ(text_of(ids("one two")), one);
   EXPECT_EQ(text_of(Json::array({ids("one two"), ids("one two")})),
             (std::vector<std::string>{one[0], one[0]}));
-  EXPECT_EQ(post("/v1/completions", {{"prompt", Json::array({-1})}}).status, 400);
-  EXPECT_EQ(post("/v1/completions", {{"prompt", Json::array({640})}}).status, 400);
+  for (const auto& [prompt, found] : std::vector<std::pair<Json, std::string>>{
+           {{-1}, "prompt: prompt[0] is -1, expected a string"},
+           {{5, 640}, "prompt: prompt[1] is 640, expected a string"},
+           {{{5}, {5, 1.5}}, "prompt: prompt[1][1] is 1.5, expected"},
+           {{{5}, true}, "prompt: prompt[1] is true, expected"},
+           {{5, std::numeric_limits<uint64_t>::max()}, "prompt[1] is 18446744073709551615, "},
+           {Json::array(), "prompt: got [], expected"},
+           {std::vector<std::string>(129, "a"), "prompt: 129 prompts, expected at most 128"}}) {
+    const HttpAnswer refused = post("/v1/completions", {{"prompt", prompt}});
+    EXPECT_EQ(refused.status, 400);
+    EXPECT_EQ(refused.error("param"), "prompt");
+    EXPECT_THAT(refused.error("message"), HasSubstr(found));
+  }
   EXPECT_EQ(post("/v1/completions", {{"prompt", ""}}).status, 400);
   EXPECT_EQ(post("/v1/completions", Json::object()).status, 400);
   const HttpAnswer stream = post("/completions", {{"prompt", "one two"},

@@ -14,6 +14,7 @@ using test::HeldEngine;
 using test::HttpClient;
 using test::Served;
 using test::WirePeer;
+using testing::AllOf;
 using testing::HasSubstr;
 
 class ServeWire : public testing::Test {
@@ -143,6 +144,17 @@ TEST_F(ServeWire, MistakesAreAnsweredAndTheConnectionGoesOn) {
   std::vector<std::string> many = {R"({"v":1,"op":"hello","client":"x","epoch":1})"};
   many.resize(100, "a");
   EXPECT_EQ(code(many), "too_large");
+  // What was sent is quoted in part only, and what was expected is not lost behind it.
+  peer.send({{"v", 1},
+             {"op", "infer"},
+             {"id", "a"},
+             {"prompt", "x"},
+             {"class", std::string(1 << 20, 'u')}});
+  const std::string long_class = peer.read()["message"];
+  EXPECT_LT(long_class.size(), 1100u);
+  EXPECT_THAT(long_class, AllOf(HasSubstr("class: 'uuu"), HasSubstr(" bytes] "),
+                                HasSubstr("expected interactive or batch")));
+  EXPECT_EQ(code({"\"" + std::string(1 << 20, 'u')}), "bad_message");
   // A label whose attachment did not come.
   Json label = feedback("mistakes", 1, 1);
   label["record"] = {
@@ -264,6 +276,11 @@ TEST_F(ServeWire, TaskModelsByNumbersOrAttachment) {
       R"({"v":1,"op":"infer","id":"u","model":"digits","input":{"attachment":0}})",
       std::string(reinterpret_cast<const char*>(values), sizeof values)});
   EXPECT_EQ(peer.read()["scores"], Json({0.5, -1.0}));
+  const Json spoiled = peer.ask(
+      {{"v", 1}, {"op", "infer"}, {"id", "n"}, {"model", "digits"}, {"input", {1, 1e300}}});
+  EXPECT_EQ(spoiled["code"], "bad_message");
+  EXPECT_EQ(spoiled["id"], "n");
+  EXPECT_EQ(spoiled["message"], "\"input[1]\" is 1e+300, expected a finite FP32 number");
 }
 
 TEST_F(ServeWire, EventsArePublished) {

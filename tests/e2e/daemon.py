@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
@@ -66,9 +67,10 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Daemon:
-    """with Daemon() as dsd: dsd.get("/ds/v1/status").  `data` may be the folder of an earlier one."""
+    """with Daemon() as dsd: dsd.get("/ds/v1/status").  `data` may be the folder of an earlier one.
+    `memory` bytes are all that it may map."""
 
-    def __init__(self, model=None, data=None, settings=None, http_address="127.0.0.1:0", run=None):
+    def __init__(self, model=None, data=None, settings=None, http_address="127.0.0.1:0", run=None, memory=None):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ds-e2e-"))
         self.data = pathlib.Path(data or self.folder / "data")
         self.run = pathlib.Path(run or self.folder / "run")
@@ -79,7 +81,7 @@ class Daemon:
                         "--run", self.run, "--http", http_address]
         for name, value in (settings or {}).items():
             self.command += ["--set", f"{name}={value}"]
-        self.process, self.ready = None, None
+        self.process, self.ready, self.memory = None, None, memory
 
     def __enter__(self):
         return self.start()
@@ -91,8 +93,9 @@ class Daemon:
         shutil.rmtree(self.folder)
 
     def launch(self):
+        limit = (lambda: resource.setrlimit(resource.RLIMIT_AS, (self.memory,) * 2)) if self.memory else None
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([str(word) for word in self.command],
+            self.process = subprocess.Popen([str(word) for word in self.command], preexec_fn=limit,
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return self
 

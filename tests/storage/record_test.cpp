@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "storage/record.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "storage/import.h"
@@ -10,21 +12,28 @@
 namespace ds {
 namespace {
 
+using testing::HasSubstr;
+
 Json parse(const std::string& text) {
   auto json = parse_json(text);
   EXPECT_TRUE(json.ok()) << json.status().message() << "\n" << text;
   return json.ok() ? *json : Json();
 }
 
+/// Attachments that are good input of a task model: one FP32 zero each.
+std::vector<std::string> numbers(size_t count) {
+  return std::vector<std::string>(count, std::string(sizeof(float), '\0'));
+}
+
 Json checked(const std::string& text, size_t attachments = 0) {
-  auto record = check_record(parse(text), attachments);
+  auto record = check_record(parse(text), numbers(attachments));
   EXPECT_TRUE(record.ok()) << record.status().message() << "\n" << text;
   return record.ok() ? *record : Json();
 }
 
 /// Refused, with `part` in the message.
 void refused(const std::string& text, const std::string& part, size_t attachments = 0) {
-  const auto record = check_record(parse(text), attachments);
+  const auto record = check_record(parse(text), numbers(attachments));
   ASSERT_FALSE(record.ok()) << text;
   EXPECT_EQ(record.status().code(), Code::kInvalid);
   EXPECT_NE(record.status().message().find(part), std::string::npos)
@@ -120,12 +129,43 @@ TEST(Record, RatingsLabelsTextsRetractions) {
   refused(R"({"kind":"label","model":"digits","input":[1],"label":-1})", "label");
   Json endless = parse(R"({"kind":"label","model":"digits","input":[1],"label":1})");
   endless["input"][0] = std::numeric_limits<double>::infinity();
-  EXPECT_FALSE(check_record(endless, 0).ok());
+  EXPECT_FALSE(check_record(endless).ok());
   checked(R"({"kind":"text","text":"t"})");
   refused(R"({"kind":"text","text":""})", "\"text\" is empty");
   checked(R"({"kind":"retract","target":"fb_0123456789abcdef0123"})");
   refused(R"({"kind":"retract","target":"fb_0123456789ABCDEF0123"})", "target");
   refused(R"({"kind":"retract","target":"7"})", "target");
+}
+
+TEST(Record, InputOfATaskModelIsFiniteFp32) {
+  const auto with = [](const std::string& input, const std::vector<std::string>& attachments) {
+    const auto read = check_record(
+        parse(R"({"kind":"label","model":"digits","label":7,"input":)" + input + "}"), attachments);
+    return read.ok() ? "accepted" : read.status().message();
+  };
+  const auto raw = [](float value) {
+    return std::string(reinterpret_cast<const char*>(&value), sizeof value);
+  };
+  const std::string two = raw(1) + raw(-2), third = R"({"attachment":2})";
+  EXPECT_EQ(with(third, {"", "x", two}), "accepted");
+  EXPECT_EQ(with(R"({"attachment":0,"dtype":"F32"})", {two, two}),
+            "accepted");  // spare ones are kept
+  EXPECT_EQ(with(R"({"attachment":-1})", {two}),
+            "label: \"input.attachment\" is -1, expected the index of one of the 1 attachments");
+  EXPECT_EQ(with(R"({"attachment":0,"dtype":"F16"})", {two}),
+            "label: \"input.dtype\" is \"F16\", expected \"F32\"");
+  for (const std::string& bytes : {two.substr(1), std::string()}) {
+    EXPECT_EQ(with(third, {"", "", bytes}),
+              "label: \"input.attachment 2\" is " + std::to_string(bytes.size()) +
+                  " bytes, expected FP32 values, 4 bytes each, at least one");
+  }
+  EXPECT_EQ(with(third, {"", "", two + raw(NAN)}),
+            "label: \"input.attachment 2 value 2\" is NaN, expected a finite FP32 number");
+  EXPECT_THAT(with(third, {"", "", raw(-INFINITY)}), HasSubstr("value 0\" is infinite"));
+  EXPECT_EQ(with("[0, 1e300]", {}), "label: \"input[1]\" is 1e+300, expected a finite FP32 number");
+  EXPECT_EQ(with("[-3.4e38, 3.4e38]", {}), "accepted");
+  EXPECT_EQ(with(third, {"", "", std::string(4 * ((1 << 20) + 1), '\0')}),
+            "label: \"input\" is 1048577 numbers, expected at most 1048576");
 }
 
 TEST(Record, CommonFields) {
@@ -165,7 +205,7 @@ std::vector<Json> imported(const std::string& line) {
   EXPECT_TRUE(records.ok()) << records.status().message();
   if (!records.ok()) return {};
   for (const Json& record : *records) {
-    const auto good = check_record(record, 0);
+    const auto good = check_record(record);
     EXPECT_TRUE(good.ok()) << good.status().message() << "\n" << record.dump();
   }
   return *records;
@@ -185,8 +225,8 @@ TEST(Import, OpenAi) {
       "preferred_output":[{"role":"assistant","content":"a"}],
       "non_preferred_output":[{"role":"assistant","content":"b"}]})");
   EXPECT_EQ(pair.at(0)["kind"], "preference");
-  EXPECT_EQ(check_record(pair[0], 0)->at("chosen"), "a");
-  EXPECT_EQ(check_record(pair[0], 0)->at("rejected"), "b");
+  EXPECT_EQ(check_record(pair[0])->at("chosen"), "a");
+  EXPECT_EQ(check_record(pair[0])->at("rejected"), "b");
 }
 
 TEST(Import, Trl) {
@@ -274,7 +314,7 @@ TEST(Import, HostileLines) {
                            R"({"text":7})", R"({"chosen":[1],"rejected":[2],"prompt":3})"}) {
     const auto records = import_line(parse(line));
     if (records.ok()) {
-      EXPECT_FALSE(check_record(records->at(0), 0).ok()) << line;
+      EXPECT_FALSE(check_record(records->at(0)).ok()) << line;
     }
   }
 }
@@ -309,7 +349,7 @@ TEST(Import, AnyValueOfAnyTypeIsSurvived) {
           tried += 1;
           const auto records = import_line(changed);
           if (!records.ok()) continue;
-          for (const Json& record : *records) (void)check_record(record, 0).ok();
+          for (const Json& record : *records) (void)check_record(record).ok();
         }
       }
     }
