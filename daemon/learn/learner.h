@@ -93,6 +93,8 @@ class Learner {
   std::vector<FeedbackItem> lineage_items(int64_t version) const;
   Result<Trained> trained_of(int64_t version);
   Result<std::shared_ptr<const Weights>> servable(const Trained& trained) const;
+  /// The lesson of an item, or why this model cannot learn it.
+  Result<Lesson> trainable(const FeedbackItem& item) const;
   Result<Round> train_round(int64_t parent, std::vector<FeedbackItem> items,
                             const std::vector<FeedbackItem>& earlier, Trained trained,
                             uint64_t round_in_lineage);

@@ -75,6 +75,12 @@ Result<std::shared_ptr<const Weights>> Learner::servable(const Trained& trained)
   return std::move(candidate.weights);
 }
 
+Result<Lesson> Learner::trainable(const FeedbackItem& item) const {
+  DS_ASSIGN(Lesson lesson, lesson_of(item));
+  DS_TRY(trainer_->check(lesson));
+  return lesson;
+}
+
 Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<FeedbackItem> items,
                                             const std::vector<FeedbackItem>& earlier,
                                             Trained trained, uint64_t round_in_lineage) {
@@ -91,7 +97,7 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   }
   Commit queued;
   for (FeedbackItem& item : items) {
-    Result<Lesson> lesson = lesson_of(item);
+    Result<Lesson> lesson = trainable(item);
     if (!lesson.ok()) {  // stays out for good, with the reason
       queued.fates.push_back(
           {item.offset, {"quarantined", parts_.clock.unix_ms(), "", 0, lesson.status().message()}});
@@ -109,7 +115,7 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   std::vector<Lesson> replay;
   std::map<std::string, int> seen;
   for (const FeedbackItem& item : not_superseded(earlier, round.items)) {
-    Result<Lesson> lesson = lesson_of(item);
+    Result<Lesson> lesson = trainable(item);
     if (!lesson.ok()) continue;
     replay.push_back(std::move(lesson).value());
     count_occurrence(replay.back().draw_key, seen);
@@ -358,7 +364,7 @@ std::vector<FeedbackItem> Learner::take_items(const std::vector<uint64_t>& offse
     if (item->kind == "text" && held_out(item->record.value("text", ""), clusters)) {
       passed.insert.push_back({"hold/" + item->domain, item->draw_key, offset});
       set_fates(passed, {*item}, "waiting", "", 0, "held out: measures its domain, never trained");
-    } else if (const Result<Lesson> lesson = lesson_of(*item); !lesson.ok()) {
+    } else if (const Result<Lesson> lesson = trainable(*item); !lesson.ok()) {
       set_fates(passed, {*item}, "quarantined", "", 0, lesson.status().message());
     } else {
       items.push_back(std::move(item).value());

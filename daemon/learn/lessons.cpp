@@ -37,6 +37,7 @@ Result<std::vector<ChatMessage>> messages_of(const Json& list) {
   for (const Json& m : list) {
     ChatMessage message;
     DS_ASSIGN(message.role, get_string(m, "role"));
+    if (message.role == "developer") message.role = "system";  // its later name at OpenAI
     const Json* content = find(m, "content");
     if (content == nullptr) return invalid("messages: a message without content");
     DS_ASSIGN(message.content, text_of(*content));

@@ -14,6 +14,9 @@
 namespace ds {
 namespace {
 
+constexpr int64_t kRewordingTokens =
+    32;  // what reword() and gate_forms() add to a question, at most
+
 uint64_t key_word(const std::string& key) {
   const Sha256Digest digest = sha256(key);
   uint64_t word = 0;
@@ -99,6 +102,7 @@ RoundTrainer::RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWei
     : compute_(compute),
       tokenizer_(std::move(tokenizer)),
       chat_(std::move(chat)),
+      context_(base->config().context),
       graph_(base->config(), compute) {
   if (chat_.available()) system_ids_ = chat_.default_system_ids(*tokenizer_);
   if (!system_ids_.empty()) system_ = std::make_unique<PrefixKv>();
@@ -112,12 +116,29 @@ void RoundTrainer::set_base(std::shared_ptr<const BaseWeights> base) {
   system_of_ = base_;
 }
 
+Status RoundTrainer::check(const Lesson& lesson) const {
+  const auto tokens = [&](const std::string& text) {
+    return std::ssize(tokenizer_->encode(text, false));
+  };
+  if (lesson.kind == Lesson::Kind::kText) {
+    const int64_t count = tokens(lesson.answer);
+    if (count >= 2) return {};
+    return invalid("text: " + std::to_string(count) + " tokens, expected at least 2");
+  }
+  DS_ASSIGN(const std::vector<TokenId> asked, chat_.render(*tokenizer_, lesson.context, true));
+  const int64_t count =
+      std::ssize(asked) + std::max(tokens(lesson.answer), tokens(lesson.rejected)) + 1;
+  const int64_t room = context_ - kRewordingTokens;
+  if (count <= room) return {};
+  return invalid("conversation: " + std::to_string(count) + " tokens, at most " +
+                 std::to_string(room) + " can be learned");
+}
+
 std::vector<TokenId> RoundTrainer::full_ids(std::span<const ChatMessage> context,
                                             const std::string& answer,
                                             int64_t& first_target) const {
   Result<std::vector<TokenId>> ids = chat_.render(*tokenizer_, context, true);
-  DS_CHECK(
-      ids.ok());  // records are checked at the door, and models without a template take text only
+  DS_CHECK(ids.ok());  // check() has passed
   first_target = static_cast<int64_t>(ids->size());
   const std::vector<TokenId> tail = tokenizer_->encode(answer, false);
   ids->insert(ids->end(), tail.begin(), tail.end());
@@ -202,8 +223,10 @@ void RoundTrainer::fill_contrasts(const Recipe& recipe, Desk& desk,
     const auto swapped =
         swap_entity(desk.lesson->context.back().content, desk.lesson->answer, avoid, rng);
     if (!swapped) return;
-    desk.contrasts.push_back(
-        {sequence_of(asking(desk.lesson->context, swapped->question), swapped->answer), {}, false});
+    const auto other = asking(desk.lesson->context, swapped->question);
+    int64_t first = 0;  // another name may be longer, at each of its places
+    if (std::ssize(full_ids(other, swapped->answer, first)) > context_) continue;
+    desk.contrasts.push_back({sequence_of(other, swapped->answer), {}, false});
   }
 }
 

@@ -117,6 +117,10 @@ class RoundTrainer {
                      std::span<const Lesson> replay, uint64_t seed, uint64_t round,
                      const std::function<bool(const StepReport&)>& on_step);
 
+  /// Whether it can be a lesson of this model at all: long enough, not too long for the context,
+  /// and the template knows its roles. The rest of this class takes that for granted.
+  Status check(const Lesson& lesson) const;
+
   /// Prompt and answer of a chat lesson as one sequence; behind the frozen system turn when it has
   /// the template's default one.
   Sequence sequence_of(std::span<const ChatMessage> context, const std::string& answer) const;
@@ -158,6 +162,7 @@ class RoundTrainer {
   std::shared_ptr<const BaseWeights> base_;  // of the round
   std::shared_ptr<const Tokenizer> tokenizer_;
   ChatTemplate chat_;
+  int64_t context_;
   TrainGraph graph_;
   std::vector<TokenId> system_ids_;
   std::unique_ptr<PrefixKv> system_;  // by the weights of `system_of_`; sequences point at it
