@@ -6,6 +6,7 @@
 #include <deque>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "learn/phrasing.h"
 #include "learn/shipped_texts.h"
@@ -14,8 +15,12 @@
 namespace ds {
 namespace {
 
-constexpr int64_t kRewordingTokens =
-    32;  // what reword() and gate_forms() add to a question, at most
+// What reword() and gate_forms() add to a question, at most.
+constexpr int64_t kRewordingTokens = 32;
+// Tokens of a step, which bound its memory: 0.7 MB each with SmolLM2-135M, and 0.2 MB per target.
+constexpr int64_t kStepTokens = 2048;
+constexpr int64_t kLessonTokens = 1024;
+constexpr size_t kRehearsed = 32;  // earlier lessons that a round draws its rehearsals from
 
 uint64_t key_word(const std::string& key) {
   const Sha256Digest digest = sha256(key);
@@ -46,13 +51,14 @@ Recipe group_recipe() {
   r.lr_decay_to = 0.2f, r.lr_decay_steps = 0;
   r.sightings = 2;
   r.anchors = 2;
-  r.contrasts = 6;
+  r.contrasts = 6, r.replay_contrasts = 2;
   r.max_steps_per_lesson = 9;
   return r;
 }
 
 struct RoundTrainer::Desk {
-  const Lesson* lesson = nullptr;
+  const Lesson* lesson = nullptr;  // fresh or earlier
+  int64_t tokens = 0;              // of its plain wording, behind the system turn
   std::vector<Contrast> contrasts;
   double last_logprob = -1e9;  // of its worst wording when last seen
   int sightings = 0;           // steps in a row in which it met the stop rule
@@ -63,11 +69,28 @@ struct RoundTrainer::Desk {
   float chosen_reference = 0, rejected_reference = 0;
 };
 
+struct RoundTrainer::RoundState {
+  std::vector<Desk> fresh, earlier;
+  std::vector<double> drift;  // of each anchor from the base, when it was last in a step
+  int forms = 1;              // wordings of a fresh lesson in a step
+};
+
 struct RoundTrainer::Step {
   std::deque<Sequence> sequences;  // stable addresses
   Terms terms;
+  std::vector<Desk*> desks;        // fresh lessons, then rehearsed ones
+  size_t fresh = 0;                // how many of them are fresh
+  std::vector<size_t> first_term;  // per desk its first cross-entropy term, then the end
   std::vector<size_t> anchors;     // which ones; theirs are the last KL terms
-  std::vector<size_t> first_term;  // per chosen lesson its first cross-entropy term, then the end
+  int64_t tokens = 0;
+
+  /// Whether a sequence as long as `s` fits: what a step can do without is left out of a full one.
+  bool has_room(const Sequence& s) const { return tokens + std::ssize(s.ids) <= kStepTokens; }
+  const Sequence* keep(Sequence s) {
+    tokens += std::ssize(s.ids);
+    sequences.push_back(std::move(s));
+    return &sequences.back();
+  }
 };
 
 size_t Trainable::size() const {
@@ -128,7 +151,7 @@ Status RoundTrainer::check(const Lesson& lesson) const {
   DS_ASSIGN(const std::vector<TokenId> asked, chat_.render(*tokenizer_, lesson.context, true));
   const int64_t count =
       std::ssize(asked) + std::max(tokens(lesson.answer), tokens(lesson.rejected)) + 1;
-  const int64_t room = context_ - kRewordingTokens;
+  const int64_t room = std::min(context_, kLessonTokens) - kRewordingTokens;
   if (count <= room) return {};
   return invalid("conversation: " + std::to_string(count) + " tokens, at most " +
                  std::to_string(room) + " can be learned");
@@ -201,17 +224,17 @@ void RoundTrainer::add_lesson(Step& step, const Recipe& recipe, const Lesson& le
     ids.erase(ids.begin(), ids.begin() + start);
     ids.resize(static_cast<size_t>(std::min(length, recipe.text_tokens)));
     if (ids.size() < 2) return;
-    step.sequences.push_back({std::move(ids), 1, nullptr});
-    step.terms.cross_entropy.push_back({&step.sequences.back(), weight});
+    step.terms.cross_entropy.push_back({step.keep({std::move(ids), 1, nullptr}), weight});
     return;
   }
   const std::string& question = lesson.context.back().content;
   for (int form = 0; form < forms; ++form) {
     const bool plain = forms == 1 ? rng.uniform() < recipe.plain_share : form == 0;
     const std::string asked = plain ? question : reword(question, rng);
-    step.sequences.push_back(sequence_of(asking(lesson.context, asked), lesson.answer));
+    Sequence sequence = sequence_of(asking(lesson.context, asked), lesson.answer);
+    if (form > 0 && !step.has_room(sequence)) continue;
     step.terms.cross_entropy.push_back(
-        {&step.sequences.back(), weight / static_cast<float>(forms)});
+        {step.keep(std::move(sequence)), weight / static_cast<float>(forms)});
   }
 }
 
@@ -230,15 +253,22 @@ void RoundTrainer::fill_contrasts(const Recipe& recipe, Desk& desk,
   }
 }
 
-void RoundTrainer::add_contrasts(Step& step, const Recipe& recipe, std::vector<Desk*>& chosen,
-                                 Rng& rng) {
+void RoundTrainer::add_contrasts(Step& step, const Recipe& recipe, Rng& rng) {
   std::vector<Contrast*> drawn;
-  for (int i = 0; i < recipe.contrasts && !chosen.empty(); ++i) {
-    Desk& desk = *chosen[static_cast<size_t>(i) % chosen.size()];
-    if (desk.contrasts.empty()) continue;
-    Contrast* c = &desk.contrasts[rng.below(desk.contrasts.size())];
-    if (std::find(drawn.begin(), drawn.end(), c) == drawn.end()) drawn.push_back(c);
-  }
+  const auto draw = [&](std::span<Desk* const> desks, int count) {
+    for (int i = 0; i < count && !desks.empty(); ++i) {
+      Desk& desk = *desks[static_cast<size_t>(i) % desks.size()];
+      if (desk.contrasts.empty()) continue;
+      Contrast* c = &desk.contrasts[rng.below(desk.contrasts.size())];
+      if (std::find(drawn.begin(), drawn.end(), c) != drawn.end() || !step.has_room(c->sequence))
+        continue;
+      step.tokens += std::ssize(c->sequence.ids);
+      drawn.push_back(c);
+    }
+  };
+  const std::span<Desk* const> desks = step.desks;
+  draw(desks.first(step.fresh), recipe.contrasts);
+  draw(desks.subspan(step.fresh), recipe.replay_contrasts);
   std::vector<const Sequence*> missing;
   for (const Contrast* c : drawn) {
     if (!c->ready) missing.push_back(&c->sequence);
@@ -254,8 +284,6 @@ void RoundTrainer::add_contrasts(Step& step, const Recipe& recipe, std::vector<D
   }
 }
 
-/// `drift`: each anchor's divergence from the base when it was last in a step; infinity when it
-/// never was.
 void RoundTrainer::add_anchors(Step& step, const Recipe& recipe, const std::vector<double>& drift,
                                Rng& rng) const {
   const auto found = anchors_.find(recipe.anchor_tokens);
@@ -284,10 +312,13 @@ double RoundTrainer::summed_logprob(Trainable what, const Sequence& sequence) {
       .sum_logprob;
 }
 
-std::vector<RoundTrainer::Desk> RoundTrainer::sit_down(const Recipe& recipe, Trainable what,
-                                                       std::span<const Lesson> fresh,
-                                                       std::span<const Lesson> replay,
-                                                       uint64_t round_seed) {
+RoundTrainer::RoundState RoundTrainer::sit_down(const Recipe& recipe, Trainable what,
+                                                std::span<const Lesson> fresh,
+                                                std::span<const Lesson> replay,
+                                                uint64_t round_seed) {
+  RoundState state;
+  state.forms = fresh.size() == 1 ? recipe.forms_alone : recipe.forms_many;
+  state.drift.assign(anchor_prompts().size(), std::numeric_limits<double>::infinity());
   std::vector<std::string> names;  // entities of all stored items: never used as a swap
   for (const auto& lessons : {fresh, replay}) {
     for (const Lesson& l : lessons) {
@@ -296,79 +327,95 @@ std::vector<RoundTrainer::Desk> RoundTrainer::sit_down(const Recipe& recipe, Tra
         names.push_back(lower_case(e));
     }
   }
-  std::vector<Desk> desks(fresh.size());
-  for (size_t i = 0; i < fresh.size(); ++i) {
-    Desk& desk = desks[i];
-    desk.lesson = &fresh[i];
+  const auto seat = [&](std::vector<Desk>& desks, const Lesson& lesson) {
+    Desk& desk = desks.emplace_back();
+    desk.lesson = &lesson;
+    desk.tokens = lesson.kind == Lesson::Kind::kText
+                      ? recipe.text_tokens
+                      : std::ssize(sequence_of(lesson.context, lesson.answer).ids);
     fill_contrasts(recipe, desk, names, round_seed);
+  };
+  for (const Lesson& lesson : fresh) seat(state.fresh, lesson);
+  for (Desk& desk : state.fresh) {
     if (!desk.has_pair(recipe)) continue;
     const auto reference = [&](const std::string& answer) {
-      return static_cast<float>(summed_logprob(what, sequence_of(fresh[i].context, answer)));
+      return static_cast<float>(summed_logprob(what, sequence_of(desk.lesson->context, answer)));
     };
-    desk.chosen_reference = reference(fresh[i].answer);
-    desk.rejected_reference = reference(fresh[i].rejected);
+    desk.chosen_reference = reference(desk.lesson->answer);
+    desk.rejected_reference = reference(desk.lesson->rejected);
   }
-  return desks;
+  Rng rng(round_seed);
+  std::vector<size_t> order(replay.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (size_t i = 0; i < order.size() && i < kRehearsed && recipe.replay_per_step > 0; ++i) {
+    std::swap(order[i], order[i + rng.below(order.size() - i)]);
+    seat(state.earlier, replay[order[i]]);
+  }
+  return state;
 }
 
-std::vector<RoundTrainer::Desk*> RoundTrainer::choose(const Recipe& recipe,
-                                                      std::vector<Desk>& desks) {
+/// At most `count` desks, those furthest from learned first, ties in order.
+std::vector<RoundTrainer::Desk*> RoundTrainer::choose(std::vector<Desk>& desks, int count) {
   std::vector<Desk*> chosen;
   for (Desk& d : desks) chosen.push_back(&d);
   std::stable_sort(chosen.begin(), chosen.end(), [](const Desk* a, const Desk* b) {
     return a->learned != b->learned ? b->learned : a->last_logprob < b->last_logprob;
   });
-  chosen.resize(std::min(chosen.size(), static_cast<size_t>(recipe.lessons_per_step)));
+  size_t n = 0;
+  for (int64_t tokens = 0; n < chosen.size() && std::cmp_less(n, count); ++n) {
+    tokens += chosen[n]->tokens;
+    if (n > 0 && tokens > kLessonTokens) break;
+  }
+  chosen.resize(n);
   return chosen;
 }
 
-RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, std::vector<Desk*>& chosen,
-                                            std::span<const Lesson> replay,
-                                            const std::vector<double>& drift, int forms,
+RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, RoundState& state,
                                             uint64_t step_seed) {
   Step step;
-  Rng rng(step_seed);
-  const auto share = 1.0f / static_cast<float>(chosen.size());
-  for (const Desk* d : chosen) {
-    Rng lesson_rng(step_seed, key_word(d->lesson->draw_key));
+  step.desks = choose(state.fresh, recipe.lessons_per_step);
+  step.fresh = step.desks.size();
+  for (Desk* old : choose(state.earlier, recipe.replay_per_step)) step.desks.push_back(old);
+  const auto share = 1.0f / static_cast<float>(step.fresh);
+  for (size_t i = 0; i < step.desks.size(); ++i) {
+    const Lesson& lesson = *step.desks[i]->lesson;
+    Rng rng(step_seed, key_word(lesson.draw_key));
     step.first_term.push_back(step.terms.cross_entropy.size());
-    add_lesson(step, recipe, *d->lesson, lesson_rng, forms, share);
+    if (i < step.fresh || step.tokens <= kLessonTokens)
+      add_lesson(step, recipe, lesson, rng, i < step.fresh ? state.forms : 1, share);
   }
   step.first_term.push_back(step.terms.cross_entropy.size());
-  for (int i = 0; i < recipe.replay_per_step && !replay.empty(); ++i) {
-    const Lesson& old = replay[rng.below(replay.size())];
-    Rng lesson_rng(step_seed, key_word(old.draw_key));
-    add_lesson(step, recipe, old, lesson_rng, 1, share);
+  for (size_t i = 0; i < step.fresh; ++i) {
+    const Desk& desk = *step.desks[i];
+    if (!desk.has_pair(recipe)) continue;
+    const Sequence* good = step.keep(sequence_of(desk.lesson->context, desk.lesson->answer));
+    const Sequence* bad = step.keep(sequence_of(desk.lesson->context, desk.lesson->rejected));
+    step.terms.dpo.push_back({good, bad, desk.chosen_reference, desk.rejected_reference,
+                              recipe.dpo_beta, recipe.dpo_weight * share});
   }
-  for (const Desk* d : chosen) {
-    if (!d->has_pair(recipe)) continue;
-    step.sequences.push_back(sequence_of(d->lesson->context, d->lesson->answer));
-    const Sequence* good = &step.sequences.back();
-    step.sequences.push_back(sequence_of(d->lesson->context, d->lesson->rejected));
-    step.terms.dpo.push_back({good, &step.sequences.back(), d->chosen_reference,
-                              d->rejected_reference, recipe.dpo_beta, recipe.dpo_weight * share});
-  }
-  add_contrasts(step, recipe, chosen, rng);
-  add_anchors(step, recipe, drift, rng);
+  Rng rng(step_seed);
+  add_contrasts(step, recipe, rng);
+  add_anchors(step, recipe, state.drift, rng);
   return step;
 }
 
-/// Read free from the training forward: what each chosen lesson's wordings looked like, and how far
-/// each anchor is from the base.
+/// Read free from the training forward: what each lesson's wordings looked like, and how far each
+/// anchor is from the base.
 void RoundTrainer::note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
-                                std::vector<Desk*>& chosen, std::vector<double>& drift) {
+                                RoundState& state) {
   const size_t first_anchor = loss.kl_mean.size() - step.anchors.size();
   for (size_t i = 0; i < step.anchors.size(); ++i)
-    drift[step.anchors[i]] = loss.kl_mean[first_anchor + i];
-  for (size_t i = 0; i < chosen.size(); ++i) {
+    state.drift[step.anchors[i]] = loss.kl_mean[first_anchor + i];
+  for (size_t i = 0; i < step.desks.size(); ++i) {
     const size_t first = step.first_term[i], last = step.first_term[i + 1];
     if (first == last) continue;
-    double worst = 0;
-    for (size_t t = first; t < last; ++t) worst = std::min(worst, loss.items[t].mean_logprob);
-    chosen[i]->last_logprob = worst;
-    const bool good = loss.items[first].all_argmax && worst > recipe.stop_logprob;
-    chosen[i]->sightings = good ? chosen[i]->sightings + 1 : 0;
-    chosen[i]->learned = chosen[i]->sightings >= recipe.sightings;
+    Desk& desk = *step.desks[i];
+    desk.last_logprob = 0;
+    for (size_t t = first; t < last; ++t)
+      desk.last_logprob = std::min(desk.last_logprob, loss.items[t].mean_logprob);
+    const bool good = loss.items[first].all_argmax && desk.last_logprob > recipe.stop_logprob;
+    desk.sightings = good ? desk.sightings + 1 : 0;
+    desk.learned = desk.sightings >= recipe.sightings;
   }
 }
 
@@ -380,32 +427,26 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, Trainable what,
   prepare(recipe);
   const uint64_t round_seed = Rng::mix(seed, round);
   what.pack(compute_, base_->format());
-  std::vector<Desk> desks = sit_down(recipe, what, fresh, replay, round_seed);
-  const int forms = fresh.size() == 1 ? recipe.forms_alone : recipe.forms_many;
+  RoundState state = sit_down(recipe, what, fresh, replay, round_seed);
   const int64_t steps_max =
       std::max(recipe.max_steps, recipe.max_steps_per_lesson * static_cast<int64_t>(fresh.size()));
   AdamW optimizer(what.size());
-  std::vector<double> drift(anchor_prompts().size(), std::numeric_limits<double>::infinity());
   RoundOutcome outcome;
   for (int64_t index = 0; index < steps_max; ++index) {
-    std::vector<Desk*> chosen = choose(recipe, desks);
-    const Step step = build_step(recipe, chosen, replay, drift, forms,
-                                 Rng::mix(round_seed, static_cast<uint64_t>(index)));
+    const Step step = build_step(recipe, state, Rng::mix(round_seed, static_cast<uint64_t>(index)));
     what.zero_gradient();
     const StepLoss loss = run_terms(graph_, compute_, what.over(*base_), what.adapters(),
                                     what.gradient(), step.terms, true);
-    note_results(recipe, step, loss, chosen, drift);
+    note_results(recipe, step, loss, state);
     outcome.tokens += loss.tokens;
     outcome.steps = index + 1;
     if (index == 0) outcome.first_loss = loss.total;
     outcome.last_loss = loss.total;
     const auto learned =
-        std::count_if(desks.begin(), desks.end(), [](const Desk& d) { return d.learned; });
-    outcome.converged = learned == static_cast<int64_t>(desks.size());
-    StepReport report{
-        outcome.steps, outcome.tokens, loss.total, 0, learned, static_cast<int64_t>(desks.size())};
-    if (outcome
-            .converged) {  // as of this forward pass the weights have learned it: no further step
+        std::ranges::count_if(state.fresh, [](const Desk& d) { return d.learned; });
+    outcome.converged = learned == std::ssize(fresh);
+    StepReport report{outcome.steps, outcome.tokens, loss.total, 0, learned, std::ssize(fresh)};
+    if (outcome.converged) {  // as of this forward pass the weights have learned it
       on_step(report);
       return outcome;
     }

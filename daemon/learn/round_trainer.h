@@ -41,13 +41,14 @@ struct Recipe {
   int lessons_per_step = 6;             ///< fresh lessons whose answers were worst when last seen
   int forms_alone = 3, forms_many = 1;  ///< wordings of a lesson in a step: one lesson, several
   float plain_share = 0.34f;            ///< how often an only wording is the lesson's own
-  int sightings = 1;  ///< steps in a row in which a lesson must meet the stop rule
-  int replay_per_step = 4;
+  int sightings = 1;        ///< steps in a row in which a lesson must meet the stop rule
+  int replay_per_step = 4;  ///< earlier lessons, those that had faded most when last seen
   int anchors =
       4;  ///< in a step: one at random, the others those that had drifted most when last seen
   float anchor_weight = 4.0f;
   int64_t anchor_tokens = 8;
-  int contrasts = 2, contrast_pool = 12;
+  int contrasts = 2, replay_contrasts = 1;  ///< in a step: of fresh lessons, of rehearsed ones
+  int contrast_pool = 12;                   ///< swapped forms of a lesson to draw them from
   float contrast_weight = 1.0f;
   float dpo_weight = 0.1f, dpo_beta = 0.1f;
   int64_t max_steps = 60, max_steps_per_lesson = 12;
@@ -138,24 +139,23 @@ class RoundTrainer {
     StoredTopK stored;
     bool ready = false;
   };
-  struct Desk;  // a fresh lesson and its state during a round
+  struct Desk;  // a lesson and its state during a round
+  struct RoundState;
   struct Step;  // terms of one step and the sequences they point at
   void build_anchors(int64_t tokens);
   void add_lesson(Step& step, const Recipe& recipe, const Lesson& lesson, Rng& rng, int forms,
                   float weight) const;
-  void add_contrasts(Step& step, const Recipe& recipe, std::vector<Desk*>& chosen, Rng& rng);
+  void add_contrasts(Step& step, const Recipe& recipe, Rng& rng);
   void add_anchors(Step& step, const Recipe& recipe, const std::vector<double>& drift,
                    Rng& rng) const;
   void fill_contrasts(const Recipe& recipe, Desk& desk, std::span<const std::string> avoid,
                       uint64_t seed) const;
-  std::vector<Desk> sit_down(const Recipe& recipe, Trainable what, std::span<const Lesson> fresh,
-                             std::span<const Lesson> replay, uint64_t round_seed);
-  /// The fresh lessons that are furthest from learned, ties in order.
-  static std::vector<Desk*> choose(const Recipe& recipe, std::vector<Desk>& desks);
-  Step build_step(const Recipe& recipe, std::vector<Desk*>& chosen, std::span<const Lesson> replay,
-                  const std::vector<double>& drift, int forms, uint64_t step_seed);
+  RoundState sit_down(const Recipe& recipe, Trainable what, std::span<const Lesson> fresh,
+                      std::span<const Lesson> replay, uint64_t round_seed);
+  static std::vector<Desk*> choose(std::vector<Desk>& desks, int count);
+  Step build_step(const Recipe& recipe, RoundState& state, uint64_t step_seed);
   static void note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
-                           std::vector<Desk*>& chosen, std::vector<double>& drift);
+                           RoundState& state);
   double summed_logprob(Trainable what, const Sequence& sequence);
 
   Compute compute_;
