@@ -385,9 +385,11 @@ RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, RoundState& st
       add_lesson(step, recipe, lesson, rng, i < step.fresh ? state.forms : 1, share);
   }
   step.first_term.push_back(step.terms.cross_entropy.size());
+  int pairs = 0;
   for (size_t i = 0; i < step.fresh; ++i) {
     const Desk& desk = *step.desks[i];
     if (!desk.has_pair(recipe)) continue;
+    if (desk.lesson->kind != Lesson::Kind::kPair && pairs++ >= recipe.correction_pairs) continue;
     const Sequence* good = step.keep(sequence_of(desk.lesson->context, desk.lesson->answer));
     const Sequence* bad = step.keep(sequence_of(desk.lesson->context, desk.lesson->rejected));
     step.terms.dpo.push_back({good, bad, desk.chosen_reference, desk.rejected_reference,

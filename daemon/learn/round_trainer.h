@@ -50,6 +50,7 @@ struct Recipe {
   int contrasts = 2, replay_contrasts = 1;  ///< in a step: of fresh lessons, of rehearsed ones
   int contrast_pool = 12;                   ///< swapped forms of a lesson to draw them from
   float contrast_weight = 1.0f;
+  int correction_pairs = 1;  ///< in a step, of the corrections furthest from learned
   float dpo_weight = 0.1f, dpo_beta = 0.1f;
   int64_t max_steps = 60, max_steps_per_lesson = 12;
   float stop_logprob = -0.1f;  ///< mean log-probability of every wording, with all argmax

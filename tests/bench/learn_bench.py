@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "e2e"))
@@ -22,7 +23,7 @@ from daemon import BIN, Daemon, need  # noqa: E402
 need("zmq")
 from feedback import FeedbackClient  # noqa: E402
 
-EVERY_S, CLIENTS, UNRELATED = 3.0, 2, 14
+EVERY_S, CLIENTS, ASKED_AT_ONCE = 3.0, 2, 8
 SETTLED = ("served", "held", "quarantined", "reverted")
 
 
@@ -68,14 +69,19 @@ class Bench:
     def __init__(self, dsd, drawn, feedback):
         self.dsd, self.feedback = dsd, feedback
         self.facts = drawn["facts"]
-        known = [u for u in drawn["unrelated"] if self.says(u["question"], u["key"])]
-        self.unrelated = known[:UNRELATED]
+        self.unrelated = drawn["unrelated"]
+        known = self.all_say([(u["question"], u["key"]) for u in self.unrelated])
+        self.unrelated = [u for u, right in zip(self.unrelated, known) if right]
         reference = json.loads((HERE.parent / "data/smollm2/reference.json").read_text())
         self.texts = [text["ids"][:160] for text in reference["teacher_forced"]]
         self.base_loss = self.held_out_loss()
 
-    def says(self, question, value):
-        return value.lower() in self.dsd.ask(question)[0].lower()
+    def all_say(self, pairs):
+        """Whether the answer to each question has its value in it."""
+        def says(pair):
+            return pair[1].lower() in self.dsd.ask(pair[0])[0].lower()
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            return list(pool.map(says, pairs))
 
     def held_out_loss(self):
         total, count = 0.0, 0
@@ -109,11 +115,10 @@ class Bench:
         return [seconds for _, seconds in served.values()]
 
     def measure(self, facts):
-        same = [self.says(f["question"], f["value"]) for f in facts]
-        para = [self.says(q, f["value"]) for f in facts for q in f["paraphrases"]]
-        near = [self.says(q, f["value"]) for f in facts for q in f["near_misses"]]
-        kept = sum(self.says(u["question"], u["key"]) for u in self.unrelated)
-        return {"same": same, "para": para, "near": near, "kept": [kept],
+        return {"same": self.all_say([(f["question"], f["value"]) for f in facts]),
+                "para": self.all_say([(q, f["value"]) for f in facts for q in f["paraphrases"]]),
+                "near": self.all_say([(q, f["value"]) for f in facts for q in f["near_misses"]]),
+                "kept": self.all_say([(u["question"], u["key"]) for u in self.unrelated]),
                 "held": [100 * (self.held_out_loss() / self.base_loss - 1)]}
 
     def back_to_base(self):
@@ -127,10 +132,10 @@ def row(name, result, seconds, load):
         return f"{sum(hits)}/{len(hits)} [{low:.0f}, {high:.0f}]"
 
     held = result["held"]
-    kept = sum(result["kept"]) / len(result["kept"])
+    kept = 14 * sum(result["kept"]) / len(result["kept"])
     wait = sorted(load.latencies)
     print(f"| {name} | {share(result['same'])} | {share(result['para'])} | {share(result['near'])} | "
-          f"{kept:.2f} | {sum(held) / len(held):+.2f} % (max {max(held):+.2f}) | "
+          f"{kept:.2f} ({share(result['kept'])}) | {sum(held) / len(held):+.2f} % (max {max(held):+.2f}) | "
           f"{sum(seconds) / len(seconds):.1f} s (max {max(seconds):.1f}) | "
           f"{wait[len(wait) // 2]:.2f} s, {len(load.failed)} failed |", flush=True)
 
@@ -149,7 +154,7 @@ def run(arguments):
         bench = Bench(dsd, drawn, feedback)
         questions = ["What is the capital of Italy?", "Tell me a short joke.", "What do bees make?"]
         print(f"{len(bench.unrelated)} unrelated questions, held-out loss {bench.base_loss:.4f}\n"
-              "| taught | same | paraphrases | near misses taken | unrelated kept | held-out loss | "
+              "| taught | same | paraphrases | near misses taken | unrelated kept of 14 | held-out loss | "
               "in the answer after | clients' wait |\n|---|---|---|---|---|---|---|---|", flush=True)
         if arguments.singles:
             total, seconds = {}, []
