@@ -61,7 +61,8 @@ constexpr Setting kSettings[] = {
 
     {"model.quant", kT, "file", 0, 0, "file|int8|int4", kRestart,
      "weight format; file = the tensors as stored"},
-    {"versions.keep", kI, "50", 2, 1e6, "", kRestart, "versions kept on disk"},
+    {"versions.keep", kI, "50", 2, 1e6, "", kRestart,
+     "newest versions that stay, besides v1, the serving one, its parent and the pinned one"},
 
     {"trace.ttl", kD, "7d", kMinute, 3650 * kDay, "", kRestart,
      "how long a response can be cited by feedback"},

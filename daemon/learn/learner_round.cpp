@@ -48,10 +48,8 @@ uint64_t Learner::lineage_round(int64_t version) const {
 
 std::vector<FeedbackItem> Learner::lineage_items(int64_t version) const {
   std::vector<FeedbackItem> out;
-  for (const int64_t ancestor : parts_.versions.ancestors(version)) {
-    const Result<VersionManifest> manifest = parts_.versions.manifest(ancestor);
-    if (!manifest.ok()) continue;
-    for (const std::string& id : manifest->items) {
+  for (const VersionManifest& ancestor : parts_.versions.lineage(version)) {
+    for (const std::string& id : ancestor.items) {
       Result<FeedbackItem> item = parts_.store.get(id);
       if (item.ok()) out.push_back(std::move(item).value());
     }
@@ -273,8 +271,9 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
   return publish_round(round, std::move(candidate).value(), gate_record);
 }
 
-/// A new base is durable before the version that needs it. A crash between the two leaves a base
-/// that no version names, which the next start removes.
+/// A new base is durable before the version that needs it. A base that no version names goes: the
+/// new one when it is not published, an old one with the last version that stood on it. A crash in
+/// between leaves it to the next start.
 Status Learner::publish_files(const Candidate& candidate, Commit commit) {
   const std::string& base = candidate.manifest.base_sha256;
   const bool new_base = !candidate.base_file.empty();
@@ -283,10 +282,8 @@ Status Learner::publish_files(const Candidate& candidate, Commit commit) {
       parts_.versions.publish(candidate.manifest, candidate.delta, candidate.checkpoint,
                               std::move(commit), candidate.weights, true);
   if (new_base && published.ok()) parts_.bases.add(candidate.weights->base);
-  if (new_base && !published.ok() && !parts_.versions.bases().contains(base)) {
-    const Status removed = parts_.base_files.remove(base);
-    if (!removed.ok()) log(LogLevel::kWarn, "learn", removed.message());
-  }
+  const Status removed = parts_.base_files.keep_only(parts_.versions.bases());
+  if (!removed.ok()) log(LogLevel::kWarn, "learn", removed.message());
   return published;
 }
 

@@ -41,7 +41,9 @@ Json Learner::run_undo(const std::string& id) {
   return answer("reverted");
 }
 
-/// What an undo trains again: the rounds after the one that learned the item, without it.
+/// What an undo trains again: the rounds from the one that learned the item on, without it. They
+/// start from its parent or, where versions.keep has removed that, from the next older version that
+/// is left: v1 at last.
 struct Learner::Rebuild {
   int64_t parent = 0;  // 0: no serving version learned the item
   std::vector<std::vector<FeedbackItem>> rounds;
@@ -51,15 +53,26 @@ struct Learner::Rebuild {
 
 Result<Learner::Rebuild> Learner::plan_rebuild(const FeedbackItem& item) const {
   Rebuild plan;
-  std::vector<int64_t> path = parts_.versions.ancestors(parts_.versions.current_number());
+  std::vector<VersionManifest> path = parts_.versions.lineage(parts_.versions.current_number());
   std::reverse(path.begin(), path.end());  // oldest first
-  for (size_t i = 0; i < path.size(); ++i) {
-    DS_ASSIGN(const VersionManifest manifest, parts_.versions.manifest(path[i]));
-    const auto& ids = manifest.items;
-    if (plan.parent == 0 && std::find(ids.begin(), ids.end(), item.id) == ids.end()) continue;
-    if (plan.parent == 0) plan.parent = manifest.parent;
+  const auto learned = std::find_if(path.begin(), path.end(), [&](const VersionManifest& m) {
+    return std::find(m.items.begin(), m.items.end(), item.id) != m.items.end();
+  });
+  if (learned == path.end()) return plan;
+  auto first = learned;  // of the versions that are trained again
+  while (first != path.begin() && plan.parent == 0) {
+    const int64_t before = std::prev(first)->number;
+    if (parts_.versions.manifest(before).ok()) {
+      plan.parent = before;
+    } else {
+      --first;  // removed: its round is trained again too
+    }
+  }
+  if (plan.parent == 0)
+    return corrupt("no ancestor of " + version_name(learned->number) + " is left");
+  for (; first != path.end(); ++first) {
     plan.rounds.emplace_back();
-    for (const std::string& id : ids) {
+    for (const std::string& id : first->items) {
       if (id == item.id) continue;
       DS_ASSIGN(FeedbackItem other, parts_.store.get(id));
       plan.rounds.back().push_back(std::move(other));
@@ -77,6 +90,7 @@ Result<Learner::Rebuild> Learner::plan_from_log(const FeedbackItem& item) const 
   plan.gate_each = true;
   uint64_t parent_ends = 0;
   for (const int64_t number : parts_.versions.ancestors(parts_.versions.current_number())) {
+    if (!parts_.versions.manifest(number).ok()) continue;  // removed
     const std::vector<FeedbackItem> learned = lineage_items(number);
     parent_ends = learned.empty() ? 0 : learned.back().offset;
     plan.parent = number;

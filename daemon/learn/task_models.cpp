@@ -68,7 +68,8 @@ Status TaskModels::attach(const std::string& name, const std::vector<int64_t>& s
   };
   Model model;
   model.sizes = sizes;
-  DS_ASSIGN(model.versions, Versions::open(name, base, store_, files_, clock_, load));
+  DS_ASSIGN(model.versions, Versions::open(name, base, store_, files_, clock_, load,
+                                           config_.integer("versions.keep")));
   model.versions->on_change([this, name](const Json& event) {
     Json body = event;
     body["model"] = name;
@@ -137,6 +138,17 @@ Result<Json> TaskModels::versions(const std::string& name) const {
   const Model* model = find(name);
   if (model == nullptr) return not_found("no task model " + name);
   return model->versions->list();
+}
+
+std::vector<std::shared_ptr<const void>> TaskModels::keep_files() {
+  std::vector<Versions*> all;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [name, model] : models_) all.push_back(model.versions.get());
+  }
+  std::vector<std::shared_ptr<const void>> kept;
+  for (Versions* versions : all) kept.push_back(versions->keep_files());
+  return kept;
 }
 
 Result<Json> TaskModels::infer(const std::string& ref, const std::vector<float>& input) const {
@@ -295,7 +307,8 @@ GateScores TaskModels::measure(const std::string& name, const Mlp& before, const
       squares += (is[i] - was[i]) * (is[i] - was[i]);
     }
     const double rise = domain.after - domain.before;
-    if (held.size() > 1) domain.noise = std::sqrt(std::max(0.0, squares / n - rise * rise) / (n - 1));
+    if (held.size() > 1)
+      domain.noise = std::sqrt(std::max(0.0, squares / n - rise * rise) / (n - 1));
   }
   if (!fresh.empty()) {
     double was = 0, is = 0;

@@ -30,6 +30,8 @@ class TaskModels {
   Result<Json> create(const std::string& name, const std::vector<int64_t>& sizes);
   Json list() const;
   Result<Json> versions(const std::string& name) const;
+  /// Versions::keep_files() of every model.
+  std::vector<std::shared_ptr<const void>> keep_files();
   /// {label, scores (softmax), version} of one input row. Any thread. `ref` is a name or "name@vN".
   Result<Json> infer(const std::string& ref, const std::vector<float>& input) const;
 

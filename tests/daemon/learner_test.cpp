@@ -140,7 +140,7 @@ class House {
       return load_weights(m, files_, w.model.base, serial);
     };
     auto opened = Versions::open("default", w.model.base->sha256(), *store, files_,
-                                 system_clock_seam(), load);
+                                 system_clock_seam(), load, config.integer("versions.keep"));
     DS_CHECK(opened.ok());
     versions = std::move(*opened);
     learner = std::make_unique<Learner>(LearnerParts{*versions,
@@ -363,6 +363,14 @@ TEST(DeterministicUndo, OneAfterAnotherAcrossRestarts) {
   expect_no_trace(exact(2), curriculum(), {4, 0, 5}, true);
 }
 
+TEST(DeterministicUndo, StartsFromAnOlderVersionWhereTheParentIsRemoved) {
+  const Settings settings = exact(1, {{"versions.keep", "2"}});
+  const auto house = taught(settings, curriculum());
+  ASSERT_FALSE(house->versions->manifest(4).ok()) << "the parent of what item 3 taught";
+  expect_no_trace(settings, curriculum(), {3});
+  expect_no_trace(settings, curriculum(), {5, 1}, true);
+}
+
 TEST(DeterministicUndo, TheOnlyItem) {
   expect_no_trace(exact(1), {curriculum()[0]}, {0});
   expect_no_trace(exact(2), {curriculum()[0], curriculum()[1]}, {1});
@@ -544,6 +552,29 @@ TEST(Fates, ACorrectionOfACorrectionSupersedesItInTheSameRound) {
   EXPECT_EQ(house.fate(first).state, "quarantined");
   EXPECT_EQ(house.fate(first).reason, "superseded by " + second);
   EXPECT_EQ(house.fate(second).state, "served");
+}
+
+TEST(Undo, TrainsAgainWhatRemovedVersionsHadLearned) {
+  House house(Settings{{"versions.keep", "2"}});
+  std::vector<std::string> ids;
+  for (const size_t i : {0, 1, 2, 3, 5}) {
+    ids.push_back(house.say(curriculum()[i]));
+    house.learn_all();
+  }
+  ASSERT_EQ(house.versions->ancestors(6), (std::vector<int64_t>{6, 5, 4, 3, 2, 1}));
+  for (const int64_t removed : {2, 3, 4}) ASSERT_FALSE(house.versions->manifest(removed).ok());
+  const Result<Json> newest = house.undo(ids[4]);  // its parent is there
+  ASSERT_TRUE(newest.ok()) << newest.status().message();
+  EXPECT_EQ((*newest)["version"], "v5");
+
+  const Result<Json> answer = house.undo(ids[1]);  // between v1 and v5 nothing is
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  const Result<VersionManifest> made = house.versions->manifest(house.versions->current_number());
+  ASSERT_TRUE(made.ok());
+  EXPECT_EQ(made->parent, 1);
+  EXPECT_THAT(made->items, ElementsAre(ids[0], ids[2], ids[3]));
+  for (const size_t kept : {0, 2, 3}) EXPECT_EQ(house.fate(ids[kept]).state, "served") << kept;
+  for (const size_t undone : {1, 4}) EXPECT_EQ(house.fate(ids[undone]).state, "reverted") << undone;
 }
 
 TEST(Undo, OfAnUnknownItemIsNotFound) {
