@@ -261,7 +261,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    clock,
                    model.tokenizer,
                    model.chat,
-                   [&] { return tasks.train(); },
+                   [&](bool at_once) { return tasks.train(at_once); },
                    {}});
   const uint64_t watch = events.subscribe([&](const Event& e) {
     if (e.topic == "store") learner.notify();

@@ -40,7 +40,7 @@ struct LearnerParts {
   Clock& clock;
   std::shared_ptr<const Tokenizer> tokenizer;
   ChatTemplate chat;
-  std::function<bool()> train_task_models;  ///< one round of whatever labels wait; false: none did
+  std::function<int64_t(bool at_once)> train_task_models;  ///< TaskModels::train()
   /// Changes a low-rank candidate between training and gate; tests plant damage here. Empty in
   /// production.
   std::function<void(Adapters&)> tamper;
@@ -74,6 +74,7 @@ class Learner {
 
   void loop();
   bool due(int64_t& wait_ms);
+  int64_t train_task_models();
   std::vector<uint64_t> waiting() const;
   Json run_round();
   void undo_retracted(const std::vector<uint64_t>& offsets);

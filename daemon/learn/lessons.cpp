@@ -100,6 +100,11 @@ Result<Lesson> lesson_of(const FeedbackItem& item) {
   return lesson;
 }
 
+RoundRule round_rule(const Config& config) {
+  return {config.integer("learn.min_items"), config.integer("learn.settle"),
+          config.integer("learn.max_wait")};
+}
+
 int64_t round_opens_in(const RoundRule& rule, int64_t waiting, int64_t oldest_ms, int64_t newest_ms,
                        int64_t now_ms) {
   if (waiting == 0) return -1;

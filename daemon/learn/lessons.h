@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "config.h"
 #include "learn/round_trainer.h"
 #include "storage/replay_store.h"
 
@@ -19,6 +20,8 @@ Result<Lesson> lesson_of(const FeedbackItem& item);
 struct RoundRule {
   int64_t min_items = 1, settle_ms = 2000, max_wait_ms = 30000;
 };
+/// As it is set now: learn.min_items, learn.settle, learn.max_wait.
+RoundRule round_rule(const Config& config);
 
 /// Milliseconds until a round may open: 0 = now; negative = not without new items. `oldest_ms` and
 /// `newest_ms` are the receive times of the waiting items.

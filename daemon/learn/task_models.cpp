@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "learn/lessons.h"
 #include "learn/objective.h"
 #include "log.h"
 #include "storage/hash.h"
@@ -206,43 +207,63 @@ std::vector<TaskModels::Example> TaskModels::stored_examples(const std::string& 
   return out;
 }
 
-bool TaskModels::train() {
-  std::map<std::string, std::vector<Example>> waiting;
-  Commit quarantined;
-  size_t taken = 0;
+/// Offsets of the labels that wait, for any model; read from the index alone.
+std::vector<uint64_t> TaskModels::waiting() const {
+  std::vector<uint64_t> labels;
   for (const char* state : {"queued", "stored"}) {
-    for (const uint64_t offset : store_.offsets_in_state(state)) {
-      if (taken >= kItemsPerRound) break;
-      const Result<FeedbackItem> item = store_.get(offset);
-      if (!item.ok() || item->kind != "label") continue;
-      const std::string name = item->record.value("model", "");
-      const Model* model = find(name);
-      const Result<Example> e =
-          model == nullptr ? not_found("no task model " + name) : example_of(*item, *model);
-      ++taken;
-      if (!e.ok()) {
-        quarantined.fates.push_back(
-            {offset, {"quarantined", clock_.unix_ms(), "", 0, e.status().message()}});
-      } else {
-        waiting[name].push_back(*e);
-      }
+    for (const auto& [offset, kind] : store_.kinds_in_state(state)) {
+      if (kind == "label") labels.push_back(offset);
     }
   }
-  if (taken == 0) return false;
-  if (!quarantined.fates.empty()) {
-    const Status done = store_.commit(quarantined);
-    if (!done.ok()) log(LogLevel::kError, "learn", done.message());
+  std::sort(labels.begin(), labels.end());
+  return labels;
+}
+
+int64_t TaskModels::opens_in(const std::vector<uint64_t>& labels) const {
+  const Result<FeedbackItem> oldest = store_.get(labels.front()),
+                             newest = store_.get(labels.back());
+  if (!oldest.ok() || !newest.ok()) return 0;  // what is damaged holds the others up no longer
+  return round_opens_in(round_rule(config_), std::ssize(labels), oldest->received_ms,
+                        newest->received_ms, clock_.unix_ms());
+}
+
+int64_t TaskModels::train(bool at_once) {
+  std::vector<uint64_t> labels = waiting();
+  if (labels.empty()) return -1;
+  if (!at_once) {
+    if (const int64_t wait_ms = opens_in(labels); wait_ms != 0) return wait_ms;
   }
-  for (auto& [name, fresh] : waiting) {
+  labels.resize(std::min(labels.size(), kItemsPerRound));
+  std::map<std::string, std::vector<Example>> taken;  // by model
+  Commit quarantined;
+  for (const uint64_t offset : labels) {
+    const Result<FeedbackItem> item = store_.get(offset);
+    if (!item.ok()) continue;
+    const std::string name = item->record.value("model", "");
+    const Model* model = find(name);
+    const Result<Example> e =
+        model == nullptr ? not_found("no task model " + name) : example_of(*item, *model);
+    if (!e.ok()) {
+      quarantined.fates.push_back(
+          {offset, {"quarantined", clock_.unix_ms(), "", 0, e.status().message()}});
+    } else {
+      taken[name].push_back(*e);
+    }
+  }
+  if (taken.empty() && quarantined.fates.empty()) return -1;
+  if (const Status done = store_.commit(quarantined); !done.ok()) {
+    log(LogLevel::kError, "learn", done.message());
+    return -1;
+  }
+  for (auto& [name, fresh] : taken) {
     Model* model = nullptr;
     {
       std::lock_guard lock(mutex_);
       model = &models_.at(name);
     }
-    if (model->versions->pinned() != 0 || !train_model(name, *model, std::move(fresh)))
-      return false;
+    if (model->versions->pinned() != 0 || !train_model(name, *model, std::move(fresh))) return -1;
   }
-  return true;
+  return 0;
 }
 
 /// One pass over `fresh` in order, each batch beside as many examples of what came before it.

@@ -35,9 +35,10 @@ class TaskModels {
   /// {label, scores (softmax), version} of one input row. Any thread. `ref` is a name or "name@vN".
   Result<Json> infer(const std::string& ref, const std::vector<float>& input) const;
 
-  /// One round on the labels that wait for some model; false when none do, or when its outcome
-  /// could not be stored (they wait on). The learner's thread.
-  bool train();
+  /// One round on the labels that wait, for whatever models, if the rule of rounds lets it open or
+  /// `at_once`. Milliseconds until the next may open: 0 = one has ended, ask again; negative = none
+  /// waits, or its outcome could not be stored (they wait on). The learner's thread.
+  int64_t train(bool at_once);
 
  private:
   struct Model {
@@ -49,6 +50,8 @@ class TaskModels {
     std::vector<float> input;
     int32_t label;
   };
+  std::vector<uint64_t> waiting() const;
+  int64_t opens_in(const std::vector<uint64_t>& labels) const;
   Status attach(const std::string& name, const std::vector<int64_t>& sizes);
   Result<Example> example_of(const FeedbackItem& item, const Model& model) const;
   bool stream(Mlp& mlp, const std::vector<Example>& fresh, const std::vector<Example>& replay,

@@ -119,6 +119,7 @@ class House {
   Config config;
   std::function<void(Adapters&)> tamper;  // set before a round; survives reopen()
   std::function<void(int64_t step)> on_step;
+  std::function<int64_t(bool at_once)> tasks;  // in place of TaskModels::train(); before reopen()
   std::unique_ptr<ReplayStore> store;
   std::unique_ptr<Versions> versions;
   std::unique_ptr<Learner> learner;
@@ -143,23 +144,13 @@ class House {
                                  system_clock_seam(), load, config.integer("versions.keep"));
     DS_CHECK(opened.ok());
     versions = std::move(*opened);
-    learner = std::make_unique<Learner>(LearnerParts{*versions,
-                                                     *store,
-                                                     files_,
-                                                     bases_,
-                                                     base_files_,
-                                                     config,
-                                                     w.machine.pool,
-                                                     *w.machine.compute.ops,
-                                                     metrics_,
-                                                     events_,
-                                                     system_clock_seam(),
-                                                     w.model.tokenizer,
-                                                     w.chat,
-                                                     {},
-                                                     [this](Adapters& a) {
-                                                       if (tamper) tamper(a);
-                                                     }});
+    learner = std::make_unique<Learner>(LearnerParts{
+        *versions, *store, files_, bases_, base_files_, config, w.machine.pool,
+        *w.machine.compute.ops, metrics_, events_, system_clock_seam(), w.model.tokenizer, w.chat,
+        [this](bool at_once) { return tasks ? tasks(at_once) : -1; },
+        [this](Adapters& a) {
+          if (tamper) tamper(a);
+        }});
     learner->start();
   }
 
@@ -552,6 +543,27 @@ TEST(Fates, ACorrectionOfACorrectionSupersedesItInTheSameRound) {
   EXPECT_EQ(house.fate(first).state, "quarantined");
   EXPECT_EQ(house.fate(first).reason, "superseded by " + second);
   EXPECT_EQ(house.fate(second).state, "served");
+}
+
+TEST(TaskRounds, AreAskedByTheLoopAndForcedByAStep) {
+  House house(Settings{{"learn.enabled", "false"}});
+  std::atomic<int> forced = 0, asked = 0;
+  house.close();
+  house.tasks = [&](bool at_once) -> int64_t {
+    if (at_once) return ++forced % 3 == 0 ? -1 : 0;  // two rounds, then nothing waits
+    ++asked;
+    asked.notify_all();
+    return -1;
+  };
+  house.reopen();
+  EXPECT_EQ(house.step()["outcome"], "empty");
+  EXPECT_EQ(forced, 3);
+  house.step();  // the loop has come around in between
+  EXPECT_EQ(asked, 0) << "learn.enabled is off";
+  ASSERT_TRUE(house.config.set_live("learn.enabled", "true").ok());
+  house.learner->notify();
+  asked.wait(0);
+  house.close();
 }
 
 TEST(Undo, TrainsAgainWhatRemovedVersionsHadLearned) {
