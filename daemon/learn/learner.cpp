@@ -95,6 +95,10 @@ bool Learner::due(int64_t& wait_ms) {
     return false;
   const std::vector<uint64_t> offsets = waiting();
   if (offsets.empty()) return false;
+  if (const int64_t left_ms = back_off_.left_ms(parts_.clock); left_ms > 0) {
+    wait_ms = left_ms;
+    return false;
+  }
   const RoundRule rule = round_rule(parts_.config);
   if (parts_.config.flag("learn.deterministic")) {
     // Exactly min_items, whenever they are there. What is taken back fills no round, and waits for
@@ -157,8 +161,10 @@ void Learner::loop() {
     int64_t wait_ms = -1;
     lock.unlock();
     bool now = due(wait_ms);
-    if (now)
-      now = run_round().value("error", "").empty();  // a full disk is not asked at once again
+    if (now && !run_round().value("error", "").empty()) {
+      back_off_.begin(parts_.config, parts_.clock);
+      now = false;
+    }
     const int64_t task_wait_ms = train_task_models();
     now = now || task_wait_ms == 0;
     if (task_wait_ms > 0 && (wait_ms <= 0 || task_wait_ms < wait_ms)) wait_ms = task_wait_ms;

@@ -120,6 +120,7 @@ class Learner {
   std::deque<Command> commands_;
   bool stop_ = false, paused_ = false, changed_ = false;
   uint64_t epoch_at_start_ = 0;
+  BackOff back_off_;  ///< the learner's thread
   std::string state_ = "idle";
   StepReport last_step_;
   uint64_t current_round_ = 0;

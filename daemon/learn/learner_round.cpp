@@ -202,12 +202,16 @@ Json Learner::hold(Round& round, int64_t parent, const std::string& outcome,
       {"tokens", round.outcome.tokens},
       {"seconds", static_cast<double>(parts_.clock.unix_ms() - round.started_ms) / 1000.0}};
   Commit commit;
-  if (!round.rebuilds)
-    set_fates(commit, round.items, outcome == "dropped" ? "reverted" : "held", "",
-              round.outcome.steps, reason);
+  const std::string state = round.retry ? "queued" : outcome == "dropped" ? "reverted" : "held";
+  for (const FeedbackItem& item : round.items) {
+    const bool told = !item.fate.empty() && item.fate.back().reason == reason;  // the last time
+    if (!round.rebuilds && !told) set_fates(commit, {item}, state, "", round.outcome.steps, reason);
+  }
   commit.rounds.emplace_back(round.number, record);
   const Status stored = parts_.store.commit(commit);
   if (!stored.ok()) log(LogLevel::kError, "learn", "round record not stored: " + stored.message());
+  if (!round.rebuilds && (round.retry || !stored.ok()))
+    back_off_.begin(parts_.config, parts_.clock);
   log(LogLevel::kWarn, "learn",
       "round " + std::to_string(round.number) + " " + outcome + ": " + reason);
   parts_.events.publish("gate", record);
@@ -272,15 +276,17 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
 }
 
 /// A new base is durable before the version that needs it. A base that no version names goes: the
-/// new one when it is not published, an old one with the last version that stood on it. A crash in
-/// between leaves it to the next start.
+/// new one, or what there is of it, when it is not published, an old one with the last version that
+/// stood on it. A crash in between leaves it to the next start.
 Status Learner::publish_files(const Candidate& candidate, Commit commit) {
   const std::string& base = candidate.manifest.base_sha256;
   const bool new_base = !candidate.base_file.empty();
-  if (new_base) DS_TRY(parts_.base_files.write(base, candidate.base_file));
-  const Status published =
-      parts_.versions.publish(candidate.manifest, candidate.delta, candidate.checkpoint,
-                              std::move(commit), candidate.weights, true);
+  Status published;
+  if (new_base) published = parts_.base_files.write(base, candidate.base_file);
+  if (published.ok()) {
+    published = parts_.versions.publish(candidate.manifest, candidate.delta, candidate.checkpoint,
+                                        std::move(commit), candidate.weights, true);
+  }
   if (new_base && published.ok()) parts_.bases.add(candidate.weights->base);
   const Status removed = parts_.base_files.keep_only(parts_.versions.bases());
   if (!removed.ok()) log(LogLevel::kWarn, "learn", removed.message());
@@ -318,6 +324,7 @@ Json Learner::publish_round(Round& round, Candidate candidate, const Json& gate_
   commit.rounds.emplace_back(round.number, record);
   const Status published = publish_files(candidate, std::move(commit));
   const bool moved = should_drop() || parts_.versions.pinned() != 0;  // a moment ago
+  round.retry = !moved && published.code() == Code::kIo;
   if (!published.ok())
     return hold(round, manifest.parent, moved ? "dropped" : "held",
                 "not published: " + published.message(), gate_record);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From stored feedback to what a round trains on, and when a round opens. Pure functions.
+// From stored feedback to what a round trains on, and when a round opens.
 #pragma once
 
 #include <optional>
@@ -27,6 +27,17 @@ RoundRule round_rule(const Config& config);
 /// `newest_ms` are the receive times of the waiting items.
 int64_t round_opens_in(const RoundRule& rule, int64_t waiting, int64_t oldest_ms, int64_t newest_ms,
                        int64_t now_ms);
+
+/// After the disk has failed no round opens by itself for learn.max_wait, at least a second: what
+/// cannot be stored is not trained over and over.
+class BackOff {
+ public:
+  void begin(const Config& config, const Clock& clock);
+  int64_t left_ms(const Clock& clock) const;  ///< 0 = over
+
+ private:
+  int64_t until_ns_ = 0;
+};
 
 /// Letters and digits in lower case, other bytes from 0x80 as they are: what "the same text" means.
 std::string normalised(const std::string& text);

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "learn/lessons.h"
 #include "learn/objective.h"
 #include "log.h"
 #include "storage/hash.h"
@@ -220,6 +219,7 @@ std::vector<uint64_t> TaskModels::waiting() const {
 }
 
 int64_t TaskModels::opens_in(const std::vector<uint64_t>& labels) const {
+  if (const int64_t left_ms = back_off_.left_ms(clock_); left_ms > 0) return left_ms;
   const Result<FeedbackItem> oldest = store_.get(labels.front()),
                              newest = store_.get(labels.back());
   if (!oldest.ok() || !newest.ok()) return 0;  // what is damaged holds the others up no longer
@@ -253,7 +253,8 @@ int64_t TaskModels::train(bool at_once) {
   if (taken.empty() && quarantined.fates.empty()) return -1;
   if (const Status done = store_.commit(quarantined); !done.ok()) {
     log(LogLevel::kError, "learn", done.message());
-    return -1;
+    back_off_.begin(config_, clock_);
+    return back_off_.left_ms(clock_);
   }
   for (auto& [name, fresh] : taken) {
     Model* model = nullptr;
@@ -261,7 +262,11 @@ int64_t TaskModels::train(bool at_once) {
       std::lock_guard lock(mutex_);
       model = &models_.at(name);
     }
-    if (model->versions->pinned() != 0 || !train_model(name, *model, std::move(fresh))) return -1;
+    if (model->versions->pinned() != 0) return -1;
+    if (!train_model(name, *model, std::move(fresh))) {
+      back_off_.begin(config_, clock_);
+      return back_off_.left_ms(clock_);
+    }
   }
   return 0;
 }

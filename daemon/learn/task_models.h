@@ -16,6 +16,7 @@
 #include "events.h"
 #include "kernels/pool.h"
 #include "learn/gate.h"
+#include "learn/lessons.h"
 
 namespace ds {
 
@@ -37,7 +38,7 @@ class TaskModels {
 
   /// One round on the labels that wait, for whatever models, if the rule of rounds lets it open or
   /// `at_once`. Milliseconds until the next may open: 0 = one has ended, ask again; negative = none
-  /// waits, or its outcome could not be stored (they wait on). The learner's thread.
+  /// waits, or the model is pinned. What the disk refuses waits on. The learner's thread.
   int64_t train(bool at_once);
 
  private:
@@ -69,6 +70,7 @@ class TaskModels {
   EventBus& events_;
   Clock& clock_;
   Compute training_, serving_;
+  BackOff back_off_;  ///< the learner's thread
   mutable std::mutex mutex_;
   std::map<std::string, Model> models_;  ///< entries are never removed
 };

@@ -8,6 +8,7 @@
 #include "engine/delta_file.h"
 #include "learn/learner.h"
 #include "served_model.h"
+#include "tests/storage/test_seams.h"
 
 namespace ds {
 namespace {
@@ -128,7 +129,8 @@ class Workshop {
       test::load_model(test::data_path("tiny/tied"), machine.compute, WeightFormat::kF32)};
   ScratchFolder folder;
   VersionStore files{posix_file_system(), folder.path()};
-  BaseStore base_files{posix_file_system(), folder.path()};
+  FillingDisk disk;  // of the bases
+  BaseStore base_files{disk, folder.path()};
   Metrics metrics;
   EventBus events{system_clock_seam()};
   std::unique_ptr<ReplayStore> store;
@@ -241,6 +243,18 @@ TEST(LearnerFull, WhatIsNotPublishedLeavesNoBase) {
   EXPECT_EQ(w.learn(kFirst)["outcome"], "held");
   EXPECT_EQ(w.bases_on_disk(), std::vector<std::string>());
   EXPECT_EQ(w.versions->current()->version, "v1");
+}
+
+TEST(LearnerFull, ABaseThatTheDiskRefusesIsTriedAgain) {
+  Workshop w("full");
+  w.disk.full = true;
+  const std::string item = w.tell(kFirst);
+  EXPECT_EQ(w.learn()["outcome"], "held");
+  EXPECT_EQ(w.store->get(item)->fate.back().state, "queued");
+  EXPECT_EQ(w.bases_on_disk(), std::vector<std::string>()) << "nor a part of one";
+  w.disk.full = false;
+  EXPECT_EQ(w.learn()["outcome"], "published");
+  EXPECT_EQ(w.store->get(item)->fate.back().state, "served");
 }
 
 TEST(LearnerFull, ABaseWithoutAVersionGoesAtStart) {

@@ -6,16 +6,10 @@
 
 #include "reference_model.h"
 #include "tests/storage/scratch_folder.h"
+#include "tests/storage/test_seams.h"
 
 namespace ds {
 namespace {
-
-class HandClock final : public Clock {
- public:
-  int64_t unix_ms() const override { return 1'700'000'000'000 + now_ms; }
-  int64_t monotonic_ns() const override { return now_ms * 1'000'000; }
-  int64_t now_ms = 0;
-};
 
 class TaskModelsTest : public testing::Test {
  protected:
@@ -52,7 +46,8 @@ class TaskModelsTest : public testing::Test {
   test::Machine machine_;
   Config config_;
   EventBus events_{clock_};
-  VersionStore files_{posix_file_system(), folder_.path()};
+  FillingDisk disk_;  // of the versions
+  VersionStore files_{disk_, folder_.path()};
   std::unique_ptr<ReplayStore> store_;
   std::unique_ptr<TaskModels> models_;
   int64_t seq_ = 0;
@@ -103,6 +98,27 @@ TEST_F(TaskModelsTest, LabelsOfNoModelAreQuarantinedWithTheRound) {
   EXPECT_EQ(models_->train(false), 0);
   EXPECT_EQ(store_->offsets_in_state("quarantined").size(), 2u);
   EXPECT_EQ(models_->train(false), -1);
+}
+
+TEST_F(TaskModelsTest, AFullDiskIsAskedAgainAfterMaxWait) {
+  tell(), tell(), tell();
+  clock_.now_ms = 2000;
+  disk_.full = true;
+  EXPECT_EQ(models_->train(false), 30'000);
+  EXPECT_EQ(store_->offsets_in_state("stored").size(), 3u) << "they wait on";
+  disk_.full = false;
+  clock_.now_ms = 31'999;
+  EXPECT_EQ(models_->train(false), 1);
+  EXPECT_EQ(trained(), 0u);
+  clock_.now_ms = 32'000;
+  EXPECT_EQ(models_->train(false), 0);
+  EXPECT_EQ(trained(), 3u);
+
+  disk_.full = true;
+  tell();
+  EXPECT_EQ(models_->train(true), 30'000);
+  disk_.full = false;
+  EXPECT_EQ(models_->train(true), 0) << "a step does not wait";
 }
 
 TEST_F(TaskModelsTest, TheSettingsMayChangeMeanwhile) {
