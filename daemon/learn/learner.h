@@ -86,7 +86,8 @@ class Learner {
   Result<Rebuild> plan_from_log(const FeedbackItem& item) const;
   Status rebuild_round(const Rebuild& plan, const std::vector<FeedbackItem>& items,
                        std::vector<FeedbackItem>& earlier, Round& last);
-  Json undo_learned(const FeedbackItem& item);
+  Json undo_learned(const FeedbackItem& item, Commit with);
+  void bring_back(const FeedbackItem& undone, Commit& commit) const;
 
   void build_trainer();
   Recipe recipe_for(size_t items, const Trained& trained) const;

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <cmath>
 
 #include "learner_house.h"
 
@@ -154,6 +155,101 @@ TEST(TaskRounds, AreAskedByTheLoopAndForcedByAStep) {
   house.learner->notify();
   asked.wait(0);
   house.close();
+}
+
+// ---- what had given way ----
+
+/// Rounds open by step() alone.
+class Superseded : public testing::Test {
+ protected:
+  std::string correct(const std::string& answer) {
+    return house.say({{"kind", "correction"},
+                      {"messages", {{{"role", "user"}, {"content", "When does the pump run?"}}}},
+                      {"correction", answer}});
+  }
+  std::string tell(const std::string& text) {
+    return house.say({{"kind", "text"}, {"text", text}});
+  }
+  /// A round of two corrections, of which the newer one is learned.
+  void learn_two() {
+    first = correct("At eight."), second = correct("At nine.");
+    ASSERT_EQ(house.step()["outcome"], "published");
+    ASSERT_EQ(house.fate(first).reason, "superseded by " + second);
+    ASSERT_EQ(house.fate(second).state, "served");
+  }
+  void undo(const std::string& id) {
+    const Result<Json> answer = house.undo(id);
+    ASSERT_TRUE(answer.ok()) << answer.status().message();
+    EXPECT_EQ(house.fate(id).state, "reverted");
+  }
+
+  House house{Settings{{"learn.enabled", "false"}}};
+  std::string first, second;
+};
+
+TEST_F(Superseded, ComesBackWhenTheNewerIsTakenBack) {
+  learn_two();
+  undo(second);
+  EXPECT_EQ(house.fate(first).state, "queued");
+  EXPECT_THAT(house.fate(first).reason, HasSubstr(second));
+  EXPECT_EQ(house.step()["outcome"], "published");
+  EXPECT_THAT(house.states(first),
+              ElementsAre("stored", "quarantined", "queued", "trained", "served"));
+}
+
+TEST_F(Superseded, StaysWhereSomethingNewerStillStands) {
+  learn_two();
+  const std::string third = correct("At ten.");  // in a round of its own
+  ASSERT_EQ(house.step()["outcome"], "published");
+  undo(second);
+  EXPECT_EQ(house.fate(first).state, "quarantined");
+  EXPECT_EQ(house.fate(first).reason, "superseded by " + third);
+  const std::string fourth = correct("At eleven.");  // waits still
+  undo(third);
+  EXPECT_EQ(house.fate(first).reason, "superseded by " + fourth);
+  undo(fourth);
+  EXPECT_EQ(house.fate(first).state, "queued");
+  EXPECT_EQ(house.step()["outcome"], "published");
+  EXPECT_EQ(house.fate(first).state, "served");
+}
+
+TEST_F(Superseded, ComesBackThoughTheNewerWasNeverLearned) {
+  house.tamper = [](Adapters& a) { a.parameters()[7] = std::nanf(""); };
+  first = correct("At eight."), second = correct("At nine.");
+  ASSERT_EQ(house.step()["outcome"], "held");
+  house.tamper = nullptr;
+  undo(second);
+  EXPECT_EQ(house.step()["outcome"], "published");
+  EXPECT_EQ(house.fate(first).state, "served");
+}
+
+TEST_F(Superseded, ComesBackThoughARollbackCameFirst) {
+  learn_two();
+  ASSERT_TRUE(house.versions->rollback(1, "a test").ok());
+  ASSERT_TRUE(house.versions->unpin().ok());
+  EXPECT_EQ(house.fate(first).state, "quarantined") << "the newer one may come back";
+  undo(second);
+  EXPECT_EQ(house.fate(first).state, "queued");
+}
+
+TEST_F(Superseded, StaysWhenTheUndoFails) {
+  learn_two();
+  const std::string later = tell("The pump of the north well is opened at nine every day.");
+  ASSERT_EQ(house.step()["outcome"], "published");
+  house.disk.full = true;
+  ASSERT_FALSE(house.undo(second).ok());
+  EXPECT_EQ(house.fate(first).reason, "superseded by " + second);
+}
+
+TEST_F(Superseded, ANearTwinOfATextComesBackToo) {
+  const std::string text =
+      "The pump of the north well is opened at nine on every day but Sunday, and"
+      " the pump of the south well at ten on every day but Monday.";
+  first = tell(text), second = tell(text + " So it is.");
+  ASSERT_EQ(house.step()["outcome"], "published");
+  ASSERT_EQ(house.fate(second).reason, "says nearly the same as " + first);
+  undo(first);
+  EXPECT_EQ(house.fate(second).state, "queued");
 }
 
 }  // namespace
