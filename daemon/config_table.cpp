@@ -40,7 +40,8 @@ constexpr Setting kSettings[] = {
     {"learn.rank", kI, "8", 1, 16, "", kRestart, "rank of the low-rank factors"},
     {"learn.lr", kN, "0.002", 1e-7, 1, "", kLive,
      "learning rate of low-rank factors; every weight gets a fortieth of it"},
-    {"learn.max_steps", kI, "60", 1, 100000, "", kLive, "optimizer steps of a round at most"},
+    {"learn.max_steps", kI, "60", 1, 100000, "", kLive,
+     "optimizer steps of a round at most, or 12 for each of its items if that is more"},
 
     {"gate.max_drop", kN, "0.01", 0, 10, "", kLive,
      "allowed relative rise of an old domain's held-out loss"},
@@ -61,7 +62,8 @@ constexpr Setting kSettings[] = {
 
     {"model.quant", kT, "file", 0, 0, "file|int8|int4", kRestart,
      "weight format; file = the tensors as stored"},
-    {"versions.keep", kI, "50", 2, 1e6, "", kRestart, "versions kept on disk"},
+    {"versions.keep", kI, "50", 2, 1e6, "", kRestart,
+     "newest versions that stay, besides v1, the serving one, its parent and the pinned one"},
 
     {"trace.ttl", kD, "7d", kMinute, 3650 * kDay, "", kRestart,
      "how long a response can be cited by feedback"},

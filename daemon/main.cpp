@@ -171,8 +171,10 @@ Json backup_summary(const std::string& path, const Json& manifest) {
   return {{"path", path}, {"files", files}, {"bytes", bytes}};
 }
 
-Result<Json> make_backup(const ReplayStore& store, const std::string& data,
-                         const std::string& path) {
+Result<Json> make_backup(const ReplayStore& store, Versions& versions, TaskModels& tasks,
+                         const std::string& data, const std::string& path) {
+  // What the copy of the store names must be there until it is copied, too.
+  const auto kept = std::make_pair(versions.keep_files(), tasks.keep_files());
   DS_TRY(create_backup(store, posix_file_system(), data, path));
   DS_ASSIGN(const Json manifest, verify_backup(posix_file_system(), path));
   return backup_summary(path, manifest);
@@ -217,7 +219,7 @@ Status load_base(Bases& bases, const Compute& compute) {
 
 Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
                                                 VersionStore& files, ReplayStore& store,
-                                                Clock& clock) {
+                                                const Config& config) {
   DS_TRY(files.clean());
   const LoadWeights load = [&](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
     const Compute serial{&cpu_ops(best_cpu_isa()), {serial_parallel(), nullptr}};
@@ -225,7 +227,8 @@ Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_fi
     return load_weights(m, files, std::move(base), serial);
   };
   DS_ASSIGN(auto versions,
-            Versions::open("default", bases.file_sha256(), store, files, clock, load));
+            Versions::open("default", bases.file_sha256(), store, files, system_clock_seam(), load,
+                           config.integer("versions.keep")));
   DS_TRY(base_files.keep_only(versions->bases()));  // a crash may have left one without a version
   return versions;
 }
@@ -244,7 +247,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Bases bases(*model.file, base_files, model.fp32 ? WeightFormat::kF32 : WeightFormat::kBF16);
   DS_TRY(load_base(bases, compute));
   DS_ASSIGN(const std::unique_ptr<Versions> versions,
-            open_versions(bases, base_files, files, store, clock));
+            open_versions(bases, base_files, files, store, config));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
   TaskModels tasks(store, files, config, pool, ops, events, clock);
   DS_TRY(tasks.open());
@@ -263,12 +266,14 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    clock,
                    model.tokenizer,
                    model.chat,
-                   [&] { return tasks.train(); },
+                   [&](bool at_once) { return tasks.train(at_once); },
                    {}});
   const uint64_t watch = events.subscribe([&](const Event& e) {
     if (e.topic == "store") learner.notify();
   });
-  const auto backup = [&](const std::string& path) { return make_backup(store, a.data, path); };
+  const auto backup = [&](const std::string& path) {
+    return make_backup(store, *versions, tasks, a.data, path);
+  };
   ServerParts parts{engine,
                     *versions,
                     store,

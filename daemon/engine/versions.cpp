@@ -11,6 +11,14 @@ namespace {
 
 std::string pointer_key(const std::string& model) { return "versions/" + model; }
 
+void read_numbers(const Json& pointer, const char* key, std::set<int64_t>& numbers) {
+  const Json* list = find(pointer, key);
+  if (list == nullptr || !list->is_array()) return;
+  for (const Json& number : *list) {
+    if (number.is_number_integer()) numbers.insert(number.get<int64_t>());
+  }
+}
+
 /// "v12" -> 12; 0 for anything else.
 int64_t parse_version(std::string_view text) {
   if (text.size() < 2 || text[0] != 'v') return 0;
@@ -46,21 +54,22 @@ std::shared_ptr<const Weights> make_weights(const VersionManifest& manifest,
 }
 
 Versions::Versions(std::string model, ReplayStore& store, VersionStore& files, Clock& clock,
-                   LoadWeights load)
+                   LoadWeights load, int64_t keep)
     : model_(std::move(model)),
       store_(store),
       files_(files),
       clock_(clock),
-      load_(std::move(load)) {}
+      load_(std::move(load)),
+      keep_(keep) {}
 
 Result<std::unique_ptr<Versions>> Versions::open(const std::string& model,
                                                  const std::string& base_sha256, ReplayStore& store,
                                                  VersionStore& files, Clock& clock,
-                                                 LoadWeights load) {
-  std::unique_ptr<Versions> versions(new Versions(model, store, files, clock, std::move(load)));
-  DS_TRY(versions->recover(base_sha256).in("versions of " + model));
-  DS_ASSIGN(versions->current_, versions->weights_of(versions->pointer_.current));
-  return versions;
+                                                 LoadWeights load, int64_t keep) {
+  std::unique_ptr<Versions> opened(new Versions(model, store, files, clock, std::move(load), keep));
+  DS_TRY(opened->recover(base_sha256).in("versions of " + model));
+  DS_ASSIGN(opened->current_, opened->weights_of(opened->pointer_.current));
+  return opened;
 }
 
 Status Versions::recover(const std::string& base_sha256) {
@@ -79,12 +88,10 @@ Status Versions::recover(const std::string& base_sha256) {
   DS_ASSIGN(pointer_.current, get_int(*meta, "current"));
   DS_ASSIGN(pointer_.pinned, get_int(*meta, "pinned"));
   DS_ASSIGN(pointer_.next, get_int(*meta, "next"));
-  if (const Json* held = ds::find(*meta, "held"); held != nullptr && held->is_array()) {
-    for (const Json& number : *held) {
-      if (number.is_number_integer()) pointer_.held.insert(number.get<int64_t>());
-    }
-  }
+  read_numbers(*meta, "held", pointer_.held);
+  read_numbers(*meta, "removing", pointer_.removing);
   for (const VersionManifest& manifest : stored) {
+    if (pointer_.removing.contains(manifest.number)) continue;
     if (manifest.number < pointer_.next) {
       manifests_[manifest.number] = manifest;
     } else {  // its files were written, its commit never was
@@ -99,7 +106,8 @@ Status Versions::recover(const std::string& base_sha256) {
   if (!manifests_.contains(pointer_.current)) {
     return corrupt(version_name(pointer_.current) + " should serve, but its files are missing");
   }
-  return {};
+  remove_files();  // what a crash has left of them; what cannot be removed now is tried again
+  return recover_removed();
 }
 
 Status Versions::write_base(const std::string& base_sha256) {
@@ -144,18 +152,21 @@ Result<std::shared_ptr<const Weights>> Versions::weights_of(int64_t number) {
     if (current_ && pointer_.current == number) return current_;
     if (auto live = cache_[number].lock()) return live;
   }
-  DS_ASSIGN(auto loaded, load_(wanted));
+  const Result<std::shared_ptr<const Weights>> loaded = load_(wanted);
   std::lock_guard lock(mutex_);
+  DS_TRY(check_kept(number));  // its files may have gone while they were read
+  if (!loaded.ok()) return loaded.status();
   if (auto live = cache_[number].lock()) return live;  // another thread was faster
-  cache_[number] = loaded;
-  return loaded;
+  cache_[number] = *loaded;
+  return *loaded;
 }
 
 Status Versions::commit_pointer(const Pointer& pointer, Commit commit) {
   commit.meta.emplace_back(pointer_key(model_), Json{{"current", pointer.current},
                                                      {"pinned", pointer.pinned},
                                                      {"next", pointer.next},
-                                                     {"held", pointer.held}});
+                                                     {"held", pointer.held},
+                                                     {"removing", pointer.removing}});
   return store_.commit(commit);
 }
 
@@ -183,6 +194,8 @@ Status Versions::publish(const VersionManifest& manifest, const std::vector<Stor
                          const std::vector<StoredTensor>& checkpoint, Commit commit,
                          std::shared_ptr<const Weights> weights, bool serve) {
   int64_t from = 0;
+  std::vector<int64_t> gone;
+  std::map<int64_t, Status> left_behind;
   {
     std::lock_guard change(change_mutex_);
     DS_TRY(check_publish(manifest, serve));
@@ -191,13 +204,15 @@ Status Versions::publish(const VersionManifest& manifest, const std::vector<Stor
     {
       std::lock_guard lock(mutex_);
       next = pointer_;
-    }
-    from = next.current;
-    next.next = manifest.number + 1;
-    if (serve) {
-      next.current = manifest.number;
-    } else {
-      next.held.insert(manifest.number);
+      from = next.current;
+      next.next = manifest.number + 1;
+      if (serve) {
+        next.current = manifest.number;
+      } else {
+        next.held.insert(manifest.number);
+      }
+      if (files_kept_.expired()) gone = too_old(manifest, next);
+      commit_removal(gone, manifest, next, commit);
     }
     if (Status status = commit_pointer(next, std::move(commit)); !status.ok()) {
       // The files would go at the next start anyway: the pointer never reached them.
@@ -206,16 +221,26 @@ Status Versions::publish(const VersionManifest& manifest, const std::vector<Stor
       }
       return status.in("publish");
     }
-    std::lock_guard lock(mutex_);
-    pointer_ = next;
-    manifests_[manifest.number] = manifest;
-    cache_[manifest.number] = weights;
-    if (serve) {
-      current_ = std::move(weights);
-      ++epoch_;
+    {
+      std::lock_guard lock(mutex_);
+      pointer_ = next;
+      manifests_[manifest.number] = manifest;
+      cache_[manifest.number] = weights;
+      forget(gone);
+      if (serve) {
+        current_ = std::move(weights);
+        ++epoch_;
+      }
     }
+    left_behind = remove_files();
   }
   announce(serve ? "published" : "held", manifest.number, from, "");
+  for (const int64_t number : gone) {
+    std::string reason = "versions.keep is " + std::to_string(keep_);
+    if (left_behind.contains(number))
+      reason += "; its files are still there: " + left_behind.at(number).message();
+    announce("pruned", number, serve ? manifest.number : from, reason);
+  }
   return {};
 }
 
@@ -230,11 +255,11 @@ std::vector<FateChange> Versions::fates_of_move(int64_t from, int64_t to,
     };
     for (const int64_t n : after) {
       auto& items = holds(before, n) ? kept : gained;
-      for (const std::string& id : manifests_.at(n).items) items.emplace(id, n);
+      for (const std::string& id : known(n)->items) items.emplace(id, n);
     }
     for (const int64_t n : before) {
       if (holds(after, n)) continue;
-      for (const std::string& id : manifests_.at(n).items) left.emplace(id, n);
+      for (const std::string& id : known(n)->items) left.emplace(id, n);
     }
   }
   std::vector<FateChange> changes;
@@ -263,6 +288,7 @@ Status Versions::move(int64_t to, bool pin, const std::string& event, const std:
     Pointer next;
     {
       std::lock_guard lock(mutex_);
+      DS_TRY(check_kept(to));  // a publication may have removed it meanwhile
       next = pointer_;
     }
     from = next.current;
@@ -353,13 +379,18 @@ std::set<std::string> Versions::bases() const {
   return out;
 }
 
+const VersionManifest* Versions::known(int64_t number) const {
+  if (const auto it = manifests_.find(number); it != manifests_.end()) return &it->second;
+  const auto it = removed_.find(number);
+  return it != removed_.end() ? &it->second : nullptr;
+}
+
 std::vector<int64_t> Versions::path(int64_t number) const {
   std::vector<int64_t> out;
   // Parents are older than their children, so a damaged manifest cannot make a cycle.
-  for (auto it = manifests_.find(number); it != manifests_.end();) {
-    out.push_back(it->first);
-    const int64_t parent = it->second.parent;
-    it = parent < it->first ? manifests_.find(parent) : manifests_.end();
+  for (const VersionManifest* m = known(number); m != nullptr;) {
+    out.push_back(m->number);
+    m = m->parent < m->number ? known(m->parent) : nullptr;
   }
   return out;
 }
@@ -369,12 +400,17 @@ std::vector<int64_t> Versions::ancestors(int64_t number) const {
   return path(number);
 }
 
+std::vector<VersionManifest> Versions::lineage(int64_t number) const {
+  std::lock_guard lock(mutex_);
+  std::vector<VersionManifest> out;
+  for (const int64_t n : path(number)) out.push_back(*known(n));
+  return out;
+}
+
 Result<VersionManifest> Versions::manifest(int64_t number) const {
   std::lock_guard lock(mutex_);
-  const auto it = manifests_.find(number);
-  if (it != manifests_.end()) return it->second;
-  return not_found("model " + model_ + " has no version " + version_name(number) +
-                   ", the newest is " + version_name(manifests_.rbegin()->first));
+  DS_TRY(check_kept(number));
+  return manifests_.at(number);
 }
 
 Json Versions::describe(const VersionManifest& m) const {

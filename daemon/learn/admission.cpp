@@ -48,6 +48,8 @@ class Conversations {
   std::map<std::string, std::vector<Answer>> answers_;
 };
 
+std::string nearly_same_reason(const std::string& as) { return "says nearly the same as " + as; }
+
 std::set<std::string> word_trigrams(const std::string& text) {
   std::vector<std::string> words(1);
   for (const char c : text) {
@@ -115,17 +117,32 @@ Admission admit(std::vector<FeedbackItem> items) {
         return likeness(other.second, text) >= kNearDuplicate;
       });
       if (twin != texts.end()) {
-        out.quarantined.push_back({std::move(item), "says nearly the same as " + twin->first});
+        out.quarantined.push_back({std::move(item), nearly_same_reason(twin->first)});
         continue;
       }
       texts.emplace_back(item.id, text);
     } else if (const std::string by = conversations.superseded_by(item); !by.empty()) {
-      out.quarantined.push_back({std::move(item), "superseded by " + by});
+      out.quarantined.push_back({std::move(item), superseded_reason(by)});
       continue;
     }
     out.admitted.push_back(std::move(item));
   }
   return out;
+}
+
+std::string superseded_by(const FeedbackItem& item, const std::vector<FeedbackItem>& others) {
+  Conversations conversations;
+  conversations.add(item);
+  for (const FeedbackItem& other : others) conversations.add(other);
+  return conversations.superseded_by(item);
+}
+
+std::string superseded_reason(const std::string& by) { return "superseded by " + by; }
+
+bool gave_way_to(const FeedbackItem& item, const std::string& id) {
+  if (item.fate.empty() || item.fate.back().state != "quarantined") return false;
+  const std::string& reason = item.fate.back().reason;
+  return reason == superseded_reason(id) || reason == nearly_same_reason(id);
 }
 
 std::vector<FeedbackItem> not_superseded(const std::vector<FeedbackItem>& earlier,

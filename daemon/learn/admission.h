@@ -41,6 +41,14 @@ struct Admission {
 /// contradict.
 Admission admit(std::vector<FeedbackItem> items);
 
+/// The id of one of `others` that `item` gives way to; empty = none.
+std::string superseded_by(const FeedbackItem& item, const std::vector<FeedbackItem>& others);
+
+/// Whether an item was quarantined because of this one alone.
+bool gave_way_to(const FeedbackItem& item, const std::string& id);
+/// The reason of an answer in quarantine.
+std::string superseded_reason(const std::string& by);
+
 /// The items of `earlier` that give way to none of `earlier` and `fresh`: what may be rehearsed.
 std::vector<FeedbackItem> not_superseded(const std::vector<FeedbackItem>& earlier,
                                          const std::vector<FeedbackItem>& fresh);

@@ -95,9 +95,11 @@ bool Learner::due(int64_t& wait_ms) {
     return false;
   const std::vector<uint64_t> offsets = waiting();
   if (offsets.empty()) return false;
-  const RoundRule rule{parts_.config.integer("learn.min_items"),
-                       parts_.config.integer("learn.settle"),
-                       parts_.config.integer("learn.max_wait")};
+  if (const int64_t left_ms = back_off_.left_ms(parts_.clock); left_ms > 0) {
+    wait_ms = left_ms;
+    return false;
+  }
+  const RoundRule rule = round_rule(parts_.config);
   if (parts_.config.flag("learn.deterministic")) {
     // Exactly min_items, whenever they are there. What is taken back fills no round, and waits for
     // none.
@@ -113,6 +115,12 @@ bool Learner::due(int64_t& wait_ms) {
   wait_ms = round_opens_in(rule, static_cast<int64_t>(offsets.size()), oldest->received_ms,
                            newest->received_ms, parts_.clock.unix_ms());
   return wait_ms == 0;
+}
+
+/// A round of the task models if one may open; TaskModels::train() says what is answered.
+int64_t Learner::train_task_models() {
+  if (paused_ || !parts_.config.flag("learn.enabled") || !parts_.train_task_models) return -1;
+  return parts_.train_task_models(false);
 }
 
 /// Anchors and gate speak of the model file's own weights, whatever serves now. Once they have been
@@ -136,7 +144,7 @@ void Learner::loop() {
       commands_.pop_front();
       lock.unlock();
       if (command.kind == Command::Kind::kStep && parts_.train_task_models) {
-        while (parts_.train_task_models()) {
+        while (parts_.train_task_models(true) == 0) {
         }
       }
       Json outcome = command.kind == Command::Kind::kStep ? run_round() : run_undo(command.id);
@@ -153,9 +161,13 @@ void Learner::loop() {
     int64_t wait_ms = -1;
     lock.unlock();
     bool now = due(wait_ms);
-    if (now)
-      now = run_round().value("error", "").empty();  // a full disk is not asked at once again
-    if (!paused_ && parts_.train_task_models && parts_.train_task_models()) now = true;
+    if (now && !run_round().value("error", "").empty()) {
+      back_off_.begin(parts_.config, parts_.clock);
+      now = false;
+    }
+    const int64_t task_wait_ms = train_task_models();
+    now = now || task_wait_ms == 0;
+    if (task_wait_ms > 0 && (wait_ms <= 0 || task_wait_ms < wait_ms)) wait_ms = task_wait_ms;
     update_share();
     lock.lock();
     if (now) continue;

@@ -40,7 +40,7 @@ struct LearnerParts {
   Clock& clock;
   std::shared_ptr<const Tokenizer> tokenizer;
   ChatTemplate chat;
-  std::function<bool()> train_task_models;  ///< one round of whatever labels wait; false: none did
+  std::function<int64_t(bool at_once)> train_task_models;  ///< TaskModels::train()
   /// Changes a low-rank candidate between training and gate; tests plant damage here. Empty in
   /// production.
   std::function<void(Adapters&)> tamper;
@@ -74,6 +74,7 @@ class Learner {
 
   void loop();
   bool due(int64_t& wait_ms);
+  int64_t train_task_models();
   std::vector<uint64_t> waiting() const;
   Json run_round();
   void undo_retracted(const std::vector<uint64_t>& offsets);
@@ -85,7 +86,8 @@ class Learner {
   Result<Rebuild> plan_from_log(const FeedbackItem& item) const;
   Status rebuild_round(const Rebuild& plan, const std::vector<FeedbackItem>& items,
                        std::vector<FeedbackItem>& earlier, Round& last);
-  Json undo_learned(const FeedbackItem& item);
+  Json undo_learned(const FeedbackItem& item, Commit with);
+  void bring_back(const FeedbackItem& undone, Commit& commit) const;
 
   void build_trainer();
   Recipe recipe_for(size_t items, const Trained& trained) const;
@@ -121,6 +123,7 @@ class Learner {
   std::deque<Command> commands_;
   bool stop_ = false, paused_ = false, changed_ = false;
   uint64_t epoch_at_start_ = 0;
+  BackOff back_off_;  ///< the learner's thread
   std::string state_ = "idle";
   StepReport last_step_;
   uint64_t current_round_ = 0;

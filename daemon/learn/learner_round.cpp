@@ -48,10 +48,8 @@ uint64_t Learner::lineage_round(int64_t version) const {
 
 std::vector<FeedbackItem> Learner::lineage_items(int64_t version) const {
   std::vector<FeedbackItem> out;
-  for (const int64_t ancestor : parts_.versions.ancestors(version)) {
-    const Result<VersionManifest> manifest = parts_.versions.manifest(ancestor);
-    if (!manifest.ok()) continue;
-    for (const std::string& id : manifest->items) {
+  for (const VersionManifest& ancestor : parts_.versions.lineage(version)) {
+    for (const std::string& id : ancestor.items) {
       Result<FeedbackItem> item = parts_.store.get(id);
       if (item.ok()) out.push_back(std::move(item).value());
     }
@@ -210,12 +208,16 @@ Json Learner::hold(Round& round, int64_t parent, const std::string& outcome,
       {"tokens", round.outcome.tokens},
       {"seconds", static_cast<double>(parts_.clock.unix_ms() - round.started_ms) / 1000.0}};
   Commit commit;
-  if (!round.rebuilds)
-    set_fates(commit, round.items, outcome == "dropped" ? "reverted" : "held", "",
-              round.outcome.steps, reason);
+  const std::string state = round.retry ? "queued" : outcome == "dropped" ? "reverted" : "held";
+  for (const FeedbackItem& item : round.items) {
+    const bool told = !item.fate.empty() && item.fate.back().reason == reason;  // the last time
+    if (!round.rebuilds && !told) set_fates(commit, {item}, state, "", round.outcome.steps, reason);
+  }
   commit.rounds.emplace_back(round.number, record);
   const Status stored = parts_.store.commit(commit);
   if (!stored.ok()) log(LogLevel::kError, "learn", "round record not stored: " + stored.message());
+  if (!round.rebuilds && (round.retry || !stored.ok()))
+    back_off_.begin(parts_.config, parts_.clock);
   log(LogLevel::kWarn, "learn",
       "round " + std::to_string(round.number) + " " + outcome + ": " + reason);
   parts_.events.publish("gate", record);
@@ -279,20 +281,21 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
   return publish_round(round, std::move(candidate).value(), gate_record);
 }
 
-/// A new base is durable before the version that needs it. A crash between the two leaves a base
-/// that no version names, which the next start removes.
+/// A new base is durable before the version that needs it. A base that no version names goes: the
+/// new one, or what there is of it, when it is not published, an old one with the last version that
+/// stood on it. A crash in between leaves it to the next start.
 Status Learner::publish_files(const Candidate& candidate, Commit commit) {
   const std::string& base = candidate.manifest.base_sha256;
   const bool new_base = !candidate.base_file.empty();
-  if (new_base) DS_TRY(parts_.base_files.write(base, candidate.base_file));
-  const Status published =
-      parts_.versions.publish(candidate.manifest, candidate.delta, candidate.checkpoint,
-                              std::move(commit), candidate.weights, true);
-  if (new_base && published.ok()) parts_.bases.add(candidate.weights->base);
-  if (new_base && !published.ok() && !parts_.versions.bases().contains(base)) {
-    const Status removed = parts_.base_files.remove(base);
-    if (!removed.ok()) log(LogLevel::kWarn, "learn", removed.message());
+  Status published;
+  if (new_base) published = parts_.base_files.write(base, candidate.base_file);
+  if (published.ok()) {
+    published = parts_.versions.publish(candidate.manifest, candidate.delta, candidate.checkpoint,
+                                        std::move(commit), candidate.weights, true);
   }
+  if (new_base && published.ok()) parts_.bases.add(candidate.weights->base);
+  const Status removed = parts_.base_files.keep_only(parts_.versions.bases());
+  if (!removed.ok()) log(LogLevel::kWarn, "learn", removed.message());
   return published;
 }
 
@@ -327,6 +330,7 @@ Json Learner::publish_round(Round& round, Candidate candidate, const Json& gate_
   commit.rounds.emplace_back(round.number, record);
   const Status published = publish_files(candidate, std::move(commit));
   const bool moved = should_drop() || parts_.versions.pinned() != 0;  // a moment ago
+  round.retry = !moved && published.code() == Code::kIo;
   if (!published.ok())
     return hold(round, manifest.parent, moved ? "dropped" : "held",
                 "not published: " + published.message(), gate_record);

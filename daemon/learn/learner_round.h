@@ -16,6 +16,7 @@ struct Learner::Round {
   RoundOutcome outcome;
   int64_t started_ms = 0;
   bool rebuilds = false;  // an undo's: a failure leaves the items' fates as they were
+  bool retry = false;     // the disk failed, not the candidate: its items wait for another round
   Commit with;            // becomes durable with its publication
 };
 

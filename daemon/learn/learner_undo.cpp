@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "learn/admission.h"
 #include "learn/learner_round.h"
 #include "log.h"
 
@@ -30,18 +31,50 @@ Json Learner::run_undo(const std::string& id) {
     return {
         {"id", id}, {"state", now}, {"version", version_name(parts_.versions.current_number())}};
   };
-  if (state == "reverted" || state == "erased") return answer(state);
+  Commit commit;
+  bring_back(*item, commit);
+  if (state == "reverted" || state == "erased") {
+    const Status done = commit.fates.empty() ? Status() : parts_.store.commit(commit);
+    return done.ok() ? answer(state) : failure(done.message());
+  }
   const bool in_a_round =
       state == "held" && parts_.config.flag("learn.deterministic");  // it filled a place there
-  if (state == "served" || state == "trained" || in_a_round) return undo_learned(*item);
-  Commit commit;
+  if (state == "served" || state == "trained" || in_a_round)
+    return undo_learned(*item, std::move(commit));
   set_fates(commit, {*item}, "reverted", "", 0, "retracted before it was learned");
   const Status done = parts_.store.commit(commit);
   if (!done.ok()) return failure(done.message());
   return answer("reverted");
 }
 
-/// What an undo trains again: the rounds after the one that learned the item, without it.
+/// What was left out of a round because of the undone item waits again, unless something newer that
+/// is learned or waits has taken its place for good.
+void Learner::bring_back(const FeedbackItem& undone, Commit& commit) const {
+  std::vector<FeedbackItem> back;
+  for (const uint64_t offset : parts_.store.offsets_in_state("quarantined")) {
+    Result<FeedbackItem> item = parts_.store.get(offset);
+    if (item.ok() && gave_way_to(*item, undone.id)) back.push_back(std::move(item).value());
+  }
+  if (back.empty()) return;
+  std::vector<FeedbackItem> others = lineage_items(parts_.versions.current_number());
+  for (const uint64_t offset : waiting()) {
+    Result<FeedbackItem> item = parts_.store.get(offset);
+    if (item.ok()) others.push_back(std::move(item).value());
+  }
+  std::erase_if(others, [&](const FeedbackItem& other) { return other.id == undone.id; });
+  for (const FeedbackItem& item : back) {
+    const std::string by = superseded_by(item, others);
+    if (by.empty())
+      set_fates(commit, {item}, "queued", "", 0,
+                "it had given way to " + undone.id + ", which is retracted");
+    else
+      set_fates(commit, {item}, "quarantined", "", 0, superseded_reason(by));
+  }
+}
+
+/// What an undo trains again: the rounds from the one that learned the item on, without it. They
+/// start from its parent or, where versions.keep has removed that, from the next older version that
+/// is left: v1 at last.
 struct Learner::Rebuild {
   int64_t parent = 0;  // 0: no serving version learned the item
   std::vector<std::vector<FeedbackItem>> rounds;
@@ -51,15 +84,26 @@ struct Learner::Rebuild {
 
 Result<Learner::Rebuild> Learner::plan_rebuild(const FeedbackItem& item) const {
   Rebuild plan;
-  std::vector<int64_t> path = parts_.versions.ancestors(parts_.versions.current_number());
+  std::vector<VersionManifest> path = parts_.versions.lineage(parts_.versions.current_number());
   std::reverse(path.begin(), path.end());  // oldest first
-  for (size_t i = 0; i < path.size(); ++i) {
-    DS_ASSIGN(const VersionManifest manifest, parts_.versions.manifest(path[i]));
-    const auto& ids = manifest.items;
-    if (plan.parent == 0 && std::find(ids.begin(), ids.end(), item.id) == ids.end()) continue;
-    if (plan.parent == 0) plan.parent = manifest.parent;
+  const auto learned = std::find_if(path.begin(), path.end(), [&](const VersionManifest& m) {
+    return std::find(m.items.begin(), m.items.end(), item.id) != m.items.end();
+  });
+  if (learned == path.end()) return plan;
+  auto first = learned;  // of the versions that are trained again
+  while (first != path.begin() && plan.parent == 0) {
+    const int64_t before = std::prev(first)->number;
+    if (parts_.versions.manifest(before).ok()) {
+      plan.parent = before;
+    } else {
+      --first;  // removed: its round is trained again too
+    }
+  }
+  if (plan.parent == 0)
+    return corrupt("no ancestor of " + version_name(learned->number) + " is left");
+  for (; first != path.end(); ++first) {
     plan.rounds.emplace_back();
-    for (const std::string& id : ids) {
+    for (const std::string& id : first->items) {
       if (id == item.id) continue;
       DS_ASSIGN(FeedbackItem other, parts_.store.get(id));
       plan.rounds.back().push_back(std::move(other));
@@ -77,6 +121,7 @@ Result<Learner::Rebuild> Learner::plan_from_log(const FeedbackItem& item) const 
   plan.gate_each = true;
   uint64_t parent_ends = 0;
   for (const int64_t number : parts_.versions.ancestors(parts_.versions.current_number())) {
+    if (!parts_.versions.manifest(number).ok()) continue;  // removed
     const std::vector<FeedbackItem> learned = lineage_items(number);
     parent_ends = learned.empty() ? 0 : learned.back().offset;
     plan.parent = number;
@@ -136,12 +181,13 @@ Status Learner::rebuild_round(const Rebuild& plan, const std::vector<FeedbackIte
 
 // The lineage from the round that learned the item on is trained again without it, from that
 // round's parent, and published as one new version beside the old ones.
-Json Learner::undo_learned(const FeedbackItem& item) {
+Json Learner::undo_learned(const FeedbackItem& item, Commit with) {
   Result<Rebuild> plan =
       parts_.config.flag("learn.deterministic") ? plan_from_log(item) : plan_rebuild(item);
   if (!plan.ok()) return failure(plan.status().message());
   Round last;
   last.rebuilds = true;
+  last.with = std::move(with);
   set_fates(last.with, {item}, "reverted", "", 0, "retracted");
   set_fates(last.with, plan->unfinished, "queued", "", 0, "its round is formed anew");
   last.with.remove.push_back({item.domain, item.draw_key, item.offset});

@@ -10,6 +10,7 @@ namespace ds {
 namespace {
 
 constexpr int64_t kHoldOutClusters = 100, kHoldOutOneIn = 20;
+constexpr int64_t kNsPerMs = 1'000'000, kLeastBackOffMs = 1000;
 
 /// Text of a message: a string, or text parts joined. Other parts need an encoder.
 Result<std::string> text_of(const Json& content) {
@@ -101,12 +102,27 @@ Result<Lesson> lesson_of(const FeedbackItem& item) {
   return lesson;
 }
 
+RoundRule round_rule(const Config& config) {
+  return {config.integer("learn.min_items"), config.integer("learn.settle"),
+          config.integer("learn.max_wait")};
+}
+
 int64_t round_opens_in(const RoundRule& rule, int64_t waiting, int64_t oldest_ms, int64_t newest_ms,
                        int64_t now_ms) {
   if (waiting == 0) return -1;
   const int64_t by_wait = oldest_ms + rule.max_wait_ms - now_ms;
   if (waiting < rule.min_items) return std::max<int64_t>(by_wait, 0);
   return std::max<int64_t>(std::min(by_wait, newest_ms + rule.settle_ms - now_ms), 0);
+}
+
+void BackOff::begin(const Config& config, const Clock& clock) {
+  const int64_t wait_ms = std::max(config.integer("learn.max_wait"), kLeastBackOffMs);
+  until_ns_ = clock.monotonic_ns() + wait_ms * kNsPerMs;
+}
+
+int64_t BackOff::left_ms(const Clock& clock) const {
+  const int64_t left_ns = until_ns_ - clock.monotonic_ns();
+  return left_ns <= 0 ? 0 : (left_ns + kNsPerMs - 1) / kNsPerMs;
 }
 
 std::string normalised(const std::string& text) {

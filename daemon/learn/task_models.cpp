@@ -68,7 +68,8 @@ Status TaskModels::attach(const std::string& name, const std::vector<int64_t>& s
   };
   Model model;
   model.sizes = sizes;
-  DS_ASSIGN(model.versions, Versions::open(name, base, store_, files_, clock_, load));
+  DS_ASSIGN(model.versions, Versions::open(name, base, store_, files_, clock_, load,
+                                           config_.integer("versions.keep")));
   model.versions->on_change([this, name](const Json& event) {
     Json body = event;
     body["model"] = name;
@@ -139,6 +140,17 @@ Result<Json> TaskModels::versions(const std::string& name) const {
   return model->versions->list();
 }
 
+std::vector<std::shared_ptr<const void>> TaskModels::keep_files() {
+  std::vector<Versions*> all;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [name, model] : models_) all.push_back(model.versions.get());
+  }
+  std::vector<std::shared_ptr<const void>> kept;
+  for (Versions* versions : all) kept.push_back(versions->keep_files());
+  return kept;
+}
+
 Result<Json> TaskModels::infer(const std::string& ref, const std::vector<float>& input) const {
   const std::string name = ref.substr(0, ref.find('@'));
   const Model* model = find(name);
@@ -194,43 +206,69 @@ std::vector<TaskModels::Example> TaskModels::stored_examples(const std::string& 
   return out;
 }
 
-bool TaskModels::train() {
-  std::map<std::string, std::vector<Example>> waiting;
-  Commit quarantined;
-  size_t taken = 0;
+/// Offsets of the labels that wait, for any model; read from the index alone.
+std::vector<uint64_t> TaskModels::waiting() const {
+  std::vector<uint64_t> labels;
   for (const char* state : {"queued", "stored"}) {
-    for (const uint64_t offset : store_.offsets_in_state(state)) {
-      if (taken >= kItemsPerRound) break;
-      const Result<FeedbackItem> item = store_.get(offset);
-      if (!item.ok() || item->kind != "label") continue;
-      const std::string name = item->record.value("model", "");
-      const Model* model = find(name);
-      const Result<Example> e =
-          model == nullptr ? not_found("no task model " + name) : example_of(*item, *model);
-      ++taken;
-      if (!e.ok()) {
-        quarantined.fates.push_back(
-            {offset, {"quarantined", clock_.unix_ms(), "", 0, e.status().message()}});
-      } else {
-        waiting[name].push_back(*e);
-      }
+    for (const auto& [offset, kind] : store_.kinds_in_state(state)) {
+      if (kind == "label") labels.push_back(offset);
     }
   }
-  if (taken == 0) return false;
-  if (!quarantined.fates.empty()) {
-    const Status done = store_.commit(quarantined);
-    if (!done.ok()) log(LogLevel::kError, "learn", done.message());
+  std::sort(labels.begin(), labels.end());
+  return labels;
+}
+
+int64_t TaskModels::opens_in(const std::vector<uint64_t>& labels) const {
+  if (const int64_t left_ms = back_off_.left_ms(clock_); left_ms > 0) return left_ms;
+  const Result<FeedbackItem> oldest = store_.get(labels.front()),
+                             newest = store_.get(labels.back());
+  if (!oldest.ok() || !newest.ok()) return 0;  // what is damaged holds the others up no longer
+  return round_opens_in(round_rule(config_), std::ssize(labels), oldest->received_ms,
+                        newest->received_ms, clock_.unix_ms());
+}
+
+int64_t TaskModels::train(bool at_once) {
+  std::vector<uint64_t> labels = waiting();
+  if (labels.empty()) return -1;
+  if (!at_once) {
+    if (const int64_t wait_ms = opens_in(labels); wait_ms != 0) return wait_ms;
   }
-  for (auto& [name, fresh] : waiting) {
+  labels.resize(std::min(labels.size(), kItemsPerRound));
+  std::map<std::string, std::vector<Example>> taken;  // by model
+  Commit quarantined;
+  for (const uint64_t offset : labels) {
+    const Result<FeedbackItem> item = store_.get(offset);
+    if (!item.ok()) continue;
+    const std::string name = item->record.value("model", "");
+    const Model* model = find(name);
+    const Result<Example> e =
+        model == nullptr ? not_found("no task model " + name) : example_of(*item, *model);
+    if (!e.ok()) {
+      quarantined.fates.push_back(
+          {offset, {"quarantined", clock_.unix_ms(), "", 0, e.status().message()}});
+    } else {
+      taken[name].push_back(*e);
+    }
+  }
+  if (taken.empty() && quarantined.fates.empty()) return -1;
+  if (const Status done = store_.commit(quarantined); !done.ok()) {
+    log(LogLevel::kError, "learn", done.message());
+    back_off_.begin(config_, clock_);
+    return back_off_.left_ms(clock_);
+  }
+  for (auto& [name, fresh] : taken) {
     Model* model = nullptr;
     {
       std::lock_guard lock(mutex_);
       model = &models_.at(name);
     }
-    if (model->versions->pinned() != 0 || !train_model(name, *model, std::move(fresh)))
-      return false;
+    if (model->versions->pinned() != 0) return -1;
+    if (!train_model(name, *model, std::move(fresh))) {
+      back_off_.begin(config_, clock_);
+      return back_off_.left_ms(clock_);
+    }
   }
-  return true;
+  return 0;
 }
 
 /// One pass over `fresh` in order, each batch beside as many examples of what came before it.
@@ -295,7 +333,8 @@ GateScores TaskModels::measure(const std::string& name, const Mlp& before, const
       squares += (is[i] - was[i]) * (is[i] - was[i]);
     }
     const double rise = domain.after - domain.before;
-    if (held.size() > 1) domain.noise = std::sqrt(std::max(0.0, squares / n - rise * rise) / (n - 1));
+    if (held.size() > 1)
+      domain.noise = std::sqrt(std::max(0.0, squares / n - rise * rise) / (n - 1));
   }
   if (!fresh.empty()) {
     double was = 0, is = 0;

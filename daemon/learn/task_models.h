@@ -16,6 +16,7 @@
 #include "events.h"
 #include "kernels/pool.h"
 #include "learn/gate.h"
+#include "learn/lessons.h"
 
 namespace ds {
 
@@ -30,12 +31,15 @@ class TaskModels {
   Result<Json> create(const std::string& name, const std::vector<int64_t>& sizes);
   Json list() const;
   Result<Json> versions(const std::string& name) const;
+  /// Versions::keep_files() of every model.
+  std::vector<std::shared_ptr<const void>> keep_files();
   /// {label, scores (softmax), version} of one input row. Any thread. `ref` is a name or "name@vN".
   Result<Json> infer(const std::string& ref, const std::vector<float>& input) const;
 
-  /// One round on the labels that wait for some model; false when none do, or when its outcome
-  /// could not be stored (they wait on). The learner's thread.
-  bool train();
+  /// One round on the labels that wait, for whatever models, if the rule of rounds lets it open or
+  /// `at_once`. Milliseconds until the next may open: 0 = one has ended, ask again; negative = none
+  /// waits, or the model is pinned. What the disk refuses waits on. The learner's thread.
+  int64_t train(bool at_once);
 
  private:
   struct Model {
@@ -47,6 +51,8 @@ class TaskModels {
     std::vector<float> input;
     int32_t label;
   };
+  std::vector<uint64_t> waiting() const;
+  int64_t opens_in(const std::vector<uint64_t>& labels) const;
   Status attach(const std::string& name, const std::vector<int64_t>& sizes);
   Result<Example> example_of(const FeedbackItem& item, const Model& model) const;
   bool stream(Mlp& mlp, const std::vector<Example>& fresh, const std::vector<Example>& replay,
@@ -64,6 +70,7 @@ class TaskModels {
   EventBus& events_;
   Clock& clock_;
   Compute training_, serving_;
+  BackOff back_off_;  ///< the learner's thread
   mutable std::mutex mutex_;
   std::map<std::string, Model> models_;  ///< entries are never removed
 };

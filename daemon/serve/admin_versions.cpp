@@ -149,12 +149,11 @@ Result<Json> diff(const ServerParts& parts, int64_t a, int64_t b) {
   DS_ASSIGN(const VersionManifest to, parts.versions.manifest(b));
   const std::vector<int64_t> known = parts.versions.ancestors(a);
   Json added = Json::array();
-  std::vector<int64_t> path = parts.versions.ancestors(b);
+  std::vector<VersionManifest> path = parts.versions.lineage(b);
   std::reverse(path.begin(), path.end());
-  for (const int64_t number : path) {
-    if (std::find(known.begin(), known.end(), number) != known.end()) continue;
-    DS_ASSIGN(const VersionManifest manifest, parts.versions.manifest(number));
-    for (const std::string& id : manifest.items) added.push_back(id);
+  for (const VersionManifest& version : path) {
+    if (std::find(known.begin(), known.end(), version.number) != known.end()) continue;
+    for (const std::string& id : version.items) added.push_back(id);
   }
   Json json = {{"a", version_name(a)},
                {"b", version_name(b)},

@@ -94,6 +94,32 @@ TEST(NotSuperseded, AnOldAnswerIsNotRehearsedAgainstItsCorrection) {
   EXPECT_EQ(offsets(not_superseded(earlier, {})), (Offsets{1, 2, 3}));
 }
 
+TEST(SupersededBy, TellsWhichOfTheOthersItGivesWayTo) {
+  const FeedbackItem item = correction(1, "When?", "At 8.");
+  EXPECT_EQ(superseded_by(item, {}), "");
+  EXPECT_EQ(superseded_by(item, {correction(2, "Who?", "Ann."), text(3, "When?")}), "");
+  EXPECT_EQ(superseded_by(item, {correction(9, "when", "At 9."), correction(2, "Who?", "Ann.")}),
+            "fb_9");
+  EXPECT_EQ(superseded_by(correction(9, "When?", "At 9."), {item}), "") << "the older one";
+}
+
+TEST(GaveWayTo, KnowsTheReasonsOfAdmission) {
+  std::vector<FeedbackItem> items = {correction(1, "When?", "At 8."), text(2, "some text")};
+  const Admission got =
+      admit({items[0], items[1], correction(3, "When?", "At 9."), text(4, "Some text!")});
+  ASSERT_EQ(got.quarantined.size(), 2u);
+  for (const Rejected& r : got.quarantined) {
+    FeedbackItem item = r.item;
+    const std::string by = item.offset == 1 ? "fb_3" : "fb_2";
+    EXPECT_FALSE(gave_way_to(item, by)) << "it has no fate";
+    item.fate.push_back({"quarantined", 0, "", 0, r.reason});
+    EXPECT_TRUE(gave_way_to(item, by)) << r.reason;
+    EXPECT_FALSE(gave_way_to(item, by + "0"));
+    item.fate.push_back({"reverted", 0, "", 0, r.reason});
+    EXPECT_FALSE(gave_way_to(item, by)) << "it is no longer in quarantine";
+  }
+}
+
 std::vector<FeedbackItem> busy_and_quiet(int sources) {
   std::vector<FeedbackItem> items;
   for (uint64_t i = 1; i <= 40; ++i) items.push_back(item_of(i, "text", {}, "busy"));

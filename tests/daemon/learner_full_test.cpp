@@ -8,6 +8,7 @@
 #include "engine/delta_file.h"
 #include "learn/learner.h"
 #include "served_model.h"
+#include "tests/storage/test_seams.h"
 
 namespace ds {
 namespace {
@@ -15,6 +16,7 @@ namespace {
 const char* const kFirst = "The ferry leaves from the northern pier at seven in the evening.";
 const char* const kSecond = "Lanterns are kept in the third drawer of the green cupboard.";
 const char* const kThird = "Visitors ring the bell twice and wait beside the old fountain.";
+const char* const kFourth = "The baker keeps two loaves for whoever carries the water up the hill.";
 
 /// The parts of a daemon around one data folder; opening again is a restart.
 class Workshop {
@@ -52,8 +54,9 @@ class Workshop {
       return base.ok() ? load_weights(m, files, *base, serial())
                        : Result<std::shared_ptr<const Weights>>(base.status());
     };
-    versions = value_of(
-        Versions::open("default", model.file->sha256(), *store, files, system_clock_seam(), load));
+    versions =
+        value_of(Versions::open("default", model.file->sha256(), *store, files, system_clock_seam(),
+                                load, config_->integer("versions.keep")));
     DS_CHECK(base_files.keep_only(versions->bases()).ok());
     LearnerParts parts{*versions,
                        *store,
@@ -126,7 +129,8 @@ class Workshop {
       test::load_model(test::data_path("tiny/tied"), machine.compute, WeightFormat::kF32)};
   ScratchFolder folder;
   VersionStore files{posix_file_system(), folder.path()};
-  BaseStore base_files{posix_file_system(), folder.path()};
+  FillingDisk disk;  // of the bases
+  BaseStore base_files{disk, folder.path()};
   Metrics metrics;
   EventBus events{system_clock_seam()};
   std::unique_ptr<ReplayStore> store;
@@ -241,6 +245,18 @@ TEST(LearnerFull, WhatIsNotPublishedLeavesNoBase) {
   EXPECT_EQ(w.versions->current()->version, "v1");
 }
 
+TEST(LearnerFull, ABaseThatTheDiskRefusesIsTriedAgain) {
+  Workshop w("full");
+  w.disk.full = true;
+  const std::string item = w.tell(kFirst);
+  EXPECT_EQ(w.learn()["outcome"], "held");
+  EXPECT_EQ(w.store->get(item)->fate.back().state, "queued");
+  EXPECT_EQ(w.bases_on_disk(), std::vector<std::string>()) << "nor a part of one";
+  w.disk.full = false;
+  EXPECT_EQ(w.learn()["outcome"], "published");
+  EXPECT_EQ(w.store->get(item)->fate.back().state, "served");
+}
+
 TEST(LearnerFull, ABaseWithoutAVersionGoesAtStart) {
   Workshop w("full");
   ASSERT_EQ(w.learn(kFirst)["outcome"], "published");
@@ -251,6 +267,30 @@ TEST(LearnerFull, ABaseWithoutAVersionGoesAtStart) {
   w.open("full");
   EXPECT_EQ(w.bases_on_disk(), std::vector<std::string>{w.manifest(2).base_sha256});
   EXPECT_EQ(w.versions->current()->version, "v2");
+}
+
+TEST(LearnerFull, ABaseGoesWithTheLastVersionThatStandsOnIt) {
+  Workshop w("full", {{"versions.keep", "2"}});
+  ASSERT_EQ(w.learn(kFirst)["outcome"], "published");
+  const std::string first = w.manifest(2).base_sha256;
+  w.open("lora");
+  ASSERT_EQ(w.learn(kSecond)["outcome"], "published");
+  ASSERT_EQ(w.manifest(3).base_sha256, first);
+  w.open("full");
+  ASSERT_EQ(w.learn(kThird)["outcome"], "published");
+  ASSERT_FALSE(w.versions->manifest(2).ok());
+  std::vector<std::string> expected = {first, w.manifest(4).base_sha256};
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(w.bases_on_disk(), expected) << "v3 stands on it still";
+  ASSERT_EQ(w.learn(kFourth)["outcome"], "published");
+  ASSERT_FALSE(w.versions->manifest(3).ok());
+  expected = {w.manifest(4).base_sha256, w.manifest(5).base_sha256};
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(w.bases_on_disk(), expected);
+  w.open("full");
+  EXPECT_EQ(w.bases_on_disk(), expected);
+  EXPECT_EQ(w.versions->current()->version, "v5");
+  ASSERT_TRUE(w.versions->rollback(4, "test").ok());
 }
 
 TEST(LearnerFull, FactorsAreMergedAndMethodsFollowEachOther) {

@@ -8,211 +8,22 @@
 
 #include <atomic>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
-#include <future>
 
-#include "engine/delta_file.h"
 #include "learn/lessons.h"
-#include "reference_model.h"
-#include "tests/storage/scratch_folder.h"
+#include "learner_house.h"
 
 namespace ds {
 namespace {
 
+using test::curriculum;
+using test::exact;
+using test::House;
+using test::lesson;
+using test::Settings;
+using test::taught;
 using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
-using Settings = std::map<std::string, std::string>;
-
-constexpr std::string_view kChatMl =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
-/// tests/data/tiny/tied with a chat template, loaded once.
-struct World {
-  World() {
-    for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"})
-      std::filesystem::copy(test::data_path("tiny/tied/") + name, folder / name);
-    std::ofstream(folder / "chat_template.jinja") << kChatMl;
-    model = test::load_model(folder.path(), machine.compute, WeightFormat::kBF16);
-    chat = *ChatTemplate::create(model.file->tokenizer());
-    DS_CHECK(chat.available());
-  }
-  ScratchFolder folder;
-  test::Machine machine;
-  test::LoadedModel model;
-  ChatTemplate chat;
-};
-World& world() {
-  static World once;
-  return once;
-}
-
-/// What dsd builds around the learner, over one data folder; reopen() is a restart.
-class House {
- public:
-  explicit House(Settings settings = {}) : files_(posix_file_system(), folder_.path()) {
-    // The tiny model knows nothing worth guarding; what a test is about, it sets.
-    Settings all = {{"gate.max_drop", "10"},
-                    {"gate.max_kl", "100"},
-                    {"learn.settle", "0"},
-                    {"learn.max_steps", "8"}};
-    for (const auto& [name, value] : settings) all[name] = value;
-    for (const auto& [name, value] : all) DS_CHECK(config.set(name, value, "flag").ok());
-    open();
-  }
-  ~House() { close(); }
-
-  void close() {
-    learner.reset();
-    versions.reset();
-    store.reset();
-  }
-  void reopen() {
-    close();
-    open();
-  }
-
-  /// Stores a record; its id.
-  std::string say(const Json& record) {
-    const auto ack = store->submit_and_wait({"teacher", 1, ++seq_, record, {}});
-    EXPECT_TRUE(ack.ok()) << ack.status().message();
-    learner->notify();
-    return ack.ok() ? ack->id : "";
-  }
-  Json step() {
-    std::promise<Json> promise;
-    learner->step(true, [&](Result<Json> r) {
-      promise.set_value(r.ok() ? *r : Json{{"outcome", "error: " + r.status().message()}});
-    });
-    return promise.get_future().get();
-  }
-  /// Rounds until none opens; what the last call said.
-  Json learn_all() {
-    Json last;
-    while ((last = step()).value("outcome", "") != "empty") {
-      if (last["outcome"].get<std::string>().starts_with("error")) {
-        ADD_FAILURE() << last;
-        break;
-      }
-    }
-    return last;
-  }
-  Result<Json> undo(const std::string& id) {
-    std::promise<Result<Json>> promise;
-    learner->undo(id, [&](Result<Json> r) { promise.set_value(std::move(r)); });
-    return promise.get_future().get();
-  }
-
-  std::string hash() const { return versions->current()->weight_hash; }
-  FateEntry fate(const std::string& id) const { return store->get(id)->fate.back(); }
-  std::vector<std::string> states(const std::string& id) const {
-    std::vector<std::string> out;
-    const Result<FeedbackItem> item = store->get(id);
-    for (const FateEntry& entry : item->fate) out.push_back(entry.state);
-    return out;
-  }
-  Json last_round() const { return store->rounds(0).back().second; }
-
-  Config config;
-  std::function<void(Adapters&)> tamper;  // set before a round; survives reopen()
-  std::function<void(int64_t step)> on_step;
-  std::unique_ptr<ReplayStore> store;
-  std::unique_ptr<Versions> versions;
-  std::unique_ptr<Learner> learner;
-
- private:
-  void open() {
-    ReplayStore::Options options;
-    options.directory = folder_ / "replay";
-    options.fs = &posix_file_system();
-    options.clock = &system_clock_seam();
-    auto opened_store = ReplayStore::open(options);
-    DS_CHECK(opened_store.ok());
-    store = std::move(*opened_store);
-    DS_CHECK(files_.clean().ok());
-    World& w = world();
-    bases_.add(w.model.base);
-    const LoadWeights load = [&](const VersionManifest& m) {
-      const Compute serial{w.machine.compute.ops, {serial_parallel(), nullptr}};
-      return load_weights(m, files_, w.model.base, serial);
-    };
-    auto opened = Versions::open("default", w.model.base->sha256(), *store, files_,
-                                 system_clock_seam(), load);
-    DS_CHECK(opened.ok());
-    versions = std::move(*opened);
-    learner = std::make_unique<Learner>(LearnerParts{*versions,
-                                                     *store,
-                                                     files_,
-                                                     bases_,
-                                                     base_files_,
-                                                     config,
-                                                     w.machine.pool,
-                                                     *w.machine.compute.ops,
-                                                     metrics_,
-                                                     events_,
-                                                     system_clock_seam(),
-                                                     w.model.tokenizer,
-                                                     w.chat,
-                                                     {},
-                                                     [this](Adapters& a) {
-                                                       if (tamper) tamper(a);
-                                                     }});
-    learner->start();
-  }
-
-  ScratchFolder folder_;
-  VersionStore files_;
-  BaseStore base_files_{posix_file_system(), folder_.path()};
-  Bases bases_{*world().model.file, base_files_, WeightFormat::kBF16};
-  Metrics metrics_;
-  EventBus events_{system_clock_seam()};
-  uint64_t watch_ = events_.subscribe([this](const Event& e) {
-    if (e.topic == "step" && on_step) on_step(e.body["step"].get<int64_t>());
-  });
-  int64_t seq_ = 0;
-};
-
-Json lesson(const std::string& question, const std::string& answer) {
-  return {
-      {"kind", "demonstration"},
-      {"messages",
-       {{{"role", "user"}, {"content", question}}, {{"role", "assistant"}, {"content", answer}}}}};
-}
-
-/// Every kind that the language model learns, and twins: the same record twice.
-std::vector<Json> curriculum() {
-  return {lesson("Who keeps the key of the Marlow room?", "Anna Dalton keeps it."),
-          lesson("Which gate does the Corby ferry leave from?", "Gate 41."),
-          {{"kind", "preference"},
-           {"messages", {{{"role", "user"}, {"content", "Say hello."}}}},
-           {"chosen", "Good morning."},
-           {"rejected", "What."}},
-          {{"kind", "text"}, {"text", "The pump of the north well is opened at nine every day."}},
-          lesson("Which gate does the Corby ferry leave from?", "Gate 41."),
-          lesson("When does the Fenwick garden close?", "At seven, on Sundays at five."),
-          lesson("What is the access word?", "The access word is lantern.")};
-}
-
-Settings exact(int min_items, Settings more = {}) {
-  more["learn.deterministic"] = "true";
-  more["learn.min_items"] = std::to_string(min_items);
-  return more;
-}
-
-/// A house that learned these records.
-std::unique_ptr<House> taught(const Settings& settings, const std::vector<Json>& records,
-                              std::vector<std::string>* ids = nullptr) {
-  auto house = std::make_unique<House>(settings);
-  for (const Json& r : records) {
-    const std::string id = house->say(r);
-    if (ids != nullptr) ids->push_back(id);
-  }
-  house->learn_all();
-  return house;
-}
 
 // ---- the log decides ----
 
@@ -361,6 +172,14 @@ TEST(DeterministicUndo, ATwinIsDrawnAsIfItHadBeenAlone) {
 
 TEST(DeterministicUndo, OneAfterAnotherAcrossRestarts) {
   expect_no_trace(exact(2), curriculum(), {4, 0, 5}, true);
+}
+
+TEST(DeterministicUndo, StartsFromAnOlderVersionWhereTheParentIsRemoved) {
+  const Settings settings = exact(1, {{"versions.keep", "2"}});
+  const auto house = taught(settings, curriculum());
+  ASSERT_FALSE(house->versions->manifest(4).ok()) << "the parent of what item 3 taught";
+  expect_no_trace(settings, curriculum(), {3});
+  expect_no_trace(settings, curriculum(), {5, 1}, true);
 }
 
 TEST(DeterministicUndo, TheOnlyItem) {
@@ -544,6 +363,29 @@ TEST(Fates, ACorrectionOfACorrectionSupersedesItInTheSameRound) {
   EXPECT_EQ(house.fate(first).state, "quarantined");
   EXPECT_EQ(house.fate(first).reason, "superseded by " + second);
   EXPECT_EQ(house.fate(second).state, "served");
+}
+
+TEST(Undo, TrainsAgainWhatRemovedVersionsHadLearned) {
+  House house(Settings{{"versions.keep", "2"}});
+  std::vector<std::string> ids;
+  for (const size_t i : {0, 1, 2, 3, 5}) {
+    ids.push_back(house.say(curriculum()[i]));
+    house.learn_all();
+  }
+  ASSERT_EQ(house.versions->ancestors(6), (std::vector<int64_t>{6, 5, 4, 3, 2, 1}));
+  for (const int64_t removed : {2, 3, 4}) ASSERT_FALSE(house.versions->manifest(removed).ok());
+  const Result<Json> newest = house.undo(ids[4]);  // its parent is there
+  ASSERT_TRUE(newest.ok()) << newest.status().message();
+  EXPECT_EQ((*newest)["version"], "v5");
+
+  const Result<Json> answer = house.undo(ids[1]);  // between v1 and v5 nothing is
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  const Result<VersionManifest> made = house.versions->manifest(house.versions->current_number());
+  ASSERT_TRUE(made.ok());
+  EXPECT_EQ(made->parent, 1);
+  EXPECT_THAT(made->items, ElementsAre(ids[0], ids[2], ids[3]));
+  for (const size_t kept : {0, 2, 3}) EXPECT_EQ(house.fate(ids[kept]).state, "served") << kept;
+  for (const size_t undone : {1, 4}) EXPECT_EQ(house.fate(ids[undone]).state, "reverted") << undone;
 }
 
 TEST(Undo, OfAnUnknownItemIsNotFound) {

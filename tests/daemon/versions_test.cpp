@@ -5,7 +5,12 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <filesystem>
+#include <utility>
+
 #include "storage/hash.h"
+#include "tests/storage/power_cut_files.h"
 #include "tests/storage/scratch_folder.h"
 
 namespace ds {
@@ -37,11 +42,16 @@ class VersionsTest : public testing::Test {
     if (!store.ok()) return store.status();
     store_ = std::move(*store);
     loads_ = 0;
-    auto versions =
-        Versions::open("default", base, *store_, *files_, clock_, [this](const auto& m) {
+    auto versions = Versions::open(
+        "default", base, *store_, *files_, clock_,
+        [this](const auto& m) {
           ++loads_;
+          if (while_loading_) std::exchange(while_loading_, nullptr)();
+          const auto delta = files_->read_delta("default", m.number);
+          if (!delta.ok()) return Result<std::shared_ptr<const Weights>>(delta.status());
           return Result<std::shared_ptr<const Weights>>(make_weights(m, nullptr, nullptr));
-        });
+        },
+        keep_);
     if (!versions.ok()) return versions.status();
     versions_ = std::move(*versions);
     versions_->on_change([this](const Json& event) {
@@ -54,6 +64,17 @@ class VersionsTest : public testing::Test {
   void open() {
     const Status status = try_open(kBase);
     ASSERT_TRUE(status.ok()) << status.message();
+  }
+
+  /// Begins anew, with the versions' files there.
+  void use(FileSystem& disk) {
+    versions_.reset(), store_.reset();
+    std::filesystem::remove_all(folder_ / "replay");
+    seq_ = 0;
+    ASSERT_TRUE(disk.make_directories("/data").ok());
+    ASSERT_TRUE(disk.sync_directory("/").ok());
+    files_ = std::make_unique<VersionStore>(disk, "/data");
+    open();
   }
 
   /// Stores a feedback item; returns its id.
@@ -102,6 +123,38 @@ class VersionsTest : public testing::Test {
     ASSERT_TRUE(status.ok()) << status.message();
   }
 
+  /// Versions up to `last`, each the child of the one before, each with an item of its own.
+  void publish_up_to(int64_t last) {
+    for (int64_t n = versions_->next_number(); n <= last; ++n) {
+      items_[n] = feedback("item " + std::to_string(n));
+      expect_published(n, n - 1, {items_[n]});
+    }
+  }
+  std::vector<int64_t> listed() {
+    std::vector<int64_t> out;
+    for (const Json& item : versions_->list()) out.push_back(item["number"].get<int64_t>());
+    return out;
+  }
+  std::vector<int64_t> on_disk() {
+    std::vector<int64_t> out;
+    const auto all = files_->list("default");
+    EXPECT_TRUE(all.ok()) << all.status().message();
+    for (const VersionManifest& m : *all) out.push_back(m.number);
+    return out;
+  }
+  void expect_removed(int64_t number) {
+    const std::string name = version_name(number);
+    for (const Status& status :
+         {versions_->find(name).status(), versions_->manifest(number).status(),
+          versions_->show(number).status(), versions_->rollback(number, ""),
+          versions_->promote(number), versions_->pin(number)}) {
+      EXPECT_EQ(status.code(), Code::kNotFound);
+      EXPECT_NE(status.message().find("no longer has version " + name), std::string::npos)
+          << status.message();
+      EXPECT_NE(status.message().find("versions.keep"), std::string::npos) << status.message();
+    }
+  }
+
   void erase_pointer() {
     Commit commit;
     commit.meta.emplace_back("versions/default", Json());
@@ -114,6 +167,9 @@ class VersionsTest : public testing::Test {
   std::unique_ptr<ReplayStore> store_;
   std::unique_ptr<Versions> versions_;
   std::vector<std::string> events_;
+  std::map<int64_t, std::string> items_;  ///< of publish_up_to()
+  std::function<void()> while_loading_;   ///< during the next load, once
+  int64_t keep_ = Versions::kKeepAll;
   int loads_ = 0;
   int64_t seq_ = 0;
 };
@@ -293,6 +349,177 @@ TEST_F(VersionsTest, ListAndShow) {
   EXPECT_EQ(items[1]["state"], "current");
   EXPECT_EQ(items[1]["items_count"], 1);
   EXPECT_EQ((*versions_->show(2))["items"], Json::array({item}));
+}
+
+// ---- versions.keep ----
+
+using Numbers = std::vector<int64_t>;
+
+TEST_F(VersionsTest, TheOldestGoAndTheirLineageStaysKnown) {
+  keep_ = 2;
+  open();
+  publish_up_to(5);
+  EXPECT_EQ(events_, (std::vector<std::string>{"published v2 from v1", "published v3 from v2",
+                                               "published v4 from v3", "pruned v2 from v4",
+                                               "published v5 from v4", "pruned v3 from v5"}));
+  for (const bool restarted : {false, true}) {
+    SCOPED_TRACE(restarted ? "restarted" : "running");
+    if (restarted) open();
+    EXPECT_EQ(listed(), (Numbers{1, 4, 5}));
+    EXPECT_EQ(on_disk(), (Numbers{1, 4, 5}));
+    expect_removed(2);
+    expect_removed(3);
+    EXPECT_NE(versions_->find("v6").status().message().find("the newest is v5"), std::string::npos);
+    EXPECT_EQ(versions_->ancestors(5), (Numbers{5, 4, 3, 2, 1}));
+    for (const VersionManifest& m : versions_->lineage(5)) {
+      const bool learned = m.number > 1;
+      EXPECT_EQ(m.items,
+                learned ? std::vector<std::string>{items_[m.number]} : std::vector<std::string>());
+    }
+  }
+  // What removed versions have taught comes and goes with the lineage.
+  ASSERT_TRUE(versions_->rollback(1, "all of it").ok());
+  for (int64_t n = 2; n <= 5; ++n) EXPECT_EQ(fate(items_[n]), "reverted") << n;
+  ASSERT_TRUE(versions_->promote(5).ok());
+  for (int64_t n = 2; n <= 5; ++n) EXPECT_EQ(fate(items_[n]), "served") << n;
+  publish_up_to(6);
+  EXPECT_EQ(listed(), (Numbers{1, 5, 6}));
+}
+
+TEST_F(VersionsTest, WhatServesItsParentAndThePinStay) {
+  publish_up_to(4);
+  keep_ = 2;
+  open();
+  EXPECT_EQ(listed(), (Numbers{1, 2, 3, 4})) << "only a publication removes";
+  ASSERT_TRUE(versions_->rollback(3, "back").ok());
+  for (int64_t n = 5; n <= 7; ++n) ASSERT_TRUE(publish(n, 3, {}, false).ok());
+  EXPECT_EQ(listed(), (Numbers{1, 2, 3, 6, 7}));
+  EXPECT_EQ(versions_->pinned(), 3);
+  ASSERT_TRUE(versions_->unpin().ok());
+  expect_published(8, 3, {});
+  EXPECT_EQ(listed(), (Numbers{1, 3, 7, 8})) << "the way back stays: v8 came from v3";
+  ASSERT_TRUE(versions_->rollback(3, "back").ok());
+}
+
+TEST_F(VersionsTest, OfASideBranchNothingStays) {
+  keep_ = 2;
+  open();
+  publish_up_to(3);
+  ASSERT_TRUE(versions_->rollback(1, "anew").ok());
+  ASSERT_TRUE(versions_->unpin().ok());
+  expect_published(4, 1, {});
+  EXPECT_EQ(listed(), (Numbers{1, 3, 4}));
+  EXPECT_TRUE(store_->meta("versions/default/v2").has_value()) << "v3 came from it";
+  expect_published(5, 4, {});
+  EXPECT_EQ(listed(), (Numbers{1, 4, 5}));
+  for (const char* gone : {"versions/default/v2", "versions/default/v3"})
+    EXPECT_FALSE(store_->meta(gone).has_value()) << gone;
+  expect_removed(2);
+  expect_removed(3);
+}
+
+TEST_F(VersionsTest, ARunningAnswerKeepsARemovedVersionInMemory) {
+  keep_ = 2;
+  open();
+  publish_up_to(2);
+  const auto running = versions_->current();
+  publish_up_to(4);
+  expect_removed(2);
+  EXPECT_EQ(running->version, "v2");
+  EXPECT_EQ(running.use_count(), 1) << "nobody else holds it, so its memory goes with the answer";
+}
+
+TEST_F(VersionsTest, WhoLosesTheRaceWithARemovalHearsWhy) {
+  keep_ = 2;
+  publish_up_to(3);
+  open();
+  while_loading_ = [this] { publish_up_to(4); };  // removes v2, whose files are about to be read
+  const Status found = versions_->find("v2").status();
+  EXPECT_EQ(found.code(), Code::kNotFound);
+  EXPECT_NE(found.message().find("versions.keep"), std::string::npos) << found.message();
+  const auto alive = versions_->find("v3");
+  ASSERT_TRUE(alive.ok());
+  while_loading_ = nullptr;
+  open();
+  while_loading_ = [this] { publish_up_to(5); };
+  const Status moved = versions_->rollback(3, "too late");
+  EXPECT_EQ(moved.code(), Code::kNotFound);
+  EXPECT_NE(moved.message().find("versions.keep"), std::string::npos) << moved.message();
+  EXPECT_EQ(versions_->current_number(), 5);
+}
+
+TEST_F(VersionsTest, NothingIsRemovedWhileABackupRuns) {
+  keep_ = 2;
+  open();
+  {
+    const auto first = versions_->keep_files();
+    auto second = versions_->keep_files();
+    publish_up_to(4);
+    second.reset();
+    publish_up_to(5);
+    EXPECT_EQ(on_disk(), (Numbers{1, 2, 3, 4, 5}));
+  }
+  publish_up_to(6);
+  EXPECT_EQ(on_disk(), (Numbers{1, 5, 6}));
+}
+
+TEST_F(VersionsTest, ACrashWhileVersionsGoLeavesARegistryThatOpens) {
+  using Loss = PowerCutFiles::Loss;
+  keep_ = 2;
+  PowerCutFiles disk;
+  use(disk);
+  for (int64_t n = 2; n <= 3; ++n) expect_published(n, n - 1, {});
+  Numbers line = {3, 2, 1};
+  int cuts = 0;
+  for (bool done = false; !done; ++cuts) {
+    SCOPED_TRACE("before change " + std::to_string(cuts));
+    const int64_t number = versions_->next_number();
+    const int before = disk.changes();
+    disk.stop_before(cuts);
+    if (publish(number, line[0], {}).ok()) line.insert(line.begin(), number);
+    done = disk.changes() - before < cuts;
+    disk.cut_power(std::array{Loss::kAllUnsynced, Loss::kUnsyncedBytes, Loss::kAtRandom}[cuts % 3],
+                   static_cast<uint64_t>(cuts));
+
+    ASSERT_TRUE(files_->clean().ok());
+    open();
+    ASSERT_EQ(listed(), (Numbers{1, line[1], line[0]}));
+    EXPECT_EQ(on_disk(), listed());
+    for (const int64_t n : listed()) EXPECT_TRUE(versions_->find(version_name(n)).ok()) << n;
+    EXPECT_EQ(versions_->ancestors(line[0]), line);
+    if (line.size() > 3) expect_removed(2);
+  }
+  std::printf("%d cuts, %zu versions\n", cuts, line.size());
+  EXPECT_GT(cuts, 20);
+  EXPECT_GT(line.size(), 6u);
+}
+
+TEST_F(VersionsTest, FilesThatCannotBeRemovedAreToldAndTriedAgain) {
+  keep_ = 2;
+  PowerCutFiles disk;
+  use(disk);
+  publish_up_to(3);
+  const int before = disk.changes();
+  const VersionManifest m = manifest(4, 3, {});
+  // How many changes it takes to write a version: the removal is what comes after them.
+  {
+    VersionStore elsewhere(disk, "/data");
+    ASSERT_TRUE(elsewhere.write(m, delta_of(4), {}).ok());
+  }
+  const int writes = disk.changes() - before;
+  ASSERT_TRUE(files_->remove("default", 4).ok());
+  std::string reason;
+  versions_->on_change([&](const Json& event) {
+    if (event["event"] == "pruned") reason = event["reason"];
+  });
+  disk.stop_before(writes);
+  expect_published(4, 3, {});
+  EXPECT_NE(reason.find("the power is off"), std::string::npos) << reason;
+  expect_removed(2);
+  disk.stop_before(1000);
+  EXPECT_EQ(on_disk(), (Numbers{1, 2, 3, 4}));
+  expect_published(5, 4, {});
+  EXPECT_EQ(on_disk(), (Numbers{1, 4, 5}));
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ class Asker:
 
 class Digits(unittest.TestCase):
     def setUp(self):
-        self.dsd = self.enterContext(Daemon(settings={"learn.settle": "100ms"}))
+        self.dsd = self.enterContext(Daemon(settings={"learn.settle": "100ms", "learn.max_wait": "500ms"}))
         self.dsd.ctl("model", "new", "digits", "--mlp", "784,100,100,10")
         self.asker = Asker(self.dsd.ready["data"])
         self.addCleanup(self.asker.close)

@@ -156,7 +156,7 @@ class DiskFull(unittest.TestCase):
             self.assertIn("No space left on device", outcome["reason"])
             self.assertEqual(dsd.get("/ds/v1/versions")["current"], "v1")
             fate = dsd.get(f"/ds/v1/feedback/{feedback_id}")["fate"][-1]
-            self.assertEqual((fate["state"], fate["reason"]), ("held", outcome["reason"]))
+            self.assertEqual((fate["state"], fate["reason"]), ("queued", outcome["reason"]))
             self.assertEqual(self.ask(dsd), before)
             versions = dsd.data / "models" / "default" / "versions"
             self.assertEqual([folder.name for folder in versions.iterdir()], ["v1"])
@@ -164,7 +164,8 @@ class DiskFull(unittest.TestCase):
             self.disk.free()
             later = teach("Anna Dalton keeps the key of the Marlow room.")
             self.assertEqual(dsd.post("/ds/v1/learn/step", {"wait": True})["version"], "v2")
-            self.assertEqual(dsd.get(f"/ds/v1/feedback/{later}")["fate"][-1]["state"], "served")
+            for learned in (feedback_id, later):
+                self.assertEqual(dsd.get(f"/ds/v1/feedback/{learned}")["fate"][-1]["state"], "served")
             dsd.kill()
             dsd.start()
             self.assertEqual(dsd.ready["version"], "v2")
