@@ -175,11 +175,8 @@ TEST(DeterministicUndo, OneAfterAnotherAcrossRestarts) {
 }
 
 TEST(DeterministicUndo, StartsFromAnOlderVersionWhereTheParentIsRemoved) {
-  const Settings settings = exact(1, {{"versions.keep", "2"}});
-  const auto house = taught(settings, curriculum());
-  ASSERT_FALSE(house->versions->manifest(4).ok()) << "the parent of what item 3 taught";
-  expect_no_trace(settings, curriculum(), {3});
-  expect_no_trace(settings, curriculum(), {5, 1}, true);
+  // Of the seven rounds only the versions of the last two are left.
+  expect_no_trace(exact(1, {{"versions.keep", "2"}}), curriculum(), {3, 1}, true);
 }
 
 TEST(DeterministicUndo, TheOnlyItem) {
