@@ -41,7 +41,7 @@ constexpr Setting kSettings[] = {
     {"learn.lr", kN, "0.002", 1e-7, 1, "", kLive,
      "learning rate of low-rank factors; every weight gets a fortieth of it"},
     {"learn.max_steps", kI, "60", 1, 100000, "", kLive,
-     "optimizer steps of a round at most, or 9 for each of its items if that is more"},
+     "optimizer steps of a round at most, or 10 for each of its items if that is more"},
 
     {"gate.max_drop", kN, "0.01", 0, 10, "", kLive,
      "allowed relative rise of an old domain's held-out loss"},

@@ -127,9 +127,15 @@ int64_t Learner::train_task_models() {
 /// asked, those weights need not stay in memory.
 void Learner::build_trainer() {
   const auto base = parts_.bases.find(parts_.bases.file_sha256(), compute_);
-  DS_CHECK(base.ok());  // it was read from this file at start
+  DS_CHECK(base.ok());            // it was read from this file at start
+  const auto stopping = [this] {  // a second each on an idle machine, many under load
+    std::lock_guard lock(mutex_);
+    return stop_;
+  };
   trainer_ = std::make_unique<RoundTrainer>(compute_, *base, parts_.tokenizer, parts_.chat);
+  if (stopping()) return;
   probe_ = std::make_unique<GateProbe>(compute_, *base, parts_.tokenizer);
+  if (stopping()) return;
   trainer_->prepare(single_recipe());
   trainer_->prepare(group_recipe());
   trainer_->set_base(nullptr);

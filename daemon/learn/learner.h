@@ -4,6 +4,7 @@
 // and as fates of the items, in the same batch that moves the serving pointer.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -77,7 +78,7 @@ class Learner {
   int64_t train_task_models();
   std::vector<uint64_t> waiting() const;
   Json run_round();
-  void undo_retracted(const std::vector<uint64_t>& offsets);
+  Status undo_retracted(const std::vector<uint64_t>& offsets);
   std::vector<FeedbackItem> take_items(const std::vector<uint64_t>& offsets, size_t limit);
   Json publish_round(Round& round, Candidate candidate, const Json& gate_record);
   Status publish_files(const Candidate& candidate, Commit commit);
@@ -121,7 +122,8 @@ class Learner {
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Command> commands_;
-  bool stop_ = false, paused_ = false, changed_ = false;
+  bool stop_ = false, changed_ = false;
+  std::atomic<bool> paused_ = false;  ///< written under mutex_
   uint64_t epoch_at_start_ = 0;
   BackOff back_off_;  ///< the learner's thread
   std::string state_ = "idle";

@@ -394,7 +394,7 @@ Json Learner::run_round() {
         {"outcome", "empty"},
         {"reason", version_name(parts_.versions.pinned()) + " is pinned: promote or unpin first"}};
   }
-  undo_retracted(offsets);
+  if (const Status undone = undo_retracted(offsets); !undone.ok()) return failure(undone.message());
   offsets = waiting();
   const size_t take = deterministic ? min_items : kMaxItemsPerRound;
   if (deterministic && offsets.size() < min_items) {

@@ -10,17 +10,23 @@
 namespace ds {
 
 /// Retractions in the stream come first: what they name must not be learned.
-void Learner::undo_retracted(const std::vector<uint64_t>& offsets) {
+/// An acknowledged retraction is done before anything else is learned. One that the disk or a stop
+/// prevents waits and is tried again; one whose item does not exist is done with.
+Status Learner::undo_retracted(const std::vector<uint64_t>& offsets) {
   for (const uint64_t offset : offsets) {
     const Result<FeedbackItem> item = parts_.store.get(offset);
     if (!item.ok() || item->kind != "retract") continue;
     const Json undone = run_undo(item->record.value("target", ""));
+    const std::string error = undone.value("error", "");
+    const bool again = !error.empty() && !undone.value("not_found", false);
     Commit commit;
-    commit.fates.push_back(
-        {offset, {"trained", parts_.clock.unix_ms(), "", 0, undone.value("error", "retracted")}});
+    set_fates(commit, {*item}, again ? "queued" : "trained", "", 0,
+              error.empty() ? "retracted" : error);
     const Status done = parts_.store.commit(commit);
     if (!done.ok()) log(LogLevel::kError, "learn", done.message());
+    if (again) return unavailable(error);
   }
+  return {};
 }
 
 Json Learner::run_undo(const std::string& id) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 namespace ds {
@@ -50,12 +51,19 @@ struct Layout {
   int64_t ce_rows = 0;  ///< loss rows of cross-entropy and DPO terms; KL rows follow
 };
 
+/// A sequence that several of the terms below name stands in the batch once.
 Layout lay_out(const Terms& terms) {
   Layout out;
-  for (const auto& t : terms.cross_entropy) out.ce.push_back(append(out.batch, *t.sequence));
+  std::map<const Sequence*, Part> placed;
+  const auto place = [&](const Sequence* s) {
+    const auto [at, added] = placed.try_emplace(s);
+    if (added) at->second = append(out.batch, *s);
+    return at->second;
+  };
+  for (const auto& t : terms.cross_entropy) out.ce.push_back(place(t.sequence));
   for (const auto& t : terms.dpo) {
-    out.chosen.push_back(append(out.batch, *t.chosen));
-    out.rejected.push_back(append(out.batch, *t.rejected));
+    out.chosen.push_back(place(t.chosen));
+    out.rejected.push_back(place(t.rejected));
   }
   out.ce_rows = static_cast<int64_t>(out.batch.loss_rows.size());
   for (const auto& t : terms.kl) out.kl.push_back(append(out.batch, *t.sequence));
@@ -109,8 +117,9 @@ void kl_rows(const Compute& compute, const Terms& terms, const Layout& layout, s
   }
 }
 
-void fill(std::vector<float>& weight, const Part& part, float value) {
-  std::fill_n(weight.begin() + part.row0, part.rows, value);
+void add(std::vector<float>& weight, const Part& part, float value) {
+  for (int64_t i = part.row0; i < part.row0 + part.rows; ++i)
+    weight[static_cast<size_t>(i)] += value;
 }
 
 }  // namespace
@@ -128,9 +137,9 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
   StepLoss loss;
   loss.tokens = static_cast<int64_t>(layout.batch.ids.size());
   for (size_t i = 0; i < layout.ce.size(); ++i) {
-    fill(weight, layout.ce[i],
-         terms.cross_entropy[i].weight /
-             static_cast<float>(std::max<int64_t>(layout.ce[i].rows, 1)));
+    add(weight, layout.ce[i],
+        terms.cross_entropy[i].weight /
+            static_cast<float>(std::max<int64_t>(layout.ce[i].rows, 1)));
   }
   if (!terms.dpo.empty()) {  // the coefficients of a pair depend on its sums: read them first
     cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob, argmax,
@@ -142,8 +151,8 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
       const double margin =
           t.beta * ((chosen - t.chosen_reference) - (rejected - t.rejected_reference));
       const double pull = t.beta * std::exp(log_sigmoid(-margin)) * t.weight;
-      fill(weight, layout.chosen[i], static_cast<float>(pull));
-      fill(weight, layout.rejected[i], static_cast<float>(-pull));
+      add(weight, layout.chosen[i], static_cast<float>(pull));
+      add(weight, layout.rejected[i], static_cast<float>(-pull));
       loss.dpo -= t.weight * log_sigmoid(margin);
     }
   }

@@ -52,7 +52,7 @@ Recipe group_recipe() {
   r.sightings = 2;
   r.anchor_weight = 6;
   r.contrasts = 6, r.replay_contrasts = 2;
-  r.max_steps_per_lesson = 9;
+  r.max_steps_per_lesson = 10;
   return r;
 }
 
@@ -390,7 +390,13 @@ RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, RoundState& st
     const Desk& desk = *step.desks[i];
     if (!desk.has_pair(recipe)) continue;
     if (desk.lesson->kind != Lesson::Kind::kPair && pairs++ >= recipe.correction_pairs) continue;
-    const Sequence* good = step.keep(sequence_of(desk.lesson->context, desk.lesson->answer));
+    Sequence own = sequence_of(desk.lesson->context, desk.lesson->answer);
+    const Sequence* good = nullptr;  // often one of the wordings already
+    for (size_t t = step.first_term[i]; t < step.first_term[i + 1]; ++t) {
+      const Sequence* there = step.terms.cross_entropy[t].sequence;
+      if (there->ids == own.ids) good = there;
+    }
+    if (good == nullptr) good = step.keep(std::move(own));
     const Sequence* bad = step.keep(sequence_of(desk.lesson->context, desk.lesson->rejected));
     step.terms.dpo.push_back({good, bad, desk.chosen_reference, desk.rejected_reference,
                               recipe.dpo_beta, recipe.dpo_weight * share});

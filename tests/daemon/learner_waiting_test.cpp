@@ -136,6 +136,24 @@ TEST(FullDisk, AnUndoThatCannotBeWrittenChangesNothing) {
   EXPECT_EQ(house.fate(first).state, "reverted");
 }
 
+TEST(FullDisk, ARetractionThatItPreventedIsDoneLater) {
+  House house;
+  const std::string first = house.say(curriculum()[0]);
+  house.learn_all();
+  const std::string second = house.say(curriculum()[1]);
+  house.learn_all();
+  house.disk.full = true;
+  const std::string retraction = house.say({{"kind", "retract"}, {"target", first}});
+  EXPECT_THAT(house.step()["outcome"].get<std::string>(), HasSubstr("the disk is full"));
+  EXPECT_EQ(house.fate(retraction).state, "queued");
+  EXPECT_EQ(house.fate(first).state, "served");
+  house.disk.full = false;
+  house.learn_all();
+  EXPECT_EQ(house.fate(retraction).state, "trained");
+  EXPECT_EQ(house.fate(first).state, "reverted");
+  EXPECT_EQ(house.fate(second).state, "served");
+}
+
 TEST(TaskRounds, AreAskedByTheLoopAndForcedByAStep) {
   House house(Settings{{"learn.enabled", "false"}});
   std::atomic<int> forced = 0, asked = 0;
