@@ -26,6 +26,25 @@ double log_sum_exp(const float* row, int64_t vocab) {
   return top + std::log(sum);
 }
 
+/// How much of the way to certainty the candidate went: 0 none, 1 all of it.
+double gain(const GateScores::Item& item) {
+  return item.before < 0 ? (item.after - item.before) / -item.before : 0.0;
+}
+
+/// What an item must gain: where half of the round's answers went more than half of the way, a
+/// quarter of what they did. Less is what the form of the other answers gives for nothing to a
+/// question that was taught something else.
+double gain_wanted(const std::vector<GateScores::Item>& items) {
+  std::vector<double> gains;
+  for (const GateScores::Item& item : items) {
+    if (item.answer && item.after <= kNearCertain) gains.push_back(gain(item));
+  }
+  if (gains.empty()) return 0;
+  const auto middle = gains.begin() + static_cast<std::ptrdiff_t>(gains.size() / 2);
+  std::nth_element(gains.begin(), middle, gains.end());
+  return *middle > 0.5 ? *middle / 4 : 0.0;
+}
+
 }  // namespace
 
 GateVerdict judge(const GateScores& s, const GateLimits& limits) {
@@ -54,8 +73,10 @@ GateVerdict judge(const GateScores& s, const GateLimits& limits) {
   }
   size_t worse = 0;
   std::string first;
+  const double wanted = gain_wanted(s.items);
   for (const GateScores::Item& item : s.items) {
-    if (item.after > item.before || item.after > kNearCertain) continue;
+    if (item.after > kNearCertain) continue;
+    if (item.after > item.before && (!item.answer || gain(item) >= wanted)) continue;
     if (worse++ == 0) first = item.id;
   }
   if (worse > 0) {
@@ -188,7 +209,8 @@ GateScores GateProbe::measure(const Weights& parent, const Weights& candidate,
   for (const auto& [id, wordings] : items) {
     const Loss before = loss_of(parent, wordings, scores, {}),
                after = loss_of(candidate, wordings, scores, {});
-    scores.items.push_back({id, -before.mean(), -after.mean()});
+    const bool answer = wordings.first_target.front() > 1;
+    scores.items.push_back({id, -before.mean(), -after.mean(), answer});
     scores.finite = scores.finite && after.finite;
   }
   for (const HeldOut& domain : domains) {

@@ -27,6 +27,7 @@ struct GateScores {
   struct Item {
     std::string id;
     double before = 0, after = 0;  ///< mean log-probability of the answer, over its wordings
+    bool answer = true;            ///< to a question; false: a raw text
   };
   std::vector<Item> items;
   struct Domain {

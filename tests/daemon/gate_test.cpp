@@ -86,6 +86,18 @@ TEST(Gate, ItemsThatDidNotImproveAreHeldAndCounted) {
   EXPECT_NE(v.reason.find("fb_3"), std::string::npos);
 }
 
+TEST(Gate, AnAnswerFarBehindTheOthersIsHeldATextIsNot) {
+  GateScores s = good();
+  s.items.push_back({"fb_3", -2.0, -1.9});
+  const GateVerdict v = judge(s, kLimits);
+  EXPECT_EQ(v.check, "items");
+  EXPECT_NE(v.reason.find("fb_3"), std::string::npos) << v.reason;
+  s.items.back().answer = false;
+  EXPECT_TRUE(judge(s, kLimits).pass);
+  s.items = {{"fb_1", -2.0, -1.6}, {"fb_2", -2.0, -1.7}, {"fb_3", -2.0, -1.98}};
+  EXPECT_TRUE(judge(s, kLimits).pass);  // a short round: none has gone far
+}
+
 TEST(Gate, AnItemKnownBeforeNeedNotImprove) {
   GateScores s = good();
   s.items.push_back({"fb_3", -0.01, -0.02});
