@@ -36,6 +36,15 @@ std::vector<ChatMessage> asking(std::span<const ChatMessage> context, const std:
   return out;
 }
 
+/// `count` different indices below `size`, in random order.
+std::vector<size_t> draw_indices(size_t size, size_t count, Rng& rng) {
+  std::vector<size_t> order(size);
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (size_t i = 0; i < count; ++i) std::swap(order[i], order[i + rng.below(size - i)]);
+  order.resize(count);
+  return order;
+}
+
 float learning_rate(const Recipe& recipe, int64_t step, int64_t steps_max) {
   const int64_t fall = recipe.lr_decay_steps > 0 ? recipe.lr_decay_steps : steps_max;
   const float progress = std::min(1.0f, static_cast<float>(step) / static_cast<float>(fall));
@@ -246,10 +255,10 @@ void RoundTrainer::fill_contrasts(const Recipe& recipe, Desk& desk,
     const auto swapped =
         swap_entity(desk.lesson->context.back().content, desk.lesson->answer, avoid, rng);
     if (!swapped) return;
-    const auto other = asking(desk.lesson->context, swapped->question);
-    int64_t first = 0;  // another name may be longer, at each of its places
-    if (std::ssize(full_ids(other, swapped->answer, first)) > context_) continue;
-    desk.contrasts.push_back({sequence_of(other, swapped->answer), {}, false});
+    Sequence other = sequence_of(asking(desk.lesson->context, swapped->question), swapped->answer);
+    const int64_t before = other.prefix != nullptr ? other.prefix->tokens : 0;
+    if (before + std::ssize(other.ids) > context_) continue;  // another name may be longer
+    desk.contrasts.push_back({std::move(other), {}, false});
   }
 }
 
@@ -290,10 +299,7 @@ void RoundTrainer::add_anchors(Step& step, const Recipe& recipe, const std::vect
   if (found == anchors_.end()) return;  // without a chat template
   const std::vector<Anchor>& anchors = found->second;
   const auto n = std::min(static_cast<size_t>(recipe.anchors), anchors.size());
-  std::vector<size_t> order(anchors.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  for (size_t i = 0; i < order.size(); ++i)  // so that equals come in random order
-    std::swap(order[i], order[i + rng.below(order.size() - i)]);
+  std::vector<size_t> order = draw_indices(anchors.size(), anchors.size(), rng);
   std::stable_sort(order.begin() + (n > 0), order.end(),
                    [&](size_t a, size_t b) { return drift[a] > drift[b]; });
   order.resize(n);
@@ -345,12 +351,8 @@ RoundTrainer::RoundState RoundTrainer::sit_down(const Recipe& recipe, Trainable 
     desk.rejected_reference = reference(desk.lesson->rejected);
   }
   Rng rng(round_seed);
-  std::vector<size_t> order(replay.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  for (size_t i = 0; i < order.size() && i < kRehearsed && recipe.replay_per_step > 0; ++i) {
-    std::swap(order[i], order[i + rng.below(order.size() - i)]);
-    seat(state.earlier, replay[order[i]]);
-  }
+  const size_t rehearsed = recipe.replay_per_step > 0 ? std::min(replay.size(), kRehearsed) : 0;
+  for (const size_t i : draw_indices(replay.size(), rehearsed, rng)) seat(state.earlier, replay[i]);
   return state;
 }
 

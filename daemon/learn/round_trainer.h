@@ -43,8 +43,7 @@ struct Recipe {
   float plain_share = 0.34f;            ///< how often an only wording is the lesson's own
   int sightings = 1;        ///< steps in a row in which a lesson must meet the stop rule
   int replay_per_step = 4;  ///< earlier lessons, those that had faded most when last seen
-  int anchors =
-      4;  ///< in a step: one at random, the others those that had drifted most when last seen
+  int anchors = 4;  ///< in a step: one at random, else those furthest from the base when last seen
   float anchor_weight = 4.0f;
   int64_t anchor_tokens = 8;
   int contrasts = 2, replay_contrasts = 1;  ///< in a step: of fresh lessons, of rehearsed ones

@@ -95,6 +95,12 @@ class House {
     }
     return last;
   }
+  /// Says it and learns it; its id.
+  std::string teach(const Json& record) {
+    std::string id = say(record);
+    learn_all();
+    return id;
+  }
   Result<Json> undo(const std::string& id) {
     std::promise<Result<Json>> promise;
     learner->undo(id, [&](Result<Json> r) { promise.set_value(std::move(r)); });

@@ -122,10 +122,8 @@ TEST(FullDisk, DoesNotChangeWhatTheLogDecides) {
 
 TEST(FullDisk, AnUndoThatCannotBeWrittenChangesNothing) {
   House house;
-  const std::string first = house.say(curriculum()[0]);
-  house.learn_all();
-  const std::string second = house.say(curriculum()[1]);
-  house.learn_all();
+  const std::string first = house.teach(curriculum()[0]);
+  const std::string second = house.teach(curriculum()[1]);
   house.disk.full = true;
   const Result<Json> answer = house.undo(first);
   ASSERT_FALSE(answer.ok());
@@ -138,10 +136,8 @@ TEST(FullDisk, AnUndoThatCannotBeWrittenChangesNothing) {
 
 TEST(FullDisk, ARetractionThatItPreventedIsDoneLater) {
   House house;
-  const std::string first = house.say(curriculum()[0]);
-  house.learn_all();
-  const std::string second = house.say(curriculum()[1]);
-  house.learn_all();
+  const std::string first = house.teach(curriculum()[0]);
+  const std::string second = house.teach(curriculum()[1]);
   house.disk.full = true;
   const std::string retraction = house.say({{"kind", "retract"}, {"target", first}});
   EXPECT_THAT(house.step()["outcome"].get<std::string>(), HasSubstr("the disk is full"));
