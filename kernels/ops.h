@@ -167,7 +167,7 @@ struct AdamWArgs {
 /// The table. Every entry is filled by every backend; `tests/kernels/ops_test.cpp` runs each against a
 /// double-precision oracle, finite differences, and as a benchmark.
 struct Ops {
-  const char* name;  ///< "cpu-scalar", "cpu-avx2", "cpu-avx512", "cpu-avx512-bf16"
+  const char* name;  ///< "cpu-scalar", "cpu-avx2", "cpu-avx512", "cpu-avx512-bf16", "cpu-avx512-amx"
 
   // Weights. `source` is FP32 row-major [n, k], or [k, n] when `transposed`.
   int64_t (*packed_bytes)(WeightFormat, int64_t n, int64_t k);
@@ -222,10 +222,10 @@ struct Ops {
   bool (*all_finite)(const OpContext&, int64_t n, const float* x);
 };
 
-enum class CpuIsa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum class CpuIsa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };
 
-/// Best ISA of this machine. AVX-512 BF16 dot products are chosen only where they are faster than FP32
-/// FMA (AMD Zen 4 and later; Intel's run at half rate without AMX: see kernels/README.md).
+/// Best ISA of this machine: AMX tiles where the kernel grants them; AVX-512 BF16 dot products only where
+/// they are faster than FP32 FMA (AMD Zen 4 and later; Intel's run at half rate: see kernels/README.md).
 CpuIsa best_cpu_isa();
 bool cpu_supports(CpuIsa isa);
 const Ops& cpu_ops(CpuIsa isa);

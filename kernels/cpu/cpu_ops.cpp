@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace ds {
@@ -14,7 +16,7 @@ namespace ds {
 extern const Ops kOps_scalar;
 
 #if defined(__x86_64__)
-extern const Ops kOps_avx2, kOps_avx512, kOps_avx512_bf16;
+extern const Ops kOps_avx2, kOps_avx512, kOps_avx512_bf16, kOps_avx512_amx;
 
 namespace {
 
@@ -26,6 +28,17 @@ bool is_amd() {
   std::memcpy(vendor + 4, &edx, 4);
   std::memcpy(vendor + 8, &ecx, 4);
   return std::memcmp(vendor, "AuthenticAMD", 12) == 0;
+}
+
+/// The CPU has AMX tiles with BF16 products, and the kernel lets this process use them: tile state
+/// is granted on request only (Linux, Documentation/arch/x86/xstate.rst).
+bool has_tiles() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 }  // namespace
@@ -43,11 +56,16 @@ bool cpu_supports(CpuIsa isa) {
       return avx512;
     case CpuIsa::kAvx512Bf16:
       return avx512 && __builtin_cpu_supports("avx512bf16");
+    case CpuIsa::kAvx512Amx: {
+      static const bool tiles = has_tiles();
+      return avx512 && __builtin_cpu_supports("avx512bf16") && tiles;
+    }
   }
   return false;
 }
 
 CpuIsa best_cpu_isa() {
+  if (cpu_supports(CpuIsa::kAvx512Amx)) return CpuIsa::kAvx512Amx;
   if (cpu_supports(CpuIsa::kAvx512Bf16) && is_amd()) return CpuIsa::kAvx512Bf16;
   if (cpu_supports(CpuIsa::kAvx512)) return CpuIsa::kAvx512;
   if (cpu_supports(CpuIsa::kAvx2)) return CpuIsa::kAvx2;
@@ -65,6 +83,8 @@ const Ops& cpu_ops(CpuIsa isa) {
       return kOps_avx512;
     case CpuIsa::kAvx512Bf16:
       return kOps_avx512_bf16;
+    case CpuIsa::kAvx512Amx:
+      return kOps_avx512_amx;
   }
   return kOps_scalar;
 }

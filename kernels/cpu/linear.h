@@ -7,6 +7,9 @@
 
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile.h"
+#ifdef __AMX_BF16__
+#include "kernels/cpu/amx.h"
+#endif
 
 namespace ds::DS_ISA {
 
@@ -15,6 +18,12 @@ constexpr int64_t kGroupLanes = kGroup * 16;
 constexpr int64_t kBlockK = 128;      // 128 x 64 floats = 32 KiB: an expanded block stays in L1
 constexpr int64_t kStreamRows = 36;   // up to here expanding costs more than it saves
 constexpr int64_t kRowsPerTask = 96;  // accumulators of a task: 96 x 64 floats = 24 KiB
+
+#ifdef __AMX_BF16__
+constexpr bool kHasTiles = true;
+#else
+constexpr bool kHasTiles = false;
+#endif
 
 enum class Operand : uint8_t { kF32, kBF16, kDot };  // packed weights and how x meets them
 
@@ -178,7 +187,10 @@ inline void multiply_panels(WeightFormat format, const char* const* panels, int 
   }
   const Operand operand = operand_of(format);
   if (operand == Operand::kDot) {
-#ifdef __AVX512BF16__
+#if defined(__AMX_BF16__)
+    tile_rows(panels, count, in.pairs + row * in.stride, in.stride, rows, ceil_div(k, 2), acc,
+              kGroupLanes);
+#elif defined(__AVX512BF16__)
     stream_rows<Operand::kDot>(panels, count, in, row, rows, k, acc);
 #endif
   } else if (rows > kStreamRows) {
@@ -339,9 +351,11 @@ inline void linear(const OpContext& context, const LinearArgs& a) {
   const int64_t groups = ceil_div(columns.total, kGroup);
   const int64_t row_blocks = ceil_div(a.rows, kRowsPerTask);
   const int64_t rows_each = ceil_div(ceil_div(a.rows, row_blocks), kTileRows) * kTileRows;
-  // About 100 us per task: 64 lanes x rows at ~60 multiply-adds per ns, or bytes at ~14 per ns.
+  // About 100 us per task: 64 lanes x rows at ~60 multiply-adds per ns (tiles: ~700), or bytes at
+  // ~14 per ns.
   const int64_t k = larger(a.w[0].k, 1);
-  const int64_t ns = k * larger(smaller(a.rows, rows_each), 9) + 500;
+  const int64_t speed = kHasTiles && a.w[0].format == WeightFormat::kBF16 ? 12 : 1;
+  const int64_t ns = k * larger(smaller(a.rows, rows_each) / speed, 9) + 500;
   const int64_t threads = context.parallel == nullptr ? 1 : context.parallel->threads;
   int64_t each = larger(1, smaller(100'000 / ns, ceil_div(groups, 4 * threads)));
   if (k * 128 * each < 16'384) each = larger(each, 16'384 / (k * 128));  // tiny layers: one task

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times every op at the shapes of a 135M model: ops_bench [isa] [threads] [part of a case's name].
-// isa: scalar, avx2, avx512, avx512-bf16 (default: this machine's best). The result is checked
-// against the scalar table first. Calls that are bound by memory rotate through copies of their
-// weights, as a model's layers do, so that caches do not flatter them.
+// isa: scalar, avx2, avx512, avx512-bf16, avx512-amx (default: this machine's best). The result is
+// checked against the scalar table first. Calls that are bound by memory rotate through copies of
+// their weights, as a model's layers do, so that caches do not flatter them.
 #include <time.h>
 
 #include <algorithm>
@@ -28,18 +28,11 @@ double now_s(const Pool& pool) {
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
 }
 
-CpuIsa isa_named(const std::string& name) {
-  for (CpuIsa isa : supported_isas()) {
-    if (std::string(cpu_ops(isa).name) == "cpu-" + name) return isa;
-  }
-  return best_cpu_isa();
-}
-
 bool check(const Case& c, const Ops& ops, const OpContext& context) {
   Floats got, expected;
   c.bind(ops, context, &got)();
   c.bind(cpu_ops(CpuIsa::kScalar), context, &expected)();
-  const bool rounds = std::string(ops.name) == "cpu-avx512-bf16";
+  const bool rounds = rounds_to_bf16(ops);
   const double error = error_of(got, as_double(expected));
   if (error <= 2 * (rounds ? c.tolerance_bf16 : c.tolerance)) return true;
   std::printf("%-64s WRONG: error %.3g\n", c.name.c_str(), error);

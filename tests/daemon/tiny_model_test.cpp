@@ -170,7 +170,8 @@ INSTANTIATE_TEST_SUITE_P(Variants, TinyModel,
                          testing::Combine(testing::Values("tied", "untied-gqa", "bias",
                                                           "headdim-llama3", "linear-rope"),
                                           testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2,
-                                                          CpuIsa::kAvx512, CpuIsa::kAvx512Bf16)),
+                                                          CpuIsa::kAvx512, CpuIsa::kAvx512Bf16,
+                                                          CpuIsa::kAvx512Amx)),
                          case_name);
 
 }  // namespace

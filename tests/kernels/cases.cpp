@@ -48,9 +48,20 @@ double error_of(const Floats& got, const Vec& expected) {
   return worst / std::max(1e-12, std::sqrt(squares / static_cast<double>(got.size())));
 }
 
+CpuIsa isa_named(const std::string& name) {
+  for (CpuIsa isa : supported_isas()) {
+    if (cpu_ops(isa).name == "cpu-" + name) return isa;
+  }
+  std::fprintf(stderr, "this machine cannot run '%s'\n", name.c_str());
+  std::exit(2);
+}
+
+bool rounds_to_bf16(const Ops& ops) { return ops.prepared_bytes(WeightFormat::kBF16, 1, 2) > 0; }
+
 std::vector<CpuIsa> supported_isas() {
   std::vector<CpuIsa> all;
-  for (CpuIsa isa : {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+  for (CpuIsa isa :
+       {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512Amx}) {
     if (cpu_supports(isa)) all.push_back(isa);
   }
   return all;

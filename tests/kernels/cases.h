@@ -82,5 +82,9 @@ std::vector<Case> all_cases();
 std::vector<Case> model_cases();
 
 std::vector<CpuIsa> supported_isas();
+/// "avx512-amx" and so on; ends the program where this machine cannot run it.
+CpuIsa isa_named(const std::string& name);
+/// Its products of BF16 weights round the input to BF16 too.
+bool rounds_to_bf16(const Ops& ops);
 
 }  // namespace ds::test

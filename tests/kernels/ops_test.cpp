@@ -16,7 +16,7 @@ TEST_P(OpsTest, MatchesTheOracle) {
   for (const Case& c : all_cases()) {
     Floats out;
     c.bind(ops, {pool.engine()}, &out)();
-    const double tolerance = GetParam() == CpuIsa::kAvx512Bf16 ? c.tolerance_bf16 : c.tolerance;
+    const double tolerance = rounds_to_bf16(ops) ? c.tolerance_bf16 : c.tolerance;
     EXPECT_LE(error_of(out, c.expect()), tolerance) << ops.name << ": " << c.name;
   }
 }
