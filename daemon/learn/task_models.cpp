@@ -111,6 +111,13 @@ Result<Json> TaskModels::create(const std::string& name, const std::vector<int64
               {"version", name + "@v1"}};
 }
 
+Status TaskModels::unknown(const std::string& name) const {
+  std::string known;
+  std::lock_guard lock(mutex_);
+  for (const auto& [other, model] : models_) known += (known.empty() ? "" : ", ") + other;
+  return not_found("no task model " + name + ", known: " + (known.empty() ? "none" : known));
+}
+
 const TaskModels::Model* TaskModels::find(const std::string& name) const {
   std::lock_guard lock(mutex_);
   const auto it = models_.find(name);
@@ -136,7 +143,7 @@ Json TaskModels::list() const {
 
 Result<Json> TaskModels::versions(const std::string& name) const {
   const Model* model = find(name);
-  if (model == nullptr) return not_found("no task model " + name);
+  if (model == nullptr) return unknown(name);
   return model->versions->list();
 }
 
@@ -154,7 +161,7 @@ std::vector<std::shared_ptr<const void>> TaskModels::keep_files() {
 Result<Json> TaskModels::infer(const std::string& ref, const std::vector<float>& input) const {
   const std::string name = ref.substr(0, ref.find('@'));
   const Model* model = find(name);
-  if (model == nullptr) return not_found("no task model " + name);
+  if (model == nullptr) return unknown(name);
   DS_ASSIGN(const std::shared_ptr<const Weights> weights, model->versions->find(ref));
   if (static_cast<int64_t>(input.size()) != model->sizes.front()) {
     return invalid("input: " + std::to_string(input.size()) + " numbers, model " + name +
@@ -242,7 +249,7 @@ int64_t TaskModels::train(bool at_once) {
     const std::string name = item->record.value("model", "");
     const Model* model = find(name);
     const Result<Example> e =
-        model == nullptr ? not_found("no task model " + name) : example_of(*item, *model);
+        model == nullptr ? unknown(name) : example_of(*item, *model);
     if (!e.ok()) {
       quarantined.fates.push_back(
           {offset, {"quarantined", clock_.unix_ms(), "", 0, e.status().message()}});

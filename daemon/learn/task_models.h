@@ -63,6 +63,7 @@ class TaskModels {
   bool train_model(const std::string& name, Model& model, std::vector<Example> fresh);
   std::vector<Example> stored_examples(const std::string& domain, const Model& model) const;
   const Model* find(const std::string& name) const;
+  Status unknown(const std::string& name) const;  ///< names the known ones
 
   ReplayStore& store_;
   VersionStore& files_;

@@ -237,7 +237,7 @@ class OverZeroMq(HostileMessages):
         refused("no model gpt-9, expected default, vN or default@vN", code="not_found", model="gpt-9")
         refused("has no version v77, the newest is v1", code="not_found", model="v77")
         refused("expected default, vN or default@vN", code="not_found", model="m" * 1_000_000)
-        refused("no task model poems", code="not_found", model="poems", input=[1])
+        refused("no task model poems, known: ", code="not_found", model="poems", input=[1])
         self.expect_error(self.peer.say(op="dance", id="i"), "unknown_op",
                           "op: 'dance', expected hello, feedback, infer or cancel", id="i")
         self.expect_error(self.peer.exchange(b'"' + b"a" * 2_000_000), "bad_message", "missing closing quote")
