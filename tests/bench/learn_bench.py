@@ -100,7 +100,7 @@ class Bench:
             ack = self.feedback.send({"kind": "correction", "response_id": response,
                                       "correction": fact["answer"]})
             ids[ack["id"]] = time.monotonic()
-        served = {}
+        served, reasons = {}, {}
         while len(served) < len(ids) and time.monotonic() - started < patience_s:
             for name, sent in ids.items():
                 if name in served:
@@ -108,8 +108,9 @@ class Bench:
                 fate = self.dsd.get(f"/ds/v1/feedback/{name}")["fate"][-1]
                 if fate["state"] in SETTLED:
                     served[name] = (fate["state"], time.monotonic() - sent)
+                    reasons[name] = fate.get("reason", "")
             time.sleep(0.2)
-        lost = [state for state, _ in served.values() if state != "served"]
+        lost = [f"{state}: {reasons[name]}" for name, (state, _) in served.items() if state != "served"]
         if lost:
             print(f"  not served: {lost}")
         return [seconds for _, seconds in served.values()]
