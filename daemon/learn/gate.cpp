@@ -71,17 +71,20 @@ GateVerdict judge(const GateScores& s, const GateLimits& limits) {
                                 number(100 * limits.max_drop) + " %");
     }
   }
-  size_t worse = 0;
+  size_t worse = 0, behind = 0;
   std::string first;
   const double wanted = gain_wanted(s.items);
   for (const GateScores::Item& item : s.items) {
     if (item.after > kNearCertain) continue;
     if (item.after > item.before && (!item.answer || gain(item) >= wanted)) continue;
+    if (item.after > item.before) ++behind;
     if (worse++ == 0) first = item.id;
   }
   if (worse > 0) {
     return held("items", std::to_string(worse) + " of " + std::to_string(s.items.size()) +
-                             " new items not better than before, first: " + first);
+                             " new items not learned: " + std::to_string(worse - behind) +
+                             " not better than before, " + std::to_string(behind) +
+                             " far behind the others, first: " + first);
   }
   return {true, "", ""};
 }

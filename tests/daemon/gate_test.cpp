@@ -91,7 +91,9 @@ TEST(Gate, AnAnswerFarBehindTheOthersIsHeldATextIsNot) {
   s.items.push_back({"fb_3", -2.0, -1.9});
   const GateVerdict v = judge(s, kLimits);
   EXPECT_EQ(v.check, "items");
-  EXPECT_NE(v.reason.find("fb_3"), std::string::npos) << v.reason;
+  EXPECT_NE(v.reason.find("0 not better than before, 1 far behind the others, first: fb_3"),
+            std::string::npos)
+      << v.reason;
   s.items.back().answer = false;
   EXPECT_TRUE(judge(s, kLimits).pass);
   s.items = {{"fb_1", -2.0, -1.6}, {"fb_2", -2.0, -1.7}, {"fb_3", -2.0, -1.98}};
