@@ -11,8 +11,8 @@ namespace ds::DS_ISA {
 constexpr int64_t kTileM = 16;      // rows of a tile
 constexpr int64_t kTilePairs = 16;  // pairs of k of a tile
 
-/// Tiles 0..3 accumulate [rows, 16], tile 4 holds x [rows, 16 pairs], tile 5 a panel [16 pairs,
-/// 16].
+/// Tiles 0..3 accumulate [rows, 16], tile 4 holds x [rows, 16 pairs], tiles 5..7 take turns with
+/// the panels [16 pairs, 16].
 DS_INLINE void configure_tiles(int64_t rows) {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -74,7 +74,7 @@ DS_INLINE void tile_panels(const char* const* panels, const uint32_t* x, int64_t
 }
 
 /// One row, by the tile's arithmetic on vectors: in each 16 pairs the low and the high products add
-/// up apart from zero, then their sum joins the total. Streams memory a third faster than tiles do.
+/// up apart from zero, then their sum joins the total. Streams memory 4 % faster than tiles do.
 template <int P>
 DS_INLINE void vector_panels(const char* const* panels, const uint32_t* x, int64_t pairs,
                              float* acc) {
@@ -109,25 +109,32 @@ DS_INLINE void vector_panels(const char* const* panels, const uint32_t* x, int64
   for (int p = 0; p < P; ++p) store(acc + p * 16, total[p]);
 }
 
+template <int P>
+struct Count {
+  static constexpr int value = P;
+};
+
+/// f with a number of panels, 1 to 4, as a constant.
+template <typename F>
+DS_INLINE void with_count(int count, const F& f) {
+  switch (count) {
+    case 1:
+      return f(Count<1>{});
+    case 2:
+      return f(Count<2>{});
+    case 3:
+      return f(Count<3>{});
+    default:
+      return f(Count<4>{});
+  }
+}
+
 inline void vector_row(const char* const* panels, int count, const uint32_t* x, int64_t pairs,
                        float* acc) {
   const unsigned state = _mm_getcsr();
   constexpr unsigned kFlushDenormals = 0x8040;  // as tiles do: results and operands
   _mm_setcsr(state | kFlushDenormals);
-  switch (count) {
-    case 1:
-      vector_panels<1>(panels, x, pairs, acc);
-      break;
-    case 2:
-      vector_panels<2>(panels, x, pairs, acc);
-      break;
-    case 3:
-      vector_panels<3>(panels, x, pairs, acc);
-      break;
-    default:
-      vector_panels<4>(panels, x, pairs, acc);
-      break;
-  }
+  with_count(count, [&](auto n) { vector_panels<n.value>(panels, x, pairs, acc); });
   _mm_setcsr(state);
 }
 
@@ -141,20 +148,9 @@ inline void tile_rows(const char* const* panels, int count, const uint32_t* x, i
     if (m != configured) configure_tiles(configured = m);
     const uint32_t* from = x + r * x_stride;
     float* to = acc + r * acc_stride;
-    switch (count) {
-      case 1:
-        tile_panels<1>(panels, from, x_stride, m, pairs, to, acc_stride);
-        break;
-      case 2:
-        tile_panels<2>(panels, from, x_stride, m, pairs, to, acc_stride);
-        break;
-      case 3:
-        tile_panels<3>(panels, from, x_stride, m, pairs, to, acc_stride);
-        break;
-      default:
-        tile_panels<4>(panels, from, x_stride, m, pairs, to, acc_stride);
-        break;
-    }
+    with_count(count, [&](auto n) {
+      tile_panels<n.value>(panels, from, x_stride, m, pairs, to, acc_stride);
+    });
   }
   _tile_release();  // idle tiles would make every switch of threads save 8 KiB
 }

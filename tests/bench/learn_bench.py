@@ -100,17 +100,17 @@ class Bench:
             ack = self.feedback.send({"kind": "correction", "response_id": response,
                                       "correction": fact["answer"]})
             ids[ack["id"]] = time.monotonic()
-        served, reasons = {}, {}
+        served = {}
         while len(served) < len(ids) and time.monotonic() - started < patience_s:
             for name, sent in ids.items():
                 if name in served:
                     continue
                 fate = self.dsd.get(f"/ds/v1/feedback/{name}")["fate"][-1]
                 if fate["state"] in SETTLED:
-                    served[name] = (fate["state"], time.monotonic() - sent)
-                    reasons[name] = fate.get("reason", "")
+                    served[name] = (fate, time.monotonic() - sent)
             time.sleep(0.2)
-        lost = [f"{state}: {reasons[name]}" for name, (state, _) in served.items() if state != "served"]
+        lost = [f"{fate['state']}: {fate.get('reason', '')}" for fate, _ in served.values()
+                if fate["state"] != "served"]
         if lost:
             print(f"  not served: {lost}")
         return [seconds for _, seconds in served.values()]
