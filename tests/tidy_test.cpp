@@ -314,11 +314,11 @@ Findings banned_words(const Source& file) {
     const auto ban = [&](const char* pattern, const char* what, const char* allowed) {
       banned.push_back({std::regex(pattern), what, std::regex(allowed)});
     };
-    ban(R"(.*\bthrow\b.*)", "throw: return a Status", ".*/plugin\\.hpp");
+    ban(R"(.*\bthrow\b.*)", "throw: return a Status", "modules/.*|sdk/.*\\.hpp");
     ban(R"(.*\bcatch\s*\(\s*\.\.\.\s*\).*)", "catch (...)",
-        "daemon/(main|ctl/main|.*plugin_host)\\.cpp");
-    ban(R"((?!.*(unique_ptr|shared_ptr)\b).*\bnew\s+\w.*)", "naked new", "-");
-    ban(R"((?!.*=\s*delete).*\bdelete\b.*)", "delete", "-");
+        "daemon/(main|ctl/main)\\.cpp|sdk/.*\\.hpp");
+    ban(R"((?!.*(unique_ptr|shared_ptr)\b).*\bnew\s+\w.*)", "naked new", "sdk/.*\\.hpp");
+    ban(R"((?!.*=\s*delete).*\bdelete\b.*)", "delete", "sdk/.*\\.hpp");
     ban(R"(.*\b(secure_)?getenv\b.*)", "getenv: use Config", "daemon/(config|main|ctl/.*)\\.?.*");
     ban(R"(.*\bstd::(cout|cerr)\b.*)", "iostream: use log.h", "daemon/ctl/.*");
     ban(R"(.*\busing namespace\b.*)", "using namespace in a header", ".*\\.cpp");

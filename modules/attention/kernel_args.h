@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the arguments of the plugin ABI to those of the kernels, checked.
+#pragma once
+
+#include "ds/plugin.hpp"
+#include "kernels/ops.h"
+
+namespace ds::modules {
+
+/// The sizes in a call.
+struct AttentionShape {
+  std::int64_t rows = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, batch = 0;
+};
+
+inline std::span<const std::int32_t> integers(const ds_tensor* t, std::string_view name,
+                                              std::int64_t n) {
+  return sdk::flat<const std::int32_t>(t, name, {n});
+}
+
+/// Also checks that exactly one of kv and train is there, and that the rows are ascending.
+inline AttentionShape shape_of(const ds_attn_args& a) {
+  AttentionShape s;
+  s.rows = sdk::dim(a.q, "q", 3, 0);
+  s.n_heads = sdk::dim(a.q, "q", 3, 1);
+  s.head_dim = sdk::dim(a.q, "q", 3, 2);
+  s.batch = a.batch;
+  if ((a.kv == nullptr) == (a.train == nullptr))
+    throw sdk::error(DS_E_ARG, "exactly one of kv and train is expected");
+  s.n_kv_heads = a.kv != nullptr ? sdk::dim(sdk::widened(a.kv).k_pages, "k_pages", 4, 1)
+                                 : sdk::dim(sdk::widened(a.train).k, "k", 3, 1);
+  if (s.n_kv_heads <= 0 || s.n_heads <= 0 || s.n_heads % s.n_kv_heads != 0 || s.head_dim <= 0)
+    throw sdk::error(DS_E_SHAPE, std::to_string(s.n_heads) + " query heads over " +
+                                     std::to_string(s.n_kv_heads) + " key heads of " +
+                                     std::to_string(s.head_dim));
+  const auto rows = integers(a.rows, "rows", s.batch + 1);
+  bool ascending = rows.front() == 0 && rows.back() == s.rows;
+  for (std::size_t b = 0; b + 1 < rows.size(); ++b) ascending = ascending && rows[b] <= rows[b + 1];
+  if (!ascending)
+    throw sdk::error(DS_E_SHAPE, "rows: not ascending from 0 to " + std::to_string(s.rows));
+  return s;
+}
+
+/// The call's workspace as `n` objects of T.
+template <class T>
+std::span<T> in_workspace(const ds_call& call, std::int64_t n) {
+  const auto count = static_cast<std::size_t>(n);
+  if (call.workspace_bytes < count * sizeof(T))
+    throw sdk::error(DS_E_ARG, "workspace: " + std::to_string(call.workspace_bytes) +
+                                   " bytes, planned " + std::to_string(count * sizeof(T)));
+  return {static_cast<T*>(call.workspace), count};
+}
+
+inline KvView kernel_kv(const ds_kv_view& kv, const AttentionShape& s) {
+  if (kv.k_scale != nullptr || kv.v_scale != nullptr)
+    throw sdk::error(DS_E_UNSUPPORTED, "kv: a quantized cache");
+  if (kv.page_tokens != kKvPageTokens)
+    throw sdk::error(DS_E_SHAPE,
+                     "kv: pages of " + std::to_string(kv.page_tokens) + " tokens, expected 32");
+  KvView out;
+  out.n_kv_heads = s.n_kv_heads;
+  out.head_dim = s.head_dim;
+  const std::initializer_list<std::int64_t> shape = {-1, s.n_kv_heads, kKvPageTokens, s.head_dim};
+  if (kv.k_pages->dtype.code == DS_BFLOAT) {
+    out.dtype = KvDtype::kBF16;
+    out.k = const_cast<sdk::bf16*>(sdk::flat<const sdk::bf16>(kv.k_pages, "k_pages", shape).data());
+    out.v = const_cast<sdk::bf16*>(sdk::flat<const sdk::bf16>(kv.v_pages, "v_pages", shape).data());
+  } else {
+    out.dtype = KvDtype::kF32;
+    out.k = const_cast<float*>(sdk::flat<const float>(kv.k_pages, "k_pages", shape).data());
+    out.v = const_cast<float*>(sdk::flat<const float>(kv.v_pages, "v_pages", shape).data());
+  }
+  return out;
+}
+
+/// One span per sequence into `spans`, [batch]. A length that its pages cannot hold is refused: the
+/// kernels trust the table.
+inline void fill_spans(const ds_attn_args& a, const ds_kv_view& kv, const AttentionShape& s,
+                       std::span<SequenceSpan> spans) {
+  const auto rows = integers(a.rows, "rows", s.batch + 1);
+  const auto lengths = integers(kv.lengths, "lengths", s.batch);
+  const std::int64_t pages = sdk::dim(kv.block_table, "block_table", 2, 1);
+  const auto table = sdk::flat<const std::int32_t>(kv.block_table, "block_table", {s.batch, pages});
+  for (std::size_t b = 0; b < spans.size(); ++b) {
+    const std::int64_t n = rows[b + 1] - rows[b];
+    if (lengths[b] < n || lengths[b] > pages * kKvPageTokens)
+      throw sdk::error(DS_E_SHAPE, "lengths[" + std::to_string(b) +
+                                       "]: " + std::to_string(lengths[b]) + " keys, expected " +
+                                       std::to_string(n) + " to " +
+                                       std::to_string(pages * kKvPageTokens));
+    spans[b] = {rows[b], n, lengths[b] - n, table.data() + b * static_cast<std::size_t>(pages)};
+  }
+}
+
+inline AttentionArgs serving_args(const ds_call& call, const ds_attn_args& a,
+                                  const AttentionShape& s) {
+  const ds_kv_view kv = sdk::widened(a.kv);
+  const std::span<SequenceSpan> spans = in_workspace<SequenceSpan>(call, s.batch);
+  fill_spans(a, kv, s, spans);
+  AttentionArgs out;
+  out.n_heads = s.n_heads;
+  out.q = sdk::flat<const float>(a.q, "q").data();
+  out.out = sdk::flat<float>(a.out, "out", {s.rows, s.n_heads, s.head_dim}).data();
+  out.scale = a.scale;
+  out.sequences = spans.data();
+  out.n_sequences = s.batch;
+  out.kv = kernel_kv(kv, s);
+  return out;
+}
+
+/// Position of the first of sequence b's `n` rows in this call.
+inline std::int64_t first_position(const ds_attn_args& a, std::size_t b, std::int64_t n) {
+  if (a.kv != nullptr) return integers(sdk::widened(a.kv).lengths, "lengths", a.batch)[b] - n;
+  const ds_train_view train = sdk::widened(a.train);
+  if (train.prefix_k == nullptr || train.prefix_k[b] == nullptr) return 0;
+  return sdk::dim(train.prefix_k[b], "prefix_k", 3, 0);
+}
+
+/// Forward and backward of training; `lse` [rows, n_heads] is kept in a.saved.
+inline TrainAttentionArgs training_args(const ds_call& call, const ds_attn_args& a,
+                                        const AttentionShape& s) {
+  const ds_train_view train = sdk::widened(a.train);
+  const std::span<TrainSequence> sequences = in_workspace<TrainSequence>(call, s.batch);
+  const auto rows = integers(a.rows, "rows", s.batch + 1);
+  for (std::size_t b = 0; b < sequences.size(); ++b) {
+    sequences[b] = {rows[b], rows[b + 1] - rows[b], 0, nullptr, nullptr};
+    if (train.prefix_k == nullptr || train.prefix_k[b] == nullptr) continue;
+    const std::int64_t tokens = sdk::dim(train.prefix_k[b], "prefix_k", 3, 0);
+    const std::initializer_list<std::int64_t> shape = {tokens, s.n_kv_heads, s.head_dim};
+    sequences[b].prefix = tokens;
+    sequences[b].prefix_k = sdk::flat<const float>(train.prefix_k[b], "prefix_k", shape).data();
+    sequences[b].prefix_v = sdk::flat<const float>(train.prefix_v[b], "prefix_v", shape).data();
+  }
+  const std::initializer_list<std::int64_t> kv_shape = {s.rows, s.n_kv_heads, s.head_dim};
+  TrainAttentionArgs out;
+  out.n_heads = s.n_heads;
+  out.n_kv_heads = s.n_kv_heads;
+  out.head_dim = s.head_dim;
+  out.scale = a.scale;
+  out.q = sdk::flat<const float>(a.q, "q").data();
+  out.k = sdk::flat<const float>(train.k, "k", kv_shape).data();
+  out.v = sdk::flat<const float>(train.v, "v", kv_shape).data();
+  out.out = sdk::flat<float>(a.out, "out", {s.rows, s.n_heads, s.head_dim}).data();
+  out.lse = static_cast<float*>(a.saved);  // null: not kept
+  out.sequences = sequences.data();
+  out.n_sequences = s.batch;
+  return out;
+}
+
+inline void add_gradients(const ds_attn_args& a, const AttentionShape& s, TrainAttentionArgs& out) {
+  const std::initializer_list<std::int64_t> q_shape = {s.rows, s.n_heads, s.head_dim},
+                                            kv_shape = {s.rows, s.n_kv_heads, s.head_dim};
+  out.dout = sdk::flat<const float>(a.dout, "dout", q_shape).data();
+  out.dq = sdk::flat<float>(a.dq, "dq", q_shape).data();
+  out.dk = sdk::flat<float>(a.dk, "dk", kv_shape).data();
+  out.dv = sdk::flat<float>(a.dv, "dv", kv_shape).data();
+}
+
+}  // namespace ds::modules
