@@ -97,6 +97,8 @@ const std::vector<Direction>& directions() {
       {"daemon/learn/", with_top({"ds/", "kernels/", "storage/", "engine/", "learn/"})},
       {"daemon/engine/", with_top({"ds/", "kernels/", "storage/", "engine/"})},
       {"daemon/ctl/", with_top({"ds/", "storage/", "ctl/"})},
+      {"daemon/plugin/", with_top({"ds/", "kernels/", "storage/", "plugin/"})},
+      {"daemon/check/", {"ds/", "kernels/", "storage/", "plugin/", "check/"}},
       {"daemon/",
        with_top({"ds/", "kernels/", "storage/", "engine/", "serve/", "learn/", "fleet/"})},
   };
