@@ -134,7 +134,7 @@ Findings library_wrapped(const Source& file) {
              {"boost/.*", "daemon/(serve/.*|main\\.cpp)"},
              {"spdlog/.*", "daemon/log\\.cpp"},
              {"toml.*", "daemon/config\\.cpp"},
-             {"CLI/.*", "daemon/(main|ctl/(main|arguments))\\.cpp"},
+             {"CLI/.*", "daemon/(main|check/main|ctl/(main|arguments))\\.cpp"},
              {"openssl/.*", "storage/hash\\.cpp"},
              {"xxhash\\.h", "storage/.*\\.cpp"},
              {"utf8proc\\.h", "daemon/engine/.*\\.cpp"},
@@ -324,7 +324,7 @@ Findings banned_words(const Source& file) {
     ban(R"(.*\b(secure_)?getenv\b.*)", "getenv: use Config", "daemon/(config|main|ctl/.*)\\.?.*");
     ban(R"(.*\bstd::(cout|cerr)\b.*)", "iostream: use log.h", "daemon/ctl/.*");
     ban(R"(.*\busing namespace\b.*)", "using namespace in a header", ".*\\.cpp");
-    ban(R"(.*\b(malloc|realloc|strcpy|sprintf|atoi|rand)\s*\(.*)", "unsafe C function", "-");
+    ban(R"(.*\b(malloc|realloc|strcpy|sprintf|atoi|rand)\s*\(.*)", "unsafe C function", "daemon/check/allocations\\.cpp");
     return banned;
   }();
   Findings found;
