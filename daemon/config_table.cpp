@@ -62,6 +62,8 @@ constexpr Setting kSettings[] = {
 
     {"model.quant", kT, "file", 0, 0, "file|int8|int4", kRestart,
      "weight format; file = the tensors as stored"},
+    {"plugins.config", kT, "{}", 0, 0, "", kRestart,
+     "settings of plugins as JSON, by component: {\"window-global\": {\"window\": 64}}"},
     {"versions.keep", kI, "50", 2, 1e6, "", kRestart,
      "newest versions that stay, besides v1, the serving one, its parent and the pinned one"},
 

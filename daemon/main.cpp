@@ -17,6 +17,7 @@
 #include "learn/learner.h"
 #include "learn/task_models.h"
 #include "log.h"
+#include "plugin/plugins.h"
 #include "serve/server.h"
 #include "storage/backup.h"
 #include "storage/seams.h"
@@ -71,9 +72,6 @@ Status load_config(const Arguments& a, Config& config) {
   if (config.text("model.quant") != "file")
     return unsupported("model.quant=" + config.text("model.quant") +
                        ": only \"file\" is built yet");
-  if (config.text("serve.attention") != "dense")
-    return unsupported("serve.attention=" + config.text("serve.attention") +
-                       ": only \"dense\" is built yet");
   return {};
 }
 
@@ -217,6 +215,41 @@ Status load_base(Bases& bases, const Compute& compute) {
   return bases.find(bases.file_sha256(), compute).status();
 }
 
+/// The folder of the modules: beside the folder of this program.
+std::string modules_folder() {
+  std::error_code error;
+  const auto self = std::filesystem::canonical("/proc/self/exe", error);
+  return (self.parent_path().parent_path() / "modules").string();
+}
+
+Result<std::unique_ptr<Plugins>> open_plugins(const Arguments& a, const Config& config,
+                                              Metrics& metrics) {
+  PluginOptions options;
+  options.modules = modules_folder();
+  options.data = a.data + "/plugins";
+  DS_ASSIGN(options.config, parse_json(config.text("plugins.config")));
+  PluginServices services;
+  services.log = [](int32_t level, std::string_view component, std::string_view text) {
+    const LogLevel ours = level >= DS_LOG_ERROR  ? LogLevel::kError
+                          : level == DS_LOG_WARN ? LogLevel::kWarn
+                          : level == DS_LOG_INFO ? LogLevel::kInfo
+                                                 : LogLevel::kDebug;
+    log(ours, "plugin", std::string(component) + ": " + std::string(text));
+  };
+  services.metric = [&metrics](std::string_view name, double value, bool is_counter) {
+    const Labels labels = {{"name", std::string(name)}};
+    if (is_counter)
+      metrics.counter("ds_plugin_events_total", "counted by plugins", labels).add(value);
+    else
+      metrics.gauge("ds_plugin_value", "reported by plugins", labels).set(value);
+  };
+  DS_ASSIGN(auto plugins, Plugins::open(std::move(options), std::move(services),
+                                        posix_file_system(), system_clock_seam()));
+  for (const Json& refused : plugins->list()["refused"])
+    log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
+  return plugins;
+}
+
 Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
                                                 VersionStore& files, ReplayStore& store,
                                                 const Config& config) {
@@ -239,7 +272,10 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   const Ops& ops = cpu_ops(best_cpu_isa());
-  const Compute compute{&ops, {pool.engine(), nullptr}};
+  DS_ASSIGN(const std::unique_ptr<Plugins> plugins, open_plugins(a, config, metrics));
+  DS_ASSIGN(const auto attends, plugins->find(DS_KIND_ATTENTION, config.text("serve.attention")));
+  AttentionSlot attention(std::make_shared<Attention>(attends.instance, attends.generation));
+  const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
   const ModelConfig& shape = model.file->config();
   VersionStore files(fs, a.data);
@@ -261,6 +297,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    config,
                    pool,
                    ops,
+                   attention,
                    metrics,
                    events,
                    clock,

@@ -93,12 +93,13 @@ const std::vector<Direction>& directions() {
       {"kernels/", {"ds/", "kernels/"}},
       {"storage/", {"ds/", "storage/"}},
       {"modules/", {"ds/", "kernels/", "modules/"}},
-      {"daemon/serve/", with_top({"ds/", "kernels/", "storage/", "engine/", "serve/"})},
-      {"daemon/learn/", with_top({"ds/", "kernels/", "storage/", "engine/", "learn/"})},
-      {"daemon/engine/", with_top({"ds/", "kernels/", "storage/", "engine/"})},
+      {"daemon/serve/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "serve/"})},
+      {"daemon/learn/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "learn/"})},
+      {"daemon/engine/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/"})},
+      {"daemon/plugin/", {"ds/", "kernels/", "storage/", "plugin/"}},
       {"daemon/ctl/", with_top({"ds/", "storage/", "ctl/"})},
       {"daemon/",
-       with_top({"ds/", "kernels/", "storage/", "engine/", "serve/", "learn/", "fleet/"})},
+       with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "serve/", "learn/", "fleet/"})},
   };
   return all;
 }
@@ -133,7 +134,8 @@ Findings library_wrapped(const Source& file) {
              {"spdlog/.*", "daemon/log\\.cpp"},
              {"toml.*", "daemon/config\\.cpp"},
              {"CLI/.*", "daemon/(main|ctl/(main|arguments))\\.cpp"},
-             {"openssl/.*", "storage/hash\\.cpp"},
+             {"openssl/.*", "storage/(hash|signature)\\.cpp"},
+             {"valijson/.*", "daemon/plugin/plugin_config\\.cpp"},
              {"xxhash\\.h", "storage/.*\\.cpp"},
              {"utf8proc\\.h", "daemon/engine/.*\\.cpp"},
              {"histedit\\.h", "daemon/ctl/line_editor\\.cpp"},

@@ -308,8 +308,8 @@ void Forward::linear(std::initializer_list<Target> targets, const BaseWeights& b
   compute_.ops->linear(compute_.context, args);
 }
 
-void Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
-                    const KvPages& pages) {
+Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
+                      const KvPages& pages) {
   const ModelConfig& c = config_;
   const int64_t rows = static_cast<int64_t>(batch.ids.size());
   const LayerWeights& w = base.layer(layer);
@@ -332,24 +332,19 @@ void Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& bat
                       static_cast<int64_t>(batch.sequences.size()),
                       pages.layer(layer)};
   ops.rope_append(compute_.context, rope);
-  AttentionArgs attention{c.n_heads,
-                          q_.as<float>(),
-                          attended_.as<float>(),
-                          1.0f / std::sqrt(static_cast<float>(c.head_dim)),
-                          batch.sequences.data(),
-                          static_cast<int64_t>(batch.sequences.size()),
-                          pages.layer(layer)};
-  ops.attention(compute_.context, attention);
+  DS_TRY(attention_.layer(static_cast<uint32_t>(layer), q_.as<float>(), attended_.as<float>(),
+                          pages.layer(layer)));
   linear({kO}, base, layer, batch, attended_.as<float>(), {x}, Epilogue::kResidual, x);
 
   ops.rmsnorm(compute_.context, rows, c.d_model, x, w.mlp_norm.data(), c.norm_eps, normed, nullptr);
   linear({kGate, kUp}, base, layer, batch, normed, {activated_.as<float>()}, Epilogue::kSwiglu,
          nullptr);
   linear({kDown}, base, layer, batch, activated_.as<float>(), {x}, Epilogue::kResidual, x);
+  return {};
 }
 
-void Forward::run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages,
-                  float* logits, float* hidden) {
+Status Forward::run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages,
+                    float* logits, float* hidden) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
   const int64_t rows = static_cast<int64_t>(batch.ids.size());
@@ -357,13 +352,18 @@ void Forward::run(const BaseWeights& base, const StepBatch& batch, const KvPages
   DS_CHECK(batch.deltas.size() <= kMaxLoraSlots);
   float* x = x_.as<float>();
   ops.embed(compute_.context, base.embedding().view, rows, batch.ids.data(), x);
-  for (int64_t layer = 0; layer < c.n_layers; ++layer) block(base, layer, batch, pages);
+  const std::shared_ptr<const Attention> held =
+      batch.attention == nullptr ? compute_.attention->current() : nullptr;
+  DS_TRY(attention_.begin(held != nullptr ? *held : *batch.attention, compute_.context, c.n_heads,
+                          1.0f / std::sqrt(static_cast<float>(c.head_dim)), batch.sequences, rows,
+                          pages.layer(0), pages.n_pages()));
+  for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
   if (hidden != nullptr) {
     ops.rmsnorm(compute_.context, rows, c.d_model, x, base.final_norm().data(), c.norm_eps, hidden,
                 nullptr);
   }
   const int64_t wanted = static_cast<int64_t>(batch.logit_rows.size());
-  if (logits == nullptr || wanted == 0) return;
+  if (logits == nullptr || wanted == 0) return {};
   float* picked = rows_.as<float>();
   for (int64_t i = 0; i < wanted; ++i) {
     std::memcpy(picked + i * c.d_model, x + batch.logit_rows[static_cast<size_t>(i)] * c.d_model,
@@ -386,6 +386,7 @@ void Forward::run(const BaseWeights& base, const StepBatch& batch, const KvPages
     args.x_prepared = prepared_.data();
   }
   ops.linear(compute_.context, args);
+  return {};
 }
 
 }  // namespace ds

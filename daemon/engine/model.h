@@ -16,16 +16,19 @@
 #include <vector>
 
 #include "ds/status.h"
+#include "engine/attention.h"
 #include "engine/tokenizer.h"
 #include "kernels/ops.h"
 #include "storage/model_file.h"
 
 namespace ds {
 
-/// A backend with the pool or stream to run on. Copied freely; the pool outlives all copies.
+/// A backend with the pool or stream to run on, and the attention of the passes. Copied freely;
+/// pool and slot outlive all copies.
 struct Compute {
   const Ops* ops = nullptr;
   OpContext context;
+  const AttentionSlot* attention = nullptr;  ///< null where nothing attends: packing, task models
 };
 
 /// 64-byte aligned bytes, uninitialised.
@@ -147,7 +150,7 @@ struct Weights {
   std::string version;        ///< "v3"
   std::string fingerprint;    ///< "ds-v3-9f3c2a1b"
   std::string weight_hash;    ///< hex
-  uint64_t execution_id = 0;  ///< key of KV pages: version, formats, attention, KV dtype
+  uint64_t execution_id = 0;  ///< part of the key of KV pages: version and weight format
   std::shared_ptr<const BaseWeights> base;
   std::shared_ptr<const LoraDelta> delta;  ///< null for a base
   std::shared_ptr<const Mlp> mlp;  ///< a task model's whole weights; then base and delta are null
@@ -177,6 +180,7 @@ struct StepBatch {
   std::span<const int32_t> slot_of_row;      ///< [rows] into deltas, -1 = base
   std::span<const LoraDelta* const> deltas;  ///< at most kMaxLoraSlots
   std::span<const int32_t> logit_rows;       ///< rows whose logits are wanted
+  const Attention* attention = nullptr;      ///< null: what the slot of Compute has now
 };
 
 /// The forward pass with its planned workspace. Not thread-safe; one per thread that runs it.
@@ -188,18 +192,21 @@ class Forward {
   /// Appends K/V of all rows to their pages and computes logits of the wanted rows.
   /// logits: FP32 [logit_rows.size(), vocab], null to skip the head.
   /// hidden: FP32 [rows, d_model] after the final norm, or null.
-  void run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages, float* logits,
-           float* hidden);
+  /// Fails only as a plugin does; then the pages' new rows and the outputs are undefined.
+  Status run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages, float* logits,
+             float* hidden);
   int64_t max_rows() const { return max_rows_; }
 
  private:
-  void block(const BaseWeights& base, int64_t layer, const StepBatch& batch, const KvPages& pages);
+  Status block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
+               const KvPages& pages);
   void linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
               const StepBatch& batch, const float* x, std::initializer_list<float*> y,
               Epilogue epilogue, const float* residual);
   ModelConfig config_;
   Compute compute_;
   int64_t max_rows_;
+  ServingAttention attention_;
   Buffer x_, normed_, q_, k_, v_, attended_, activated_, prepared_, lora_t_, rows_;
 };
 

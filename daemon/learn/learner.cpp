@@ -20,7 +20,8 @@ double quantile(std::vector<double> values, double q) {
 }  // namespace
 
 Learner::Learner(LearnerParts parts)
-    : parts_(std::move(parts)), compute_{&parts_.ops, {parts_.pool.background(), nullptr}} {
+    : parts_(std::move(parts)),
+      compute_{&parts_.ops, {parts_.pool.background(), nullptr}, &parts_.attention} {
   for (const auto& [number, record] : parts_.store.rounds(0)) {
     outcomes_.push_back(record);
     if (outcomes_.size() > 10) outcomes_.pop_front();

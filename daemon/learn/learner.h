@@ -36,6 +36,7 @@ struct LearnerParts {
   Config& config;
   Pool& pool;
   const Ops& ops;
+  const AttentionSlot& attention;
   Metrics& metrics;
   EventBus& events;
   Clock& clock;

@@ -249,6 +249,8 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
     std::lock_guard lock(mutex_);
     state_ = "gating";
   }
+  if (!round.outcome.failure.ok())
+    return hold(round, parent, "held", round.outcome.failure.message(), {});
   if (!round.outcome.finite)
     return hold(round, parent, "held", "the loss or its gradient became NaN or infinite", {});
   VersionManifest manifest;

@@ -94,6 +94,7 @@ struct RoundOutcome {
   bool converged = false;  ///< every fresh lesson met the stop rule
   bool stopped = false;    ///< on_step said so
   bool finite = true;
+  Status failure;  ///< of a plugin; the weights are as the last good step left them
   double first_loss = 0, last_loss = 0;
 };
 
