@@ -98,6 +98,8 @@ const std::vector<Direction>& directions() {
       {"daemon/engine/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/"})},
       {"daemon/plugin/", {"ds/", "kernels/", "storage/", "plugin/"}},
       {"daemon/ctl/", with_top({"ds/", "storage/", "ctl/"})},
+      {"daemon/plugin/", with_top({"ds/", "kernels/", "storage/", "plugin/"})},
+      {"daemon/check/", {"ds/", "kernels/", "storage/", "plugin/", "check/"}},
       {"daemon/",
        with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "serve/", "learn/", "fleet/"})},
   };
