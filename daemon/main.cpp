@@ -107,6 +107,15 @@ std::string display_name(std::string name) {
   return name;
 }
 
+ModelInfo model_info(const ModelFile& file, const std::string& path) {
+  return {display_name(file.name()),
+          file.sha256(),
+          file.config().architecture,
+          parameter_count(file),
+          0,
+          std::filesystem::absolute(path).string()};
+}
+
 ReplayStore::Options store_options(const Arguments& a, const Config& config) {
   ReplayStore::Options o;
   o.directory = a.data + "/replay";
@@ -178,6 +187,10 @@ Result<Json> make_backup(const ReplayStore& store, Versions& versions, TaskModel
   return backup_summary(path, manifest);
 }
 
+void log_failure(const Status& status) {
+  if (!status.ok()) log(LogLevel::kWarn, "main", status.message());
+}
+
 void wait_for_signal() {
   sigset_t set;
   sigemptyset(&set);
@@ -187,6 +200,13 @@ void wait_for_signal() {
   sigwait(&set, &got);
   log(LogLevel::kInfo, "main",
       std::string("stopping on ") + (got == SIGTERM ? "SIGTERM" : "SIGINT"));
+}
+
+Status be_ready_until_signal(const Arguments& a, const Endpoints& at, const std::string& version) {
+  DS_TRY(write_ready(a, at, version));
+  wait_for_signal();
+  log_failure(posix_file_system().remove_all(a.run + "/ready.json"));
+  return {};
 }
 
 /// The model as loaded, with the machine it runs on.
@@ -208,11 +228,6 @@ Result<LoadedModel> load_model(const std::string& path, const Config& config) {
   if (!chat.ok()) return chat.status().in(path);
   m.chat = std::move(*chat);
   return m;
-}
-
-/// Into memory by all threads, before anything asks for it with one.
-Status load_base(Bases& bases, const Compute& compute) {
-  return bases.find(bases.file_sha256(), compute).status();
 }
 
 /// The folder of the modules: beside the folder of this program.
@@ -250,9 +265,31 @@ Result<std::unique_ptr<Plugins>> open_plugins(const Arguments& a, const Config& 
   return plugins;
 }
 
+Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot) {
+  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_ATTENTION, name));
+  slot.set(std::make_shared<Attention>(found.instance, found.generation));
+  return {};
+}
+
+/// New sequences take the attention that is set, and the newest generation of it.
+void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, EventBus& events) {
+  config.before_change("serve.attention",
+                       [&](const std::string& name) { return attend_with(plugins, name, slot); });
+  plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
+    if (kind == DS_KIND_ATTENTION && slot.current()->name() == name)
+      slot.set(std::make_shared<Attention>(next.instance, next.generation));
+    events.publish("plugin", {{"event", "swapped"},
+                              {"kind", kind_name(kind)},
+                              {"name", name},
+                              {"generation", next.generation}});
+  });
+}
+
 Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
                                                 VersionStore& files, ReplayStore& store,
-                                                const Config& config) {
+                                                const Config& config, const Compute& compute) {
+  // Into memory by all threads, before anything asks for it with one.
+  DS_TRY(bases.find(bases.file_sha256(), compute).status());
   DS_TRY(files.clean());
   const LoadWeights load = [&](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
     const Compute serial{&cpu_ops(best_cpu_isa()), {serial_parallel(), nullptr}};
@@ -273,21 +310,19 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   const Ops& ops = cpu_ops(best_cpu_isa());
   DS_ASSIGN(const std::unique_ptr<Plugins> plugins, open_plugins(a, config, metrics));
-  DS_ASSIGN(const auto attends, plugins->find(DS_KIND_ATTENTION, config.text("serve.attention")));
-  AttentionSlot attention(std::make_shared<Attention>(attends.instance, attends.generation));
+  AttentionSlot attention;
+  DS_TRY(attend_with(*plugins, config.text("serve.attention"), attention).in("serve.attention"));
   const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
-  const ModelConfig& shape = model.file->config();
   VersionStore files(fs, a.data);
   BaseStore base_files(fs, a.data);
   Bases bases(*model.file, base_files, model.fp32 ? WeightFormat::kF32 : WeightFormat::kBF16);
-  DS_TRY(load_base(bases, compute));
   DS_ASSIGN(const std::unique_ptr<Versions> versions,
-            open_versions(bases, base_files, files, store, config));
+            open_versions(bases, base_files, files, store, config, compute));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
   TaskModels tasks(store, files, config, pool, ops, events, clock);
   DS_TRY(tasks.open());
-  Engine engine(engine_options(config, shape, model.fp32), compute, pool, *versions,
+  Engine engine(engine_options(config, model.file->config(), model.fp32), compute, pool, *versions,
                 model.tokenizer, metrics, clock);
   Learner learner({*versions,
                    store,
@@ -305,6 +340,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    model.chat,
                    [&](bool at_once) { return tasks.train(at_once); },
                    {}});
+  follow_plugins(*plugins, config, attention, events);
   const uint64_t watch = events.subscribe([&](const Event& e) {
     if (e.topic == "store") learner.notify();
   });
@@ -321,21 +357,18 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     clock,
                     model.tokenizer,
                     model.chat,
-                    {display_name(model.file->name()), model.file->sha256(), shape.architecture,
-                     parameter_count(*model.file), 0, std::filesystem::absolute(a.model).string()},
+                    model_info(*model.file, a.model),
                     ops.name,
                     control_of(learner),
                     control_of(tasks),
                     std::filesystem::absolute(a.data).string(),
-                    backup};
+                    backup,
+                    plugins.get()};
   DS_ASSIGN(ServerOptions options, server_options(config, a.run));
   DS_ASSIGN(const std::unique_ptr<Server> server,
             Server::start(std::move(parts), std::move(options)));
   learner.start();
-  DS_TRY(write_ready(a, server->endpoints(), versions->current()->version));
-  wait_for_signal();
-  const Status removed = fs.remove_all(a.run + "/ready.json");
-  if (!removed.ok()) log(LogLevel::kWarn, "main", removed.message());
+  DS_TRY(be_ready_until_signal(a, server->endpoints(), versions->current()->version));
   events.unsubscribe(watch);
   server->stop(config.integer("drain.timeout"));
   return {};

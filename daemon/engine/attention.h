@@ -42,6 +42,7 @@ class Attention {
 /// Which generation new work takes. Thread-safe.
 class AttentionSlot {
  public:
+  AttentionSlot() = default;
   explicit AttentionSlot(std::shared_ptr<const Attention> first) : current_(std::move(first)) {}
   std::shared_ptr<const Attention> current() const {
     std::lock_guard lock(mutex_);

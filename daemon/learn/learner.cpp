@@ -21,7 +21,7 @@ double quantile(std::vector<double> values, double q) {
 
 Learner::Learner(LearnerParts parts)
     : parts_(std::move(parts)),
-      compute_{&parts_.ops, {parts_.pool.background(), nullptr}, &parts_.attention} {
+      compute_{&parts_.ops, {parts_.pool.background(), nullptr}, &attention_} {
   for (const auto& [number, record] : parts_.store.rounds(0)) {
     outcomes_.push_back(record);
     if (outcomes_.size() > 10) outcomes_.pop_front();
@@ -127,6 +127,7 @@ int64_t Learner::train_task_models() {
 /// Anchors and gate speak of the model file's own weights, whatever serves now. Once they have been
 /// asked, those weights need not stay in memory.
 void Learner::build_trainer() {
+  attention_.set(parts_.attention.current());
   const auto base = parts_.bases.find(parts_.bases.file_sha256(), compute_);
   DS_CHECK(base.ok());            // it was read from this file at start
   const auto stopping = [this] {  // a second each on an idle machine, many under load
@@ -142,10 +143,21 @@ void Learner::build_trainer() {
   trainer_->set_base(nullptr);
 }
 
+/// Between rounds, each of which is trained and judged with one attention. What was kept of the
+/// base's answers belongs to the attention that gave them.
+void Learner::follow_attention() {
+  const std::shared_ptr<const Attention> now = parts_.attention.current();
+  if (now->key() != attention_.current()->key()) return build_trainer();
+  attention_.set(now);
+}
+
 void Learner::loop() {
   build_trainer();  // here, not in the constructor: the daemon is ready before the learner is
   std::unique_lock lock(mutex_);
   while (!stop_) {
+    lock.unlock();
+    follow_attention();
+    lock.lock();
     if (!commands_.empty()) {
       Command command = std::move(commands_.front());
       commands_.pop_front();

@@ -92,6 +92,7 @@ class Learner {
   void bring_back(const FeedbackItem& undone, Commit& commit) const;
 
   void build_trainer();
+  void follow_attention();
   Recipe recipe_for(size_t items, const Trained& trained) const;
   uint64_t lineage_round(int64_t version) const;
   std::vector<FeedbackItem> lineage_items(int64_t version) const;
@@ -116,6 +117,7 @@ class Learner {
   void update_share();
 
   LearnerParts parts_;
+  AttentionSlot attention_;  ///< of the round
   Compute compute_;
   std::unique_ptr<RoundTrainer> trainer_;
   std::unique_ptr<GateProbe> probe_;

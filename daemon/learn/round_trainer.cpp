@@ -58,7 +58,6 @@ Recipe single_recipe() { return {}; }
 Recipe group_recipe() {
   Recipe r;
   r.lr_decay_to = 0.2f, r.lr_decay_steps = 0;
-  r.sightings = 2;
   r.anchor_weight = 6;
   r.contrasts = 6, r.replay_contrasts = 2;
   r.max_steps_per_lesson = 10;

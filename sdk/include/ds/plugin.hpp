@@ -294,7 +294,7 @@ inline constexpr ds_instance_ops instance_ops = [] {
     o.save = [](ds_instance* i, const ds_sink* sink, ds_status* st) {
       return guard(st, [&] { write(sink, self<T>(i).save()); });
     };
-  if constexpr (requires(T t, std::string_view s) { t.restore(s, s); })
+  if constexpr (requires(T t, std::string s, std::string_view v) { t.restore(s, v); })
     o.restore = [](ds_instance* i, const ds_source* source, ds_str by, ds_status* st) {
       return guard(st, [&] { self<T>(i).restore(read_all(source), view(by)); });
     };
