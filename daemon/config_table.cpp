@@ -60,8 +60,8 @@ constexpr Setting kSettings[] = {
     {"serve.threads", kI, "0", 0, 1024, "", kRestart, "compute threads; 0 = physical cores"},
     {"serve.prefix_cache", kB, "true", 0, 0, "", kRestart, "keep KV pages of common prefixes"},
 
-    {"model.quant", kT, "file", 0, 0, "file|int8|int4", kRestart,
-     "weight format; file = the tensors as stored"},
+    {"model.quant", kT, "file", 0, 0, "", kLive,
+     "what weights are kept in: file = the tensors as stored, else a quantizer component"},
     {"plugins.config", kT, "{}", 0, 0, "", kRestart,
      "settings of plugins as JSON, by component: {\"window-global\": {\"window\": 64}}"},
     {"versions.keep", kI, "50", 2, 1e6, "", kRestart,

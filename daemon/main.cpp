@@ -17,7 +17,7 @@
 #include "learn/learner.h"
 #include "learn/task_models.h"
 #include "log.h"
-#include "plugin/plugins.h"
+#include "plugin_setup.h"
 #include "serve/server.h"
 #include "storage/backup.h"
 #include "storage/seams.h"
@@ -69,9 +69,6 @@ Status load_config(const Arguments& a, Config& config) {
     if (equal == std::string::npos) return invalid("--set " + pair + ": expected key=value");
     DS_TRY(config.set(pair.substr(0, equal), pair.substr(equal + 1), "flag"));
   }
-  if (config.text("model.quant") != "file")
-    return unsupported("model.quant=" + config.text("model.quant") +
-                       ": only \"file\" is built yet");
   return {};
 }
 
@@ -230,61 +227,6 @@ Result<LoadedModel> load_model(const std::string& path, const Config& config) {
   return m;
 }
 
-/// The folder of the modules: beside the folder of this program.
-std::string modules_folder() {
-  std::error_code error;
-  const auto self = std::filesystem::canonical("/proc/self/exe", error);
-  return (self.parent_path().parent_path() / "modules").string();
-}
-
-Result<std::unique_ptr<Plugins>> open_plugins(const Arguments& a, const Config& config,
-                                              Metrics& metrics) {
-  PluginOptions options;
-  options.modules = modules_folder();
-  options.data = a.data + "/plugins";
-  DS_ASSIGN(options.config, parse_json(config.text("plugins.config")));
-  PluginServices services;
-  services.log = [](int32_t level, std::string_view component, std::string_view text) {
-    const LogLevel ours = level >= DS_LOG_ERROR  ? LogLevel::kError
-                          : level == DS_LOG_WARN ? LogLevel::kWarn
-                          : level == DS_LOG_INFO ? LogLevel::kInfo
-                                                 : LogLevel::kDebug;
-    log(ours, "plugin", std::string(component) + ": " + std::string(text));
-  };
-  services.metric = [&metrics](std::string_view name, double value, bool is_counter) {
-    const Labels labels = {{"name", std::string(name)}};
-    if (is_counter)
-      metrics.counter("ds_plugin_events_total", "counted by plugins", labels).add(value);
-    else
-      metrics.gauge("ds_plugin_value", "reported by plugins", labels).set(value);
-  };
-  DS_ASSIGN(auto plugins, Plugins::open(std::move(options), std::move(services),
-                                        posix_file_system(), system_clock_seam()));
-  for (const Json& refused : plugins->list()["refused"])
-    log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
-  return plugins;
-}
-
-Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot) {
-  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_ATTENTION, name));
-  slot.set(std::make_shared<Attention>(found.instance, found.generation));
-  return {};
-}
-
-/// New sequences take the attention that is set, and the newest generation of it.
-void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, EventBus& events) {
-  config.before_change("serve.attention",
-                       [&](const std::string& name) { return attend_with(plugins, name, slot); });
-  plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
-    if (kind == DS_KIND_ATTENTION && slot.current()->name() == name)
-      slot.set(std::make_shared<Attention>(next.instance, next.generation));
-    events.publish("plugin", {{"event", "swapped"},
-                              {"kind", kind_name(kind)},
-                              {"name", name},
-                              {"generation", next.generation}});
-  });
-}
-
 Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
                                                 VersionStore& files, ReplayStore& store,
                                                 const Config& config, const Compute& compute) {
@@ -309,14 +251,16 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   const Ops& ops = cpu_ops(best_cpu_isa());
-  DS_ASSIGN(const std::unique_ptr<Plugins> plugins, open_plugins(a, config, metrics));
+  DS_ASSIGN(const std::unique_ptr<Plugins> plugins,
+            open_plugins(a.data + "/plugins", config, metrics));
   AttentionSlot attention;
   DS_TRY(attend_with(*plugins, config.text("serve.attention"), attention).in("serve.attention"));
   const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
   VersionStore files(fs, a.data);
   BaseStore base_files(fs, a.data);
-  Bases bases(*model.file, base_files, model.fp32 ? WeightFormat::kF32 : WeightFormat::kBF16);
+  DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, config.text("model.quant")));
+  Bases bases(*model.file, base_files, form);
   DS_ASSIGN(const std::unique_ptr<Versions> versions,
             open_versions(bases, base_files, files, store, config, compute));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
@@ -340,7 +284,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    model.chat,
                    [&](bool at_once) { return tasks.train(at_once); },
                    {}});
-  follow_plugins(*plugins, config, attention, events);
+  follow_plugins(*plugins, config, attention, bases, *versions, events);
   const uint64_t watch = events.subscribe([&](const Event& e) {
     if (e.topic == "store") learner.notify();
   });

@@ -3,20 +3,12 @@
 
 #include <algorithm>
 
-#include "storage/hash.h"
+#include "engine/plugin_key.h"
 
 namespace ds {
 namespace {
 
 constexpr size_t kAlign = 64;
-
-uint64_t key_of(const PluginInstance& plugin) {
-  const Sha256Digest digest = sha256(plugin.library().sha256() + " " + std::string(plugin.name()) +
-                                     " " + canonical_json(plugin.config()));
-  uint64_t key = 0;
-  for (int i = 0; i < 8; ++i) key = key << 8 | digest[static_cast<size_t>(i)];
-  return key;
-}
 
 ds_call host_call(const OpContext& context, std::vector<std::byte>& workspace, uint64_t bytes) {
   if (workspace.size() < bytes + kAlign) workspace.resize(static_cast<size_t>(bytes) + kAlign);
@@ -35,7 +27,7 @@ Attention::Attention(std::shared_ptr<const PluginInstance> plugin, uint64_t gene
     : plugin_(std::move(plugin)),
       table_(plugin_->table<ds_attention>()),
       generation_(generation),
-      key_(key_of(*plugin_)) {}
+      key_(plugin_key(*plugin_)) {}
 
 Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
   ds_plan plan{};

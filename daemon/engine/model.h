@@ -17,6 +17,8 @@
 
 #include "ds/status.h"
 #include "engine/attention.h"
+#include "engine/buffer.h"
+#include "engine/quantizer.h"
 #include "engine/tokenizer.h"
 #include "kernels/ops.h"
 #include "storage/model_file.h"
@@ -31,26 +33,6 @@ struct Compute {
   const AttentionSlot* attention = nullptr;  ///< null where nothing attends: packing, task models
 };
 
-/// 64-byte aligned bytes, uninitialised.
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(size_t bytes);
-  std::byte* data() const { return data_.get(); }
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_.get());
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
-  std::unique_ptr<std::byte, Free> data_;
-  size_t bytes_ = 0;
-};
-
 /// The seven linear layers of a block, in the order used by every per-target array.
 enum Target : int { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
 /// HF module path inside a layer: "self_attn.q_proj", ..., "mlp.down_proj".
@@ -58,13 +40,28 @@ std::string_view target_path(Target target);
 /// {n (out), k (in)} of a target's weight.
 std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target target);
 
-/// A packed weight with its memory and optional bias. `transposed` is packed on demand for
-/// training.
+/// A weight with its memory and optional bias: packed, or in the format of the base's quantizer.
 struct Linear {
-  WeightView view;
+  WeightView view;  ///< data is null when quantized
   Buffer storage;
+  std::unique_ptr<QuantWeight> quant;
   std::vector<float> bias;  ///< empty or [n]
+  bool present() const { return view.data != nullptr || quant != nullptr; }
 };
+
+/// What a base's weights are kept in: packed panels, of which factors, transposed weights and the
+/// embedding are always, or the format of a quantizer plugin.
+struct WeightForm {
+  WeightForm() = default;
+  WeightForm(WeightFormat f, std::shared_ptr<const Quantizer> q = nullptr)
+      : format(f), quantizer(std::move(q)) {}
+  WeightFormat format = WeightFormat::kBF16;
+  std::shared_ptr<const Quantizer> quantizer;
+  uint64_t key() const;  ///< part of the key of KV pages; equal forms of one base give equal bits
+};
+
+Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                   const float* source, bool transposed);
 
 struct LayerWeights {
   std::array<Linear, kTargets> linear;
@@ -76,23 +73,28 @@ class BaseWeights {
  public:
   static Result<std::shared_ptr<const BaseWeights>> load(const ModelFile& file,
                                                          const Compute& compute,
-                                                         WeightFormat format);
+                                                         const WeightForm& form);
   /// From FP32 tensors by HF name (full fine-tuning, tests). `sha256` identifies them.
   static Result<std::shared_ptr<const BaseWeights>> from_tensors(const ModelConfig& config,
                                                                  const NamedTensors& tensors,
                                                                  const std::string& sha256,
                                                                  const Compute& compute,
-                                                                 WeightFormat format);
+                                                                 const WeightForm& form);
+  /// The same tensors by another generation of their quantizer; null when it keeps them in another
+  /// format.
+  std::shared_ptr<const BaseWeights> with(std::shared_ptr<const Quantizer> next) const;
 
   const ModelConfig& config() const { return config_; }
   const std::string& sha256() const { return sha256_; }
-  WeightFormat format() const { return format_; }
-  const LayerWeights& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
-  const Linear& embedding() const { return embedding_; }
-  const Linear& head() const { return config_.tied_head ? embedding_ : head_; }
-  const std::vector<float>& final_norm() const { return final_norm_; }
-  const float* rope_cos() const { return rope_cos_.data(); }  ///< [context, head_dim / 2]
-  const float* rope_sin() const { return rope_sin_.data(); }
+  const WeightForm& form() const { return form_; }
+  WeightFormat format() const { return form_.format; }
+  const LayerWeights& layer(int64_t i) const { return store_->layers[static_cast<size_t>(i)]; }
+  const Linear& embedding() const { return store_->embedding; }
+  /// A tied head is the embedding itself unless it is quantized: lookups stay exact.
+  const Linear& head() const { return store_->head.present() ? store_->head : store_->embedding; }
+  const std::vector<float>& final_norm() const { return store_->final_norm; }
+  const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
+  const float* rope_sin() const { return store_->rope_sin.data(); }
 
   /// Transposed packs W^T for the backward pass; built at the first call, kept for life. `layer` -1
   /// is the head.
@@ -104,16 +106,25 @@ class BaseWeights {
       const std::string& name, int64_t elements, std::vector<float>& scratch)>;
   static Result<std::shared_ptr<const BaseWeights>> build(const ModelConfig&,
                                                           const std::string& sha256, const Compute&,
-                                                          WeightFormat, const ReadTensor&);
+                                                          const WeightForm&, const ReadTensor&);
+  struct Store {
+    std::vector<LayerWeights> layers;
+    Linear embedding, head;
+    std::vector<float> final_norm, rope_cos, rope_sin;
+    std::mutex transposed_mutex;
+    std::vector<std::unique_ptr<Linear>> transposed;  ///< [layers * kTargets + 1]
+  };
+  class Builder;
   ModelConfig config_;
   std::string sha256_;
-  WeightFormat format_ = WeightFormat::kBF16;
-  std::vector<LayerWeights> layers_;
-  Linear embedding_, head_;
-  std::vector<float> final_norm_, rope_cos_, rope_sin_;
-  mutable std::mutex transposed_mutex_;
-  mutable std::vector<std::unique_ptr<Linear>> transposed_;  ///< [layers * kTargets + 1]
+  WeightForm form_;
+  std::shared_ptr<Store> store_;  ///< read only, but for `transposed`
 };
+
+/// args on the given weights, whose places in it this fills: by Ops, or by the base's quantizer.
+/// Fails only as a plugin does. A shared input that was prepared for Ops may be in args.x_prepared.
+Status run_linear(const Compute& compute, const BaseWeights& base,
+                  std::span<const Linear* const> weights, LinearArgs& args, LinearScratch& scratch);
 
 /// Low-rank factors of one version, packed for serving. FP32 A [rank, k] and B [n, rank] in HF
 /// layout come from training or from delta.safetensors.
@@ -200,14 +211,15 @@ class Forward {
  private:
   Status block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
                const KvPages& pages);
-  void linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
-              const StepBatch& batch, const float* x, std::initializer_list<float*> y,
-              Epilogue epilogue, const float* residual);
+  Status linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
+                const StepBatch& batch, const float* x, std::initializer_list<float*> y,
+                Epilogue epilogue, const float* residual);
   ModelConfig config_;
   Compute compute_;
   int64_t max_rows_;
   ServingAttention attention_;
-  Buffer x_, normed_, q_, k_, v_, attended_, activated_, prepared_, lora_t_, rows_;
+  LinearScratch scratch_;
+  Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_;
 };
 
 }  // namespace ds

@@ -82,21 +82,19 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
                         const float* x, std::initializer_list<float*> y, const float* residual) {
   // One op call per target: the kept A x of each target has its own place.
   const int64_t k = target_shape(config_, *targets.begin()).second;
-  const void* prepared = prepare(call.base.format(), call.rows, k, x);
+  const Linear* first = &call.base.layer(layer).linear[*targets.begin()];
+  const void* prepared =
+      first->quant == nullptr ? prepare(call.base.format(), call.rows, k, x) : nullptr;
   const std::vector<int32_t> slot(call.adapters != nullptr ? static_cast<size_t>(call.rows) : 0, 0);
   for (size_t i = 0; i < targets.size(); ++i) {
     const Target target = targets.begin()[i];
-    const Linear& w = call.base.layer(layer).linear[target];
+    const Linear* weight = &call.base.layer(layer).linear[target];
     LinearArgs args;
     args.rows = call.rows;
     args.x = x;
     args.x_stride = k;
     args.x_prepared = prepared;
-    args.n_weights = 1;
-    args.w[0] = w.view;
-    args.bias[0] = w.bias.empty() ? nullptr : w.bias.data();
     args.y[0] = y.begin()[i];
-    args.y_stride[0] = w.view.n;
     LoraSlots slots;
     if (call.adapters != nullptr && call.adapters->adapts(target)) {
       slots.slot_of_row = slot.data();
@@ -107,7 +105,7 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
     }
     args.epilogue = residual != nullptr ? Epilogue::kResidual : Epilogue::kNone;
     args.residual = residual;
-    compute_.ops->linear(compute_.context, args);
+    note(run_linear(compute_, call.base, {&weight, 1}, args, scratch_));
   }
 }
 
@@ -119,7 +117,7 @@ void TrainGraph::begin_attention(const TrainBatch& batch) {
   const Status begun = attention_.begin(
       compute_.attention->current(), compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
       1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids));
-  if (status_.ok()) status_ = begun;
+  note(begun);
   if (!status_.ok()) return;
   for (LayerState& s : layers_) {
     if (s.saved.bytes() < attention_.saved_bytes()) s.saved = Buffer(attention_.saved_bytes());
@@ -191,12 +189,9 @@ void TrainGraph::head_forward(const Call& call) {
   args.rows = wanted;
   args.x = head_in_.as<float>();
   args.x_stride = c.d_model;
-  args.x_prepared = prepare(call.base.format(), wanted, c.d_model, args.x);
-  args.n_weights = 1;
-  args.w[0] = call.base.head().view;
   args.y[0] = logits_.as<float>();
-  args.y_stride[0] = c.vocab;
-  ops.linear(compute_.context, args);
+  const Linear* head = &call.base.head();
+  note(run_linear(compute_, call.base, {&head, 1}, args, scratch_));
 }
 
 float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,

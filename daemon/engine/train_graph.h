@@ -129,6 +129,9 @@ class TrainGraph {
   void backward_attention(const Call& call, int64_t layer);
   void head_forward(const Call& call);
   void head_backward(const Call& call);
+  void note(const Status& status) {
+    if (status_.ok()) status_ = status;
+  }
   void begin_attention(const TrainBatch& batch);
   /// K/V of each sequence's prefix at a layer go to prefix_k_ and prefix_v_.
   TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
@@ -139,6 +142,7 @@ class TrainGraph {
   Compute compute_;
   Status status_;
   TrainingAttention attention_;
+  LinearScratch scratch_;
   std::vector<const float*> prefix_k_, prefix_v_;  ///< of each sequence, null where it has none
   int64_t max_rows_ = 0, max_loss_rows_ = 0;
   std::vector<LayerState> layers_;

@@ -128,6 +128,7 @@ int64_t Learner::train_task_models() {
 /// asked, those weights need not stay in memory.
 void Learner::build_trainer() {
   attention_.set(parts_.attention.current());
+  form_key_ = parts_.bases.form().key();
   const auto base = parts_.bases.find(parts_.bases.file_sha256(), compute_);
   DS_CHECK(base.ok());            // it was read from this file at start
   const auto stopping = [this] {  // a second each on an idle machine, many under load
@@ -143,12 +144,17 @@ void Learner::build_trainer() {
   trainer_->set_base(nullptr);
 }
 
-/// Between rounds, each of which is trained and judged with one attention. What was kept of the
-/// base's answers belongs to the attention that gave them.
-void Learner::follow_attention() {
+/// Between rounds: each is trained and judged with one attention and one form of the weights, and
+/// what was kept of the base's answers belongs to those that gave them.
+void Learner::follow_plugins() {
   const std::shared_ptr<const Attention> now = parts_.attention.current();
-  if (now->key() != attention_.current()->key()) return build_trainer();
+  const uint64_t form = parts_.bases.form().key();
+  if (now->key() != attention_.current()->key() || form != form_key_) return build_trainer();
   attention_.set(now);
+  // A round that began before the form changed has published on the one before.
+  if (parts_.versions.current()->base->form().key() == form) return;
+  const Status reloaded = parts_.versions.reload();
+  if (!reloaded.ok()) log(LogLevel::kError, "learn", reloaded.message());
 }
 
 void Learner::loop() {
@@ -156,7 +162,7 @@ void Learner::loop() {
   std::unique_lock lock(mutex_);
   while (!stop_) {
     lock.unlock();
-    follow_attention();
+    follow_plugins();
     lock.lock();
     if (!commands_.empty()) {
       Command command = std::move(commands_.front());
