@@ -129,11 +129,25 @@ Status ServingAttention::begin(const Attention& attention, const OpContext& cont
   args_.kv = &kv_;
   args_.scale = scale;
   DS_ASSIGN(const ds_plan plan, attention.plan(args_));
+  constexpr uint64_t kExtraLimit = 1 << 20;
+  if (plan.page_extra_bytes > kExtraLimit)
+    return Status(Code::kPlugin, std::string(attention.name()) + ": plans " +
+                                     std::to_string(plan.page_extra_bytes) +
+                                     " bytes beside a page, at most 1 MiB");
+  n_pages_ = n_pages;
+  page_extra_bytes_ = static_cast<int64_t>(plan.page_extra_bytes + 7) / 8 * 8;
+  kv_.page_extra = page_extra_bytes_ > 0 ? extra_.get() : nullptr;
   call_ = host_call(context, workspace_, plan.workspace_bytes);
   return {};
 }
 
-Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const KvView& kv) {
+Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const KvView& kv,
+                               std::byte* extra, int64_t extra_stride) {
+  if (page_extra_bytes_ > 0) {
+    extra_.set(reinterpret_cast<uint8_t*>(extra), {n_pages_, page_extra_bytes_});
+    extra_.set_bytes(static_cast<uint64_t>(n_pages_ * extra_stride));
+    extra_.set_stride(0, extra_stride);
+  }
   args_.layer = layer;
   q_.move_to(q);
   out_.move_to(out);

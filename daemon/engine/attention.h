@@ -68,6 +68,8 @@ class TensorView {
     set(const_cast<void*>(static_cast<const void*>(data)), dtype_of<T>(), sizeof(T), shape);
   }
   void set(void* data, ds_dtype dtype, size_t element_bytes, std::initializer_list<int64_t> shape);
+  void set_bytes(uint64_t bytes) { tensor_.bytes = bytes; }
+  void set_stride(size_t i, int64_t elements) { strides_[i] = elements; }
   void move_to(const void* data) { tensor_.data = const_cast<void*>(data); }
   const ds_tensor* get() const { return &tensor_; }
 
@@ -89,15 +91,20 @@ class ServingAttention {
   Status begin(const Attention& attention, const OpContext& context, int64_t n_heads, float scale,
                std::span<const SequenceSpan> sequences, int64_t rows, const KvView& kv,
                int64_t n_pages);
-  /// q, out [rows, n_heads * head_dim]; `kv` of this layer.
-  Status layer(uint32_t layer, const float* q, float* out, const KvView& kv);
+  /// What the plugin wants beside each page of a layer; known after begin().
+  int64_t page_extra_bytes() const { return page_extra_bytes_; }
+  /// q, out [rows, n_heads * head_dim]; `kv` of this layer, `extra` beside its pages,
+  /// `extra_stride` bytes from page to page.
+  Status layer(uint32_t layer, const float* q, float* out, const KvView& kv, std::byte* extra,
+               int64_t extra_stride);
 
  private:
   const Attention* attention_ = nullptr;
   bool one_row_each_ = false;
   std::vector<int32_t> rows_, lengths_, table_;
   std::vector<std::byte> workspace_;
-  TensorView q_, out_, rows_view_, lengths_view_, table_view_, k_, v_;
+  int64_t n_pages_ = 0, page_extra_bytes_ = 0;
+  TensorView q_, out_, rows_view_, lengths_view_, table_view_, k_, v_, extra_;
   ds_kv_view kv_{};
   ds_attn_args args_{};
   ds_call call_{};

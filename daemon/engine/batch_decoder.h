@@ -32,7 +32,7 @@ class BatchDecoder {
  private:
   static constexpr int64_t kRows = 128;
   struct Live;
-  Status step(const BaseWeights& base, const LoraDelta* delta, const KvPages& pages,
+  Status step(const BaseWeights& base, const LoraDelta* delta, KvPages& pages,
               std::span<Live> live);
   ModelConfig config_;
   Compute compute_;

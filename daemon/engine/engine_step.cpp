@@ -50,7 +50,12 @@ void Engine::State::plan_pages() {
     LiveSequence& s = *item.sequence;
     while (s.is_running) {
       const int64_t missing = pages_for(s.computed + item.rows) - std::ssize(s.pages);
-      if (missing <= 0 || cache.allocate(missing, s.pages)) break;
+      const size_t had = s.pages.size();
+      if (missing <= 0) break;
+      if (cache.allocate(missing, s.pages)) {
+        pages.clear_extra(std::span<const int32_t>(s.pages).subspan(had));
+        break;
+      }
       preempt(*victim());
     }
   }

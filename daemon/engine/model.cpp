@@ -53,7 +53,11 @@ void LoraDelta::bind(int64_t layer, std::span<const Target> targets, int slot,
 }
 
 KvPages::KvPages(const ModelConfig& c, KvDtype dtype, int64_t n_pages)
-    : dtype_(dtype), n_pages_(n_pages), n_kv_heads_(c.n_kv_heads), head_dim_(c.head_dim) {
+    : dtype_(dtype),
+      n_layers_(c.n_layers),
+      n_pages_(n_pages),
+      n_kv_heads_(c.n_kv_heads),
+      head_dim_(c.head_dim) {
   layer_bytes_ = static_cast<int64_t>(page_bytes(c, dtype)) / c.n_layers * n_pages;
   storage_ = Buffer(static_cast<size_t>(layer_bytes_ * c.n_layers));
   std::memset(storage_.data(), 0, storage_.bytes());  // masked keys are read, times zero: never NaN
@@ -67,6 +71,26 @@ size_t KvPages::page_bytes(const ModelConfig& c, KvDtype dtype) {
 KvView KvPages::layer(int64_t layer) const {
   std::byte* base = storage_.data() + layer * layer_bytes_;
   return {dtype_, n_kv_heads_, head_dim_, base, base + layer_bytes_ / 2};
+}
+
+void KvPages::reserve_extra(int64_t bytes) {
+  if (bytes <= extra_bytes_) return;
+  Buffer wider(static_cast<size_t>(n_layers_ * n_pages_ * bytes));
+  std::memset(wider.data(), 0, wider.bytes());
+  for (int64_t i = 0; i < n_layers_ * n_pages_ && extra_bytes_ > 0; ++i) {
+    std::memcpy(wider.data() + i * bytes, extra_.data() + i * extra_bytes_,
+                static_cast<size_t>(extra_bytes_));
+  }
+  extra_ = std::move(wider);
+  extra_bytes_ = bytes;
+}
+
+void KvPages::clear_extra(std::span<const int32_t> pages) {
+  if (extra_bytes_ == 0) return;
+  for (int64_t layer = 0; layer < n_layers_; ++layer) {
+    for (const int32_t page : pages)
+      std::memset(extra(layer) + page * extra_bytes_, 0, static_cast<size_t>(extra_bytes_));
+  }
 }
 
 Forward::Forward(const ModelConfig& c, const Compute& compute, int64_t max_rows)
@@ -138,7 +162,7 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                       pages.layer(layer)};
   ops.rope_append(compute_.context, rope);
   DS_TRY(attention_.layer(static_cast<uint32_t>(layer), q_.as<float>(), attended_.as<float>(),
-                          pages.layer(layer)));
+                          pages.layer(layer), pages.extra(layer), pages.extra_bytes()));
   DS_TRY(linear({kO}, base, layer, batch, attended_.as<float>(), {x}, Epilogue::kResidual, x));
 
   ops.rmsnorm(compute_.context, rows, c.d_model, x, w.mlp_norm.data(), c.norm_eps, normed, nullptr);
@@ -147,8 +171,8 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   return linear({kDown}, base, layer, batch, activated_.as<float>(), {x}, Epilogue::kResidual, x);
 }
 
-Status Forward::run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages,
-                    float* logits, float* hidden) {
+Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
+                    float* hidden) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
   const int64_t rows = static_cast<int64_t>(batch.ids.size());
@@ -161,6 +185,7 @@ Status Forward::run(const BaseWeights& base, const StepBatch& batch, const KvPag
   DS_TRY(attention_.begin(held != nullptr ? *held : *batch.attention, compute_.context, c.n_heads,
                           1.0f / std::sqrt(static_cast<float>(c.head_dim)), batch.sequences, rows,
                           pages.layer(0), pages.n_pages()));
+  pages.reserve_extra(attention_.page_extra_bytes());
   for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
   if (hidden != nullptr) {
     ops.rmsnorm(compute_.context, rows, c.d_model, x, base.final_norm().data(), c.norm_eps, hidden,

@@ -172,6 +172,12 @@ class KvPages {
  public:
   KvPages(const ModelConfig& config, KvDtype dtype, int64_t n_pages);
   KvView layer(int64_t layer) const;
+  /// Room beside each page of each layer for what an attention plugin keeps there, at least
+  /// `bytes`; what is in it stays. Zero at first, and after clear_extra().
+  void reserve_extra(int64_t bytes);
+  void clear_extra(std::span<const int32_t> pages);
+  std::byte* extra(int64_t layer) const { return extra_.data() + layer * n_pages_ * extra_bytes_; }
+  int64_t extra_bytes() const { return extra_bytes_; }  ///< from page to page
   int64_t n_pages() const { return n_pages_; }
   KvDtype dtype() const { return dtype_; }
   size_t bytes() const { return storage_.bytes(); }
@@ -179,8 +185,9 @@ class KvPages {
 
  private:
   KvDtype dtype_;
-  int64_t n_pages_ = 0, n_kv_heads_ = 0, head_dim_ = 0, layer_bytes_ = 0;
-  Buffer storage_;
+  int64_t n_layers_ = 0, n_pages_ = 0, n_kv_heads_ = 0, head_dim_ = 0, layer_bytes_ = 0;
+  int64_t extra_bytes_ = 0;
+  Buffer storage_, extra_;
 };
 
 /// One step over a mixed batch: rows of several sequences, prefill chunks and single tokens alike.
@@ -204,7 +211,7 @@ class Forward {
   /// logits: FP32 [logit_rows.size(), vocab], null to skip the head.
   /// hidden: FP32 [rows, d_model] after the final norm, or null.
   /// Fails only as a plugin does; then the pages' new rows and the outputs are undefined.
-  Status run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages, float* logits,
+  Status run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
              float* hidden);
   int64_t max_rows() const { return max_rows_; }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention_selected.h"
 #include "kernels/cpu/attention_train.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/loss.h"
@@ -33,6 +34,9 @@ constexpr Ops table(const char* name) {
           .attention = attention,
           .attention_train = attention_train,
           .attention_train_backward = attention_train_backward,
+          .attention_selected = attention_selected,
+          .attention_selected_train = attention_selected_train,
+          .attention_selected_train_backward = attention_selected_train_backward,
           .swiglu = swiglu,
           .swiglu_backward = swiglu_backward,
           .relu = relu,

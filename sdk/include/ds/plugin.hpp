@@ -230,13 +230,13 @@ struct context {
   const ds_config* config = nullptr;
   ds_device device{DS_DEV_CPU, 0};
 
-  std::int64_t get(const char* path, std::int64_t otherwise) const {
-    std::int64_t out = otherwise;
+  std::int64_t get(const char* path, std::integral auto otherwise) const {
+    std::int64_t out = static_cast<std::int64_t>(otherwise);
     if (config != nullptr && DS_HAS(ds_host, host, config_int))
       (void)host->config_int(config, path, &out);
     return out;
   }
-  double get(const char* path, double otherwise) const {
+  double get(const char* path, std::floating_point auto otherwise) const {
     double out = otherwise;
     if (config != nullptr && DS_HAS(ds_host, host, config_number))
       (void)host->config_number(config, path, &out);
