@@ -50,9 +50,19 @@ struct QuantView {
   const void* scales = nullptr;  ///< 64-byte aligned
 };
 
-/// Bytes of the shared input of linear(), the same for all formats.
+/// The shared input of linear(), the same for all formats: per row [ceil(k/32)] of these, then 16
+/// bytes that begin with the float sum of `sum`. A value that is not finite makes its group's scale
+/// NaN; groups below kQuantZero count as zeros.
+struct QuantInput {
+  int8_t q[kQuantGroup];
+  float scale;
+  float sum;        ///< scale * sum of q: what the lows of 4-bit weights meet
+  int32_t shifted;  ///< -128 * sum of q: takes codes of 8 bits back to signed
+  int32_t unused;
+};
+static_assert(sizeof(QuantInput) == 48);
 constexpr int64_t quant_prepared_bytes(int64_t rows, int64_t k) {
-  return rows * (quant_groups(k) * 48 + 16);
+  return rows * (quant_groups(k) * static_cast<int64_t>(sizeof(QuantInput)) + 16);
 }
 
 /// As ops.h has it, except: w[i].data = packed (w[i].format is not looked at), x_prepared from

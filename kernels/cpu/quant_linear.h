@@ -9,20 +9,7 @@
 
 namespace ds::DS_ISA {
 
-/// Of a prepared row: [groups] of these, then the sum of `sum` over the groups.
-struct QuantInput {
-  int8_t q[kQuantGroup];
-  float scale;
-  float sum;        ///< scale * sum of q: what the lows of 4-bit weights meet
-  int32_t shifted;  ///< -128 * sum of q: takes the codes of 8 bits back to signed
-  int32_t unused;
-};
-static_assert(sizeof(QuantInput) == 48);
-constexpr int64_t kQuantRowTail = 16;  // bytes
-
-DS_INLINE int64_t quant_row_bytes(int64_t k) {
-  return quant_groups(k) * static_cast<int64_t>(sizeof(QuantInput)) + kQuantRowTail;
-}
+DS_INLINE int64_t quant_row_bytes(int64_t k) { return quant_prepared_bytes(1, k); }
 
 /// One group of a row, n <= 32 values. A value that is not finite makes the scale NaN.
 DS_INLINE void prepare_group(const float* x, int64_t n, QuantInput* to) {
