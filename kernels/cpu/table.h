@@ -11,6 +11,8 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/loss.h"
 #include "kernels/cpu/pack.h"
+#include "kernels/cpu/quant_linear.h"
+#include "kernels/cpu/quant_weights.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/update.h"
@@ -48,6 +50,15 @@ constexpr Ops table(const char* name) {
           .adamw = adamw,
           .sum_squares = sum_squares,
           .all_finite = all_finite};
+}
+
+constexpr QuantOps quant_table() {
+  return {.quantize = quantize,
+          .dequantize = dequantize,
+          .prepare = quant_prepare,
+          .linear = quant_linear,
+          .fake = fake_quantize,
+          .fake_backward = fake_quantize_backward};
 }
 
 }  // namespace ds::DS_ISA
