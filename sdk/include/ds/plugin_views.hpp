@@ -57,7 +57,10 @@ class trainable {
     gradient_.resize(value_.size());
     value_tensor_ = tensor_over(value_);
     gradient_tensor_ = tensor_over(gradient_);
-    parameter_ = {sizeof parameter_, 0, str(name_), &value_tensor_, &gradient_tensor_};
+    parameter_.size = sizeof parameter_;
+    parameter_.name = str(name_);
+    parameter_.value = &value_tensor_;
+    parameter_.gradient = &gradient_tensor_;
   }
   trainable(const trainable&) = delete;
   trainable& operator=(const trainable&) = delete;
