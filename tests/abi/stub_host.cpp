@@ -4,6 +4,7 @@
 // filled with rubbish, which a plugin that does not know them may not notice.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -42,7 +43,7 @@ void must(ds_code code, const ds_status& st, const char* what) {
 template <class T>
 void check_table(const T* table, std::uint32_t plugin_minor, const char* what) {
   const bool sees = table->size >= sizeof(T);
-  if (sees != (plugin_minor >= DS_ABI_MINOR))
+  if (sees != (std::max(plugin_minor, DS_ABI_MINOR) == plugin_minor))
     stop(std::string(what) + ": size " + std::to_string(table->size) + " from minor " +
          std::to_string(plugin_minor));
 }
