@@ -11,7 +11,7 @@ struct row_int8 {
 
   ds_qformat format(std::int64_t n, std::int64_t k) const {
     ds_qformat f{};
-    f.layout_id = DS_PACK_OWN + 1;
+    f.layout_id = DS_PACK_OWN + 1;  // of this plugin's own; a new one if the bytes ever change
     f.bits = 8;
     f.scale_dtype = ds::sdk::dtype_of<float>();
     f.symmetric = 1;
