@@ -198,39 +198,6 @@ TEST(Flat, RefusesReadOnlyPackedAndDeviceMemory) {
   EXPECT_EQ(read_matrix(m).first, DS_E_DEVICE);
 }
 
-TEST(WeightMemory, IsBoundByItsFormat) {
-  std::vector<std::int8_t> bytes(12);
-  ds_qformat format{};
-  format.size = sizeof format;
-  format.packed_bytes = 12;
-  ds_qweight q{};
-  q.size = sizeof q;
-  q.format = &format;
-  q.packed = bytes.data();
-  EXPECT_EQ(packed<std::int8_t>(q, 12).size(), 12u);
-  EXPECT_EQ(
-      outcome([&] { (void)packed<std::int8_t>(q, 13); }),
-      std::pair(ds_code{DS_E_SHAPE}, std::string("packed: 12 bytes, expected 13 elements of 1")));
-  EXPECT_EQ(outcome([&] { (void)packed<float>(q, 4); }).first, DS_E_SHAPE);
-  EXPECT_EQ(outcome([&] { (void)scales<float>(q, 1); }).first, DS_E_SHAPE);
-  format.scale_bytes = 4;
-  EXPECT_EQ(outcome([&] { (void)scales<float>(q, 1); }).second, "scales: missing");
-  q.format = nullptr;
-  EXPECT_EQ(outcome([&] { (void)packed<std::int8_t>(q, 1); }).first, DS_E_SHAPE);
-}
-
-TEST(Trainable, ShowsItsMemoryToTheHost) {
-  trainable w("gate.weight", {2, 3});
-  const ds_parameter& p = *w.parameter();
-  EXPECT_EQ(view(p.name), "gate.weight");
-  EXPECT_EQ(p.size, sizeof p);
-  flat<float>(p.value, "value", {2, 3})[5] = 4;
-  flat<float>(p.gradient, "gradient", {2, 3})[0] = 2;
-  EXPECT_EQ(w.value()[5], 4);
-  EXPECT_EQ(w.gradient()[0], 2);
-  EXPECT_EQ(outcome([] { trainable bad("b", {-1}); }).first, DS_E_SHAPE);
-}
-
 // ---- From a class to a component ----
 
 struct base {
