@@ -24,7 +24,9 @@ function(ds_add_plugin name)
   if(NOT DS_SANITIZE AND NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize" AND NOT CMAKE_C_FLAGS MATCHES "-fsanitize")
     target_link_options(${name} PRIVATE -Wl,-z,defs)  # a sanitizer's runtime comes from the host
   endif()
-  if(P_CHECK AND TARGET Driftstone::plugin_check)
+  if(P_CHECK AND NOT TARGET Driftstone::plugin_check)
+    message(STATUS "${name}: no test ${name}_check, ds-plugin-check is not installed")
+  elseif(P_CHECK)
     add_test(NAME ${name}_check
              COMMAND Driftstone::plugin_check --level ${P_CHECK} $<TARGET_FILE:${name}>)
     set_tests_properties(${name}_check PROPERTIES LABELS fast)
