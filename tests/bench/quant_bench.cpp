@@ -19,13 +19,22 @@
 namespace ds::test {
 namespace {
 
-constexpr QuantFormat kFormats[] = {{8, 32}, {8, 0}, {4, 32}, {4, 0}};
+struct Form {
+  const char* name;
+  QuantFormat format;
+  int32_t head_bits;
+
+  QuantFormat of(int64_t n, int64_t k) const {
+    return {n > 12 * k ? head_bits : format.bits, format.group};
+  }
+};
+constexpr Form kForms[] = {{"int8 group 32", {8, 32}, 8},
+                           {"int8 channel", {8, 0}, 8},
+                           {"int4 group 32", {4, 32}, 8},
+                           {"int4 channel", {4, 0}, 8},
+                           {"all int4 group 32", {4, 32}, 4}};
 constexpr float kNoise = 0.01f;
 constexpr uint32_t kSeed = 20261126;
-
-std::string named(QuantFormat f) {
-  return "int" + std::to_string(f.bits) + (f.group == 0 ? " channel " : " group 32");
-}
 
 NamedTensors tensors_of(const ModelFile& file) {
   NamedTensors out;
@@ -85,12 +94,13 @@ double perplexity(const Compute& compute, const BaseWeights& base, const Json& r
   return std::exp(loss / static_cast<double>(n));
 }
 
-std::shared_ptr<const Quantizer> plugin_of(QuantFormat f) {
-  const auto found = modules().find(DS_KIND_QUANTIZER, "int" + std::to_string(f.bits));
+std::shared_ptr<const Quantizer> plugin_of(const Form& f) {
+  const auto found = modules().find(DS_KIND_QUANTIZER, "int" + std::to_string(f.format.bits));
   DS_CHECK(found.ok());
   const std::shared_ptr<const PluginLibrary> library(found->instance, &found->instance->library());
   Json config = Json::object();
-  config["group"] = f.group;
+  config["group"] = f.format.group;
+  if (f.format.bits == 4) config["head_bits"] = f.head_bits;
   auto made = PluginInstance::create(library, found->instance->component(), config);
   DS_CHECK(made.ok());
   return std::make_shared<Quantizer>(*made, 1);
@@ -102,14 +112,14 @@ void compare(const ModelFile& file, const NamedTensors& tensors, const Machine& 
   const double exact =
       perplexity(compute, *base_of(file, tensors, compute, WeightFormat::kF32), reference);
   std::printf("  fp32             perplexity %.4f\n", exact);
-  for (const QuantFormat f : kFormats) {
+  for (const Form& f : kForms) {
     NamedTensors rounded = tensors;
     double error = 0, power = 0;
     for (auto& [name, w] : rounded) {
       if (!is_matrix(file, name)) continue;
       const auto& shape = file.tensors().at(name).shape;
       cpu_quant_ops(best_cpu_isa())
-          .fake(compute.context, f, shape[0], shape[1], w.data(), w.data());
+          .fake(compute.context, f.of(shape[0], shape[1]), shape[0], shape[1], w.data(), w.data());
       const std::vector<float>& before = tensors.at(name);
       for (size_t i = 0; i < w.size(); ++i) {
         error += std::pow(double{w[i]} - double{before[i]}, 2);
@@ -122,9 +132,9 @@ void compare(const ModelFile& file, const NamedTensors& tensors, const Machine& 
     const double served = perplexity(
         compute, *base_of(file, tensors, compute, {WeightFormat::kF32, plugin_of(f)}), reference);
     std::printf(
-        "  %s  relative error %.5f | perplexity, weights alone %.4f (%+.2f %%) | served %.4f "
+        "  %-17s relative error %.5f | perplexity, weights alone %.4f (%+.2f %%) | served %.4f "
         "(%+.2f %%)\n",
-        named(f).c_str(), std::sqrt(error / power), weights, (weights / exact - 1) * 100, served,
+        f.name, std::sqrt(error / power), weights, (weights / exact - 1) * 100, served,
         (served / exact - 1) * 100);
     std::fflush(stdout);
   }
@@ -150,7 +160,7 @@ double fastest_pass(Pool& pool, size_t matrices, const F& run) {
 }
 
 void report(const std::string& what, double bytes, double weights, double seconds) {
-  std::printf("  %-16s %.4f bytes a weight | %6.1f MB | %6.2f ms | %5.1f GB/s | %5.0f passes/s\n",
+  std::printf("  %-17s %.4f bytes a weight | %6.1f MB | %6.2f ms | %5.1f GB/s | %5.0f passes/s\n",
               what.c_str(), bytes / weights, bytes / 1e6, seconds * 1e3, bytes / seconds * 1e-9,
               1 / seconds);
   std::fflush(stdout);
@@ -202,19 +212,20 @@ void decode_pass(const ModelFile& file, const NamedTensors& tensors, Machine& ma
           ops.prepare(context, WeightFormat::kBF16, 1, a.w[0].k, a.x, a.x_stride, prepared.get());
         ops.linear(context, a);
       });
-  for (const QuantFormat f : kFormats) {
+  for (const Form& f : kForms) {
     pass(
-        named(f),
+        f.name,
         [&](size_t i, Memory& memory, double& bytes) {
           const int64_t n = shapes[i].n, k = shapes[i].k;
-          memory.push_back(aligned(quant_packed_bytes(f, n, k)));
-          memory.push_back(aligned(quant_scale_bytes(f, n, k)));
-          quant.quantize(context, f, n, k, sources[i], memory[2 * i].get(),
+          memory.push_back(aligned(quant_packed_bytes(f.of(n, k), n, k)));
+          memory.push_back(aligned(quant_scale_bytes(f.of(n, k), n, k)));
+          quant.quantize(context, f.of(n, k), n, k, sources[i], memory[2 * i].get(),
                          memory[2 * i + 1].get());
-          bytes += static_cast<double>(quant_packed_bytes(f, n, k) + quant_scale_bytes(f, n, k));
+          bytes += static_cast<double>(quant_packed_bytes(f.of(n, k), n, k) +
+                                       quant_scale_bytes(f.of(n, k), n, k));
         },
         [&](size_t i, const Memory& memory, LinearArgs& a) {
-          QuantLinearArgs q{f, a, {memory[2 * i + 1].get()}};
+          QuantLinearArgs q{f.of(a.w[0].n, a.w[0].k), a, {memory[2 * i + 1].get()}};
           q.linear.w[0].data = memory[2 * i].get();
           quant.prepare(context, 1, a.w[0].k, a.x, a.x_stride, prepared.get());
           quant.linear(context, q);
