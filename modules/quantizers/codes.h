@@ -10,27 +10,26 @@
 
 namespace ds::modules {
 
-inline constexpr std::string_view kGroupSchema =
-    R"({"type":"object","additionalProperties":false,"properties":{"group":{"type":"integer",)"
-    R"("enum":[0,32],"default":32,"description":"weights of a row that share a scale; 0 = all"}}})";
-
 [[noreturn]] inline void misfit(ds_code code, std::string_view what, std::int64_t got,
                                 const std::string& expected) {
   throw sdk::error(code, std::string(what) + ": " + std::to_string(got) + ", expected " + expected);
 }
 
-/// A weight of a call, in full and checked against the format of the instance.
-inline ds_qweight checked_weight(const ds_qweight* from, const ds_qformat& own,
-                                 std::int64_t k_expected = -1) {
+/// The same number = the same bytes, in every version.
+inline std::uint32_t layout_of(QuantFormat f) {
+  return DS_PACK_OWN + static_cast<std::uint32_t>(f.bits * 0x100 + f.group);
+}
+
+/// A weight of a call, in full and checked; `formats(n, k)` is what the instance says of its shape.
+template <typename Formats>
+ds_qweight checked_weight(const ds_qweight* from, const Formats& formats) {
   if (from == nullptr) throw sdk::error(DS_E_ARG, "weight: missing");
   const ds_qweight w = sdk::widened(from);
   if (w.n <= 0 || w.k <= 0) misfit(DS_E_SHAPE, "weight: n or k", std::min(w.n, w.k), "more than 0");
-  if (k_expected >= 0 && w.k != k_expected)
-    misfit(DS_E_SHAPE, "weight: k", w.k, std::to_string(k_expected));
   if (w.format == nullptr) throw sdk::error(DS_E_ARG, "weight: no format");
   const std::uint32_t layout = sdk::widened(w.format).layout_id;
-  if (layout != own.layout_id)
-    misfit(DS_E_UNSUPPORTED, "weight: layout", layout, std::to_string(own.layout_id));
+  const std::uint32_t own = layout_of(formats(w.n, w.k));
+  if (layout != own) misfit(DS_E_UNSUPPORTED, "weight: layout", layout, std::to_string(own));
   if (w.packed == nullptr || w.scales == nullptr)
     throw sdk::error(DS_E_ARG, w.packed == nullptr ? "weight: no packed" : "weight: no scales");
   return w;
@@ -80,30 +79,37 @@ inline void fill_slots(const Ops& ops, const ds_linear_args& a, const LinearArgs
   }
 }
 
+/// A model's head has many more rows than columns; an FFN has at most eight times as many.
+inline constexpr std::int64_t kHeadRatio = 12;
+
 template <std::int32_t kBits>
 class CodeQuantizer {
  public:
-  static constexpr std::string_view config_schema = kGroupSchema;
   static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
 
   explicit CodeQuantizer(sdk::context c)
       : ops_(cpu_ops(best_cpu_isa())), quant_(cpu_quant_ops(best_cpu_isa())) {
     const std::int64_t group = c.get("group", std::int64_t{kQuantGroup});
     if (group != 0 && group != kQuantGroup) misfit(DS_E_CONFIG, "group", group, "0 or 32");
-    format_ = {kBits, static_cast<std::int32_t>(group)};
+    group_ = static_cast<std::int32_t>(group);
+    if (kBits == 8) return;
+    const std::int64_t head = c.get("head_bits", std::int64_t{8});
+    if (head != 4 && head != 8) misfit(DS_E_CONFIG, "head_bits", head, "4 or 8");
+    head_bits_ = static_cast<std::int32_t>(head);
   }
 
   ds_qformat format(std::int64_t n, std::int64_t k) const {
+    const QuantFormat f = format_of(n, k);
     ds_qformat out{};
     out.size = sizeof out;
-    out.layout_id = DS_PACK_OWN + static_cast<std::uint32_t>(kBits * 0x100 + format_.group);
-    out.bits = kBits;
-    out.group = static_cast<std::uint32_t>(format_.group);
-    out.scale_dtype = format_.group == 0 ? sdk::dtype_of<float>() : sdk::dtype_of<sdk::bf16>();
-    out.symmetric = kBits == 8 ? 1 : 0;
-    out.packed_bytes = static_cast<std::uint64_t>(quant_packed_bytes(format_, n, k));
-    out.scale_bytes = static_cast<std::uint64_t>(quant_scale_bytes(format_, n, k));
-    out.rel_tol = quant_rel_tol(format_);
+    out.layout_id = layout_of(f);
+    out.bits = static_cast<std::uint32_t>(f.bits);
+    out.group = static_cast<std::uint32_t>(f.group);
+    out.scale_dtype = f.group == 0 ? sdk::dtype_of<float>() : sdk::dtype_of<sdk::bf16>();
+    out.symmetric = f.bits == 8 ? 1 : 0;
+    out.packed_bytes = static_cast<std::uint64_t>(quant_packed_bytes(f, n, k));
+    out.scale_bytes = static_cast<std::uint64_t>(quant_scale_bytes(f, n, k));
+    out.rel_tol = quant_rel_tol(f);
     out.fused = DS_LINEAR_RESIDUAL | DS_LINEAR_SWIGLU | DS_LINEAR_LORA | DS_LINEAR_BIAS;
     return out;
   }
@@ -111,7 +117,7 @@ class CodeQuantizer {
   void quantize(const ds_call& call, std::string_view name, const ds_tensor& w,
                 const ds_qweight& out) const {
     sdk::check_cancelled(call);
-    const ds_qweight to = checked_weight(&out, format(1, 1));
+    const ds_qweight to = checked(&out);
     const auto from = sdk::flat<const float>(&w, name.empty() ? "w" : name, {to.n, to.k});
     for (std::size_t i = 0; i < from.size(); ++i) {
       if (!(std::fabs(from[i]) <= kQuantLargest))
@@ -119,14 +125,15 @@ class CodeQuantizer {
                                            " is " + std::to_string(from[i]) +
                                            ", expected at most 1e37 in size");
     }
-    quant_.quantize({call.parallel, nullptr}, format_, to.n, to.k, from.data(), to.packed,
-                    to.scales);
+    quant_.quantize({call.parallel, nullptr}, format_of(to.n, to.k), to.n, to.k, from.data(),
+                    to.packed, to.scales);
   }
 
   void dequantize(const ds_call& call, const ds_qweight& q, const ds_tensor& w) const {
-    const ds_qweight from = checked_weight(&q, format(1, 1));
+    const ds_qweight from = checked(&q);
     const auto to = sdk::flat<float>(&w, "w", {from.n, from.k});
-    quant_.dequantize({call.parallel, nullptr}, {format_, from.n, from.k, from.packed, from.scales},
+    quant_.dequantize({call.parallel, nullptr},
+                      {format_of(from.n, from.k), from.n, from.k, from.packed, from.scales},
                       to.data());
   }
 
@@ -150,8 +157,8 @@ class CodeQuantizer {
 
   void linear(const ds_call& call, const ds_linear_args& a) const {
     if (a.rows == 0) return;
-    QuantLinearArgs q{format_, {}, {}};
     check_call(a);
+    QuantLinearArgs q;
     fill_weights(a, q);
     LoraSlots slots;
     if (a.lora != nullptr) {
@@ -165,7 +172,7 @@ class CodeQuantizer {
     const std::int64_t n = sdk::dim(&w, "w", 2, 0), k = sdk::dim(&w, "w", 2, 1);
     const auto from = sdk::flat<const float>(&w, "w");
     const auto to = sdk::flat<float>(&wq, "wq", {n, k});
-    quant_.fake({call.parallel, nullptr}, format_, n, k, from.data(), to.data());
+    quant_.fake({call.parallel, nullptr}, format_of(n, k), n, k, from.data(), to.data());
   }
 
   /// Straight through: dw += dwq, except where w lies more than half a step outside its grid.
@@ -175,11 +182,18 @@ class CodeQuantizer {
     const auto from = sdk::flat<const float>(&w, "w");
     const auto gradient = sdk::flat<const float>(&dwq, "dwq", {n, k});
     const auto to = sdk::flat<float>(&dw, "dw", {n, k});
-    quant_.fake_backward({call.parallel, nullptr}, format_, n, k, from.data(), gradient.data(),
-                         to.data());
+    quant_.fake_backward({call.parallel, nullptr}, format_of(n, k), n, k, from.data(),
+                         gradient.data(), to.data());
   }
 
  private:
+  QuantFormat format_of(std::int64_t n, std::int64_t k) const {
+    return {n > kHeadRatio * k ? head_bits_ : kBits, group_};
+  }
+  ds_qweight checked(const ds_qweight* w) const {
+    return checked_weight(w, [&](std::int64_t n, std::int64_t k) { return format_of(n, k); });
+  }
+
   static void check_call(const ds_linear_args& a) {
     if (a.rows < 0) misfit(DS_E_SHAPE, "rows", a.rows, "0 or more");
     if (a.n_weights < 1 || a.n_weights > kMaxFusedWeights)
@@ -207,9 +221,14 @@ class CodeQuantizer {
     to.epilogue = swiglu                             ? Epilogue::kSwiglu
                   : a.epilogue == DS_LINEAR_RESIDUAL ? Epilogue::kResidual
                                                      : Epilogue::kNone;
-    const ds_qformat own = format(1, 1);
     for (std::uint32_t i = 0; i < a.n_weights; ++i) {
-      const ds_qweight w = checked_weight(a.weights[i], own, i == 0 ? -1 : to.w[0].k);
+      const ds_qweight w = checked(a.weights[i]);
+      const QuantFormat f = format_of(w.n, w.k);
+      if (i == 0) q.format = f;
+      if (i > 0 && w.k != to.w[0].k)
+        misfit(DS_E_SHAPE, "weight: k", w.k, std::to_string(to.w[0].k));
+      if (f.bits != q.format.bits)
+        misfit(DS_E_ARG, "weights of one call: bits", f.bits, std::to_string(q.format.bits));
       to.w[i] = {WeightFormat::kBF16, w.n, w.k, w.packed};
       q.scales[i] = w.scales;
       to.bias[i] = a.bias == nullptr ? nullptr : a.bias[i];
@@ -229,7 +248,8 @@ class CodeQuantizer {
 
   const Ops& ops_;
   const QuantOps& quant_;
-  QuantFormat format_;
+  std::int32_t group_ = kQuantGroup;
+  std::int32_t head_bits_ = 8;
 };
 
 }  // namespace ds::modules

@@ -9,6 +9,12 @@ struct Int4 : CodeQuantizer<4> {
   using CodeQuantizer::CodeQuantizer;
   static constexpr std::string_view name = "int4";
   static constexpr std::string_view summary = "4 bits with offset, scale by group of 32 or by row";
+  static constexpr std::string_view config_schema =
+      R"({"type":"object","additionalProperties":false,"properties":{)"
+      R"("head_bits":{"type":"integer","enum":[4,8],"default":8,"description":"of matrices with more )"
+      R"(than 12 rows per column"},)"
+      R"("group":{"type":"integer","enum":[0,32],"default":32,"description":"weights of a row that )"
+      R"(share a scale; 0 = all"}}})";
 };
 
 }  // namespace ds::modules

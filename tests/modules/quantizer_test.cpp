@@ -144,8 +144,15 @@ TEST_P(QuantizerTest, RefusesAnotherGroup) {
   EXPECT_EQ(text(), "group: 64, expected 0 or 32");
 }
 
+TEST_P(QuantizerTest, KeepsEightBitsForAHead) {
+  EXPECT_EQ(format(12 * 64, 64).bits, GetParam().name == "int8" ? 8u : 4u);
+  EXPECT_EQ(format(12 * 64 + 1, 64).bits, 8u);
+  EXPECT_EQ(format(12 * 64 + 1, 64).layout_id == format(1, 64).layout_id,
+            GetParam().name == "int8");
+}
+
 TEST_P(QuantizerTest, KeepsItsPromiseAndFakeQuantGivesTheSame) {
-  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{50, 576}, {7, 45}}) {
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{50, 576}, {7, 45}, {500, 33}}) {
     const Floats w = random_floats(static_cast<size_t>(n * k), 11);
     const auto q = quantize(w, n, k);
     const Floats got = dequantize(*q);
@@ -204,11 +211,17 @@ TEST_P(QuantizerTest, GradientPassesStraightAndStopsOutsideTheRange) {
   }
 }
 
+std::shared_ptr<char> panels(const Floats& m, int64_t n, int64_t k) {
+  const Ops& ops = cpu_ops(best_cpu_isa());
+  auto out = aligned(ops.packed_bytes(WeightFormat::kF32, n, k));
+  ops.pack({}, WeightFormat::kF32, n, k, m.data(), false, out.get());
+  return out;
+}
+
 /// Bias, low-rank parts and epilogue in one call, against double precision on the dequantized
 /// weights; the input is whole numbers of a step, so that its own rounding to 8 bits is exact.
 TEST_P(QuantizerTest, LinearDoesAllThatItSaysItFuses) {
   const int64_t rows = 5, n = 40, k = 96;
-  const Ops& ops = cpu_ops(best_cpu_isa());
   std::mt19937 random(21);
   Floats x(static_cast<size_t>(rows * k));
   for (size_t i = 0; i < x.size(); ++i)
@@ -220,16 +233,12 @@ TEST_P(QuantizerTest, LinearDoesAllThatItSaysItFuses) {
                b = random_floats(static_cast<size_t>(n * kLoraRank), 26, 0.1f),
                residual = random_floats(static_cast<size_t>(rows * n), 27);
   const auto q0 = quantize(w0, n, k), q1 = quantize(w1, n, k);
-  const auto panels = [&](const Floats& m, int64_t r, int64_t c) {
-    auto out = aligned(ops.packed_bytes(WeightFormat::kF32, r, c));
-    ops.pack({}, WeightFormat::kF32, r, c, m.data(), false, out.get());
-    return out;
-  };
   const auto a_packed = panels(a, kLoraRank, k), b_packed = panels(b, n, kLoraRank);
   Matrix a_t(reinterpret_cast<float*>(a_packed.get()), kLoraRank, k),
       b_t(reinterpret_cast<float*>(b_packed.get()), n, kLoraRank);
   a_t.tensor.packing = b_t.tensor.packing = DS_PACK_PANEL_F32;
-  b_t.tensor.bytes = static_cast<uint64_t>(ops.packed_bytes(WeightFormat::kF32, n, kLoraRank));
+  b_t.tensor.bytes =
+      static_cast<uint64_t>(cpu_ops(best_cpu_isa()).packed_bytes(WeightFormat::kF32, n, kLoraRank));
   const ds_lora_pair pair{sizeof(ds_lora_pair), 0.5f, &a_t.tensor, &b_t.tensor};
   const ds_lora_pair none{sizeof(ds_lora_pair), 0.0f, nullptr, nullptr};
   const ds_lora_pair* pairs[] = {&pair, &none};
