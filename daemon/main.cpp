@@ -251,10 +251,9 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   const Ops& ops = cpu_ops(best_cpu_isa());
-  DS_ASSIGN(const std::unique_ptr<Plugins> plugins,
-            open_plugins(a.data + "/plugins", config, metrics));
   AttentionSlot attention;
-  DS_TRY(attend_with(*plugins, config.text("serve.attention"), attention).in("serve.attention"));
+  DS_ASSIGN(const std::unique_ptr<Plugins> plugins,
+            open_plugins(a.data + "/plugins", config, metrics, attention));
   const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
   VersionStore files(fs, a.data);
@@ -309,8 +308,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     backup,
                     plugins.get()};
   DS_ASSIGN(ServerOptions options, server_options(config, a.run));
-  DS_ASSIGN(const std::unique_ptr<Server> server,
-            Server::start(std::move(parts), std::move(options)));
+  DS_ASSIGN(const auto server, Server::start(std::move(parts), std::move(options)));
   learner.start();
   DS_TRY(be_ready_until_signal(a, server->endpoints(), versions->current()->version));
   events.unsubscribe(watch);

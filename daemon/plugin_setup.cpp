@@ -28,10 +28,16 @@ Status keep_in(const WeightForm& form, Bases& bases, Versions& versions) {
   return reloaded;
 }
 
+Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot) {
+  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_ATTENTION, name));
+  slot.set(std::make_shared<Attention>(found.instance, found.generation));
+  return {};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
-                                              Metrics& metrics) {
+                                              Metrics& metrics, AttentionSlot& slot) {
   PluginOptions options;
   options.modules = modules_folder();
   options.data = data;
@@ -55,13 +61,9 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
                                         posix_file_system(), system_clock_seam()));
   for (const Json& refused : plugins->list()["refused"])
     log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
+  const std::string attention = config.text("serve.attention");
+  DS_TRY(attend_with(*plugins, attention, slot).in("serve.attention"));
   return plugins;
-}
-
-Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot) {
-  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_ATTENTION, name));
-  slot.set(std::make_shared<Attention>(found.instance, found.generation));
-  return {};
 }
 
 Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name) {

@@ -15,11 +15,10 @@
 
 namespace ds {
 
-/// The modules beside this program and what `data` says was installed. `metrics` outlives them.
+/// The modules beside this program and what `data` says was installed; `slot` gets the attention
+/// that serve.attention names. `metrics` outlives them.
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
-                                              Metrics& metrics);
-/// New sequences attend with the component `name`.
-Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot);
+                                              Metrics& metrics, AttentionSlot& slot);
 /// What model.quant = `name` means.
 Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name);
 

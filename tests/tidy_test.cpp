@@ -83,7 +83,8 @@ struct Direction {
 
 // The first that fits decides. Headers directly in daemon/ are written without a folder.
 const std::vector<Direction>& directions() {
-  static const std::vector<std::string_view> top = {"config.h", "events.h", "log.h", "metrics.h"};
+  static const std::vector<std::string_view> top = {"config.h", "events.h", "log.h", "metrics.h",
+                                                    "plugin_setup.h"};
   const auto with_top = [](std::vector<std::string_view> folders) {
     folders.insert(folders.end(), top.begin(), top.end());
     return folders;
@@ -100,8 +101,8 @@ const std::vector<Direction>& directions() {
       {"daemon/ctl/", with_top({"ds/", "storage/", "ctl/"})},
       {"daemon/plugin/", with_top({"ds/", "kernels/", "storage/", "plugin/"})},
       {"daemon/check/", {"ds/", "kernels/", "storage/", "plugin/", "check/"}},
-      {"daemon/",
-       with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "serve/", "learn/", "fleet/"})},
+      {"daemon/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "serve/", "learn/",
+                            "fleet/"})},
   };
   return all;
 }

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "ctl/commands.h"
+#include "ctl/plugin_new.h"
 
 namespace ds::ctl {
 namespace {
@@ -138,6 +139,18 @@ void declare_model(CLI::App& app, Command& chosen) {
 }
 
 void declare_plugin_files(CLI::App& plugin, Command& chosen) {
+  const auto made = declare<NewPlugin>(
+      plugin, "new", "a folder with a plugin that builds and passes its checks", chosen,
+      [](Session& s, const NewPlugin& o) { return plugin_create(s, o); });
+  made.app->add_option("NAME", made.options->name, "lower-case words with hyphens: my-nf4")
+      ->required();
+  made.app
+      ->add_option("--kind", made.options->kind,
+                   "encoder, attention, quantizer, learner, curriculum, retriever or tool")
+      ->required();
+  made.app->add_option("--lang", made.options->language, "c++ or c");
+  made.app->add_option("--id", made.options->id, "reverse domain (default: org.example.NAME)");
+  made.app->add_option("--in", made.options->parent, "where the folder is made");
   const auto check = declare<Texts>(
       plugin, "check", "run the conformance kit on a file, without a daemon (exit 8: fails)",
       chosen, [](Session& s, const Texts& o) { return plugin_check(s, o.texts); });

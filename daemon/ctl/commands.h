@@ -56,6 +56,8 @@ int model_list(Session& session);
 int model_show(Session& session, const std::string& name);
 int model_new(Session& session, const std::string& name, const std::vector<int64_t>& sizes);
 
+struct NewPlugin;  // ctl/plugin_new.h
+int plugin_create(Session& session, const NewPlugin& wanted);
 int plugin_list(Session& session);
 int plugin_show(Session& session, const std::string& name);
 int plugin_explain(Session& session, const std::string& file);

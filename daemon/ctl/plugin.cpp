@@ -11,6 +11,7 @@
 
 #include "ctl/commands.h"
 #include "ctl/output.h"
+#include "ctl/plugin_new.h"
 #include "storage/seams.h"
 #include "storage/signature.h"
 
@@ -88,6 +89,18 @@ int run_beside(Session& session, const std::string& program, std::vector<std::st
 }
 
 }  // namespace
+
+int plugin_create(Session& session, const NewPlugin& wanted) {
+  NewPlugin here = wanted;
+  if (here.prefix.empty()) here.prefix = own_sdk_prefix();
+  const auto next = plugin_new(here);
+  if (!next.ok()) return session.fail(next.status());
+  if (session.json())
+    session.document("ds.PluginCreated/1", {{"name", wanted.name}, {"next", *next}});
+  else
+    session.print(*next + (next->ends_with('\n') ? "" : "\n"));
+  return kDone;
+}
 
 int plugin_list(Session& session) {
   const auto reply = session.get("/ds/v1/plugins");
