@@ -101,6 +101,49 @@ def without_exceptions(source, folder, prefix):
     print("c++ -fno-exceptions -fno-rtti: 1 plugin")
 
 
+def c_only(source, folder, prefix):
+    """A project without C++, and with a search path of its own, which a plugin may not get."""
+    away = folder / "c-only"
+    away.mkdir()
+    shutil.copy(source / "examples" / "plugins" / "block_int4.c", away)
+    (away / "CMakeLists.txt").write_text("""cmake_minimum_required(VERSION 3.25)
+project(c_only LANGUAGES C)
+set(CMAKE_INSTALL_RPATH /opt/somewhere)
+set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)
+find_package(Driftstone REQUIRED COMPONENTS SDK)
+ds_add_plugin(block-int4 SOURCES block_int4.c LIBS m)
+""")
+    run("cmake", "-S", away, "-B", away / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", away / "build")
+    judge(away / "build" / "block-int4.so")
+    print("C only: 1 plugin")
+
+
+MISTAKES = {  # what the compiler says to each
+    "void save(int) const {}": "save: the class has it, but with another signature",
+    "void linear(ds_call&, const ds_linear_args&) {}": "linear: the class has it, but with another signature",
+    "": "none of encoder, attention, quantizer",
+}
+
+
+def mistakes(folder, prefix):
+    """A class that is slightly wrong does not become a plugin that quietly lacks something."""
+    whole = """
+  ds_qformat format(std::int64_t, std::int64_t) { return {}; }
+  void quantize(const ds_call&, std::string_view, const ds_tensor&, const ds_qweight&) {}
+  void dequantize(const ds_call&, const ds_qweight&, const ds_tensor&) {}
+"""
+    for member, said in {**MISTAKES, "void linear(const ds_call&, const ds_linear_args&) {}": None}.items():
+        file = folder / "mistake.cpp"
+        file.write_text('#include "ds/plugin.hpp"\nstruct q {\n  static constexpr std::string_view name = "q";\n'
+                        f"  explicit q(ds::sdk::context) {{}}\n  {member}{whole if member else ''}}};\n"
+                        'DS_PLUGIN("a.b", "1.0.0", "MIT", q)\n')
+        done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", f"-I{prefix}/include", file], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        need((done.returncode == 0) == (said is None) and (said is None or said in done.stdout),
+             f"'{member}': expected {said or 'success'}, the compiler says\n{done.stdout}")
+
+
 def kernel_user(source, folder, prefix):
     """A module of our own, built as a third party would: the package and the sources of that module."""
     away = folder / "kernel-user"
@@ -146,6 +189,8 @@ def main():
         for c, cxx in (("gcc", "g++"), ("clang", "clang++")):
             examples(given.source, folder, prefix, checker, c, cxx)
         without_exceptions(given.source, folder, prefix)
+        c_only(given.source, folder, prefix)
+        mistakes(folder, prefix)
         if given.kernels:
             kernel_user(given.source, folder, prefix)
         refusals(folder, prefix)

@@ -348,12 +348,58 @@ inline constexpr ds_instance_ops instance_ops = [] {
   return o;
 }();
 
+#define DS_SDK_FITS(table, member)                             \
+  static_assert(                                               \
+      !requires { &T::member; } || table<T>.member != nullptr, \
+      #member ": the class has it, but with another signature than the SDK calls")
+
+/// An optional member that is slightly off would be passed over in silence: refuses it.
+template <class T>
+constexpr void check_optional_members() {
+  DS_SDK_FITS(instance_ops, health);
+  DS_SDK_FITS(instance_ops, reconfigure);
+  DS_SDK_FITS(instance_ops, save);
+  DS_SDK_FITS(instance_ops, restore);
+  DS_SDK_FITS(instance_ops, stats);
+  DS_SDK_FITS(instance_ops, parameters);
+  DS_SDK_FITS(instance_ops, parameters_changed);
+  if constexpr (kind_of<T>() == DS_KIND_ENCODER) {
+    DS_SDK_FITS(encoder_table, backward);
+  } else if constexpr (kind_of<T>() == DS_KIND_ATTENTION) {
+    DS_SDK_FITS(attention_table, decode);
+    DS_SDK_FITS(attention_table, backward);
+    DS_SDK_FITS(attention_table, explain);
+  } else if constexpr (kind_of<T>() == DS_KIND_QUANTIZER) {
+    DS_SDK_FITS(quantizer_table, observe);
+    DS_SDK_FITS(quantizer_table, plan);
+    DS_SDK_FITS(quantizer_table, prepare);
+    DS_SDK_FITS(quantizer_table, linear);
+    DS_SDK_FITS(quantizer_table, fake_quant);
+    DS_SDK_FITS(quantizer_table, fake_quant_backward);
+  } else if constexpr (kind_of<T>() == DS_KIND_LEARNER) {
+    DS_SDK_FITS(learner_table, round_begin);
+    DS_SDK_FITS(learner_table, coefficients);
+    DS_SDK_FITS(learner_table, combine);
+    DS_SDK_FITS(learner_table, stepped);
+    DS_SDK_FITS(learner_table, round_end);
+    DS_SDK_FITS(learner_table, forget);
+  } else if constexpr (kind_of<T>() == DS_KIND_CURRICULUM) {
+    DS_SDK_FITS(curriculum_table, score);
+    DS_SDK_FITS(curriculum_table, outcome);
+  } else if constexpr (kind_of<T>() == DS_KIND_TOOL) {
+    DS_SDK_FITS(tool_table, analyse);
+    DS_SDK_FITS(tool_table, invoke);
+  }
+}
+#undef DS_SDK_FITS
+
 template <class T>
 inline constexpr ds_component component = [] {
   static_assert(
       kind_of<T>() != 0,
       "this class is none of encoder, attention, quantizer, learner, curriculum, retriever, tool: "
-      "see the concepts in ds/plugin_kinds.hpp");
+      "static_assert(ds::sdk::quantizer<your_class>) says what it lacks for one of them");
+  check_optional_members<T>();
   ds_component c{};
   c.size = sizeof c;
   c.kind = kind_of<T>();
