@@ -59,8 +59,14 @@ class PluginReload(unittest.TestCase):
         return streams
 
     def test_attention(self):
-        with Daemon(settings={"learn.enabled": "false"}) as dsd:
-            self.reload_under_streams(dsd, "dense")
+        for name in ("dense", "window-global"):
+            with self.subTest(name), Daemon(settings={"learn.enabled": "false", "serve.attention": name}) as dsd:
+                self.reload_under_streams(dsd, name)
+
+    def test_quantizer(self):
+        for name in ("int8", "int4"):
+            with self.subTest(name), Daemon(settings={"learn.enabled": "false", "model.quant": name}) as dsd:
+                self.reload_under_streams(dsd, name)
 
     def test_a_broken_generation_changes_nothing(self):
         with Daemon(settings={"learn.enabled": "false"}) as dsd:
