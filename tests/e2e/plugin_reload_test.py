@@ -10,7 +10,7 @@ import unittest
 
 from daemon import BIN, Daemon
 
-RELOADS, MAX_TOKENS = 50, 48
+RELOADS, RELOADS_TO_AN_ANSWER, MAX_TOKENS, PATIENCE_S = 50, 4, 48, 120
 MODULES = BIN.parent / "modules"
 QUESTIONS = ["What is the capital of France?", "Write a short poem about the sea.",
              "How do I boil an egg?", "Name three colors."]
@@ -21,6 +21,7 @@ class Streams:
 
     def __init__(self, dsd):
         self.dsd, self.over, self.wrong, self.count = dsd, threading.Event(), [], 0
+        self.answered = threading.Condition()
         self.wanted = [dsd.ask(question, MAX_TOKENS)[0] for question in QUESTIONS]
         self.threads = [threading.Thread(target=self.ask, args=(i,)) for i in range(len(QUESTIONS))]
 
@@ -30,9 +31,16 @@ class Streams:
                 text = self.dsd.ask(QUESTIONS[index], MAX_TOKENS)[0]
             except Exception as error:  # pylint: disable=broad-except
                 text = f"failed: {error}"
-            self.count += 1
+            with self.answered:
+                self.count += 1
+                self.answered.notify_all()
             if text != self.wanted[index]:
                 self.wrong.append((QUESTIONS[index], self.wanted[index], text))
+
+    def wait_for_another(self):
+        with self.answered:
+            wanted = self.count + 1
+            assert self.answered.wait_for(lambda: self.count >= wanted, PATIENCE_S), "no answer"
 
     def __enter__(self):
         for thread in self.threads:
@@ -48,11 +56,13 @@ class Streams:
 class PluginReload(unittest.TestCase):
     def reload_under_streams(self, dsd, name):
         with Streams(dsd) as streams:
-            for _ in range(RELOADS):
+            for i in range(RELOADS):
                 shown = dsd.post("/ds/v1/plugins/reload", {"name": name})
+                if i % RELOADS_TO_AN_ANSWER == 0:
+                    streams.wait_for_another()
             self.assertEqual(shown["generation"], RELOADS + 1)
         self.assertEqual(streams.wrong, [])
-        self.assertGreater(streams.count, len(QUESTIONS))
+        self.assertGreater(streams.count, RELOADS // RELOADS_TO_AN_ANSWER)
         dsd.post("/ds/v1/plugins/retire", {"name": name})
         states = [g["state"] for g in dsd.get(f"/ds/v1/plugins/{name}")["generations"]]
         self.assertEqual(states.count("serving"), 1)
