@@ -239,6 +239,12 @@ Status Config::set_live(const std::string& name, const std::string& text) {
     return conflict(name + " takes effect at start only, restart dsd with --set " + name + "=" +
                     text);
   }
+  std::function<Status(const std::string&)> apply;
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto it = appliers_.find(name); it != appliers_.end()) apply = it->second;
+  }
+  if (apply) DS_TRY(apply(parsed.value.text).in(name));
   take(parsed);
   std::vector<std::function<void()>> listeners;
   {
@@ -247,6 +253,13 @@ Status Config::set_live(const std::string& name, const std::string& text) {
   }
   for (const auto& listener : listeners) listener();
   return {};
+}
+
+void Config::before_change(const std::string& name,
+                           std::function<Status(const std::string&)> apply) {
+  DS_CHECK(find_setting(name) != nullptr);
+  const std::lock_guard lock(mutex_);
+  appliers_[name] = std::move(apply);
 }
 
 void Config::on_change(const std::string& name, std::function<void()> listener) {

@@ -63,6 +63,9 @@ class Config {
   Status set(const std::string& name, const std::string& text, const std::string& origin);
   /// From `dsctl config set`: only live settings; runs the listeners.
   Status set_live(const std::string& name, const std::string& text);
+  /// `name` must be a setting. `apply` runs before set_live() takes a value over, and its failure
+  /// refuses the value. One for each setting, for the life of the Config.
+  void before_change(const std::string& name, std::function<Status(const std::string&)> apply);
   /// `name` must be a setting. Listeners stay for the life of the Config.
   void on_change(const std::string& name, std::function<void()> listener);
 
@@ -93,6 +96,7 @@ class Config {
 
   mutable std::mutex mutex_;
   std::map<std::string, Value> values_;
+  std::map<std::string, std::function<Status(const std::string&)>> appliers_;
   std::map<std::string, std::vector<std::function<void()>>> listeners_;
 };
 

@@ -50,7 +50,7 @@ constexpr Setting kSettings[] = {
 
     {"serve.precision", kT, "default", 0, 0, "default|fp32", kRestart,
      "numerics of activations and KV cache"},
-    {"serve.attention", kT, "dense", 0, 0, "", kRestart, "attention algorithm"},
+    {"serve.attention", kT, "dense", 0, 0, "", kLive, "attention component of a plugin"},
     {"serve.context", kI, "2048", 32, 1 << 20, "", kRestart, "longest sequence in tokens"},
     {"serve.max_running", kI, "16", 1, 1024, "", kRestart, "sequences decoded together"},
     {"serve.max_waiting", kI, "256", 0, 1 << 20, "", kRestart,
@@ -60,8 +60,10 @@ constexpr Setting kSettings[] = {
     {"serve.threads", kI, "0", 0, 1024, "", kRestart, "compute threads; 0 = physical cores"},
     {"serve.prefix_cache", kB, "true", 0, 0, "", kRestart, "keep KV pages of common prefixes"},
 
-    {"model.quant", kT, "file", 0, 0, "file|int8|int4", kRestart,
-     "weight format; file = the tensors as stored"},
+    {"model.quant", kT, "file", 0, 0, "", kLive,
+     "what weights are kept in: file = the tensors as stored, else a quantizer component"},
+    {"plugins.config", kT, "{}", 0, 0, "", kRestart,
+     "settings of plugins as JSON, by component: {\"window-global\": {\"window\": 64}}"},
     {"versions.keep", kI, "50", 2, 1e6, "", kRestart,
      "newest versions that stay, besides v1, the serving one, its parent and the pinned one"},
 

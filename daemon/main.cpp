@@ -17,6 +17,7 @@
 #include "learn/learner.h"
 #include "learn/task_models.h"
 #include "log.h"
+#include "plugin_setup.h"
 #include "serve/server.h"
 #include "storage/backup.h"
 #include "storage/seams.h"
@@ -68,12 +69,6 @@ Status load_config(const Arguments& a, Config& config) {
     if (equal == std::string::npos) return invalid("--set " + pair + ": expected key=value");
     DS_TRY(config.set(pair.substr(0, equal), pair.substr(equal + 1), "flag"));
   }
-  if (config.text("model.quant") != "file")
-    return unsupported("model.quant=" + config.text("model.quant") +
-                       ": only \"file\" is built yet");
-  if (config.text("serve.attention") != "dense")
-    return unsupported("serve.attention=" + config.text("serve.attention") +
-                       ": only \"dense\" is built yet");
   return {};
 }
 
@@ -107,6 +102,15 @@ std::string display_name(std::string name) {
   for (char& c : name)
     c = c == ' ' || c == '/' ? '-' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return name;
+}
+
+ModelInfo model_info(const ModelFile& file, const std::string& path) {
+  return {display_name(file.name()),
+          file.sha256(),
+          file.config().architecture,
+          parameter_count(file),
+          0,
+          std::filesystem::absolute(path).string()};
 }
 
 ReplayStore::Options store_options(const Arguments& a, const Config& config) {
@@ -180,6 +184,10 @@ Result<Json> make_backup(const ReplayStore& store, Versions& versions, TaskModel
   return backup_summary(path, manifest);
 }
 
+void log_failure(const Status& status) {
+  if (!status.ok()) log(LogLevel::kWarn, "main", status.message());
+}
+
 void wait_for_signal() {
   sigset_t set;
   sigemptyset(&set);
@@ -189,6 +197,13 @@ void wait_for_signal() {
   sigwait(&set, &got);
   log(LogLevel::kInfo, "main",
       std::string("stopping on ") + (got == SIGTERM ? "SIGTERM" : "SIGINT"));
+}
+
+Status be_ready_until_signal(const Arguments& a, const Endpoints& at, const std::string& version) {
+  DS_TRY(write_ready(a, at, version));
+  wait_for_signal();
+  log_failure(posix_file_system().remove_all(a.run + "/ready.json"));
+  return {};
 }
 
 /// The model as loaded, with the machine it runs on.
@@ -212,14 +227,11 @@ Result<LoadedModel> load_model(const std::string& path, const Config& config) {
   return m;
 }
 
-/// Into memory by all threads, before anything asks for it with one.
-Status load_base(Bases& bases, const Compute& compute) {
-  return bases.find(bases.file_sha256(), compute).status();
-}
-
 Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
                                                 VersionStore& files, ReplayStore& store,
-                                                const Config& config) {
+                                                const Config& config, const Compute& compute) {
+  // Into memory by all threads, before anything asks for it with one.
+  DS_TRY(bases.find(bases.file_sha256(), compute).status());
   DS_TRY(files.clean());
   const LoadWeights load = [&](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
     const Compute serial{&cpu_ops(best_cpu_isa()), {serial_parallel(), nullptr}};
@@ -239,19 +251,21 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   const Ops& ops = cpu_ops(best_cpu_isa());
-  const Compute compute{&ops, {pool.engine(), nullptr}};
+  AttentionSlot attention;
+  DS_ASSIGN(const std::unique_ptr<Plugins> plugins,
+            open_plugins(a.data + "/plugins", config, metrics, attention));
+  const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
-  const ModelConfig& shape = model.file->config();
   VersionStore files(fs, a.data);
   BaseStore base_files(fs, a.data);
-  Bases bases(*model.file, base_files, model.fp32 ? WeightFormat::kF32 : WeightFormat::kBF16);
-  DS_TRY(load_base(bases, compute));
+  DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, config.text("model.quant")));
+  Bases bases(*model.file, base_files, form);
   DS_ASSIGN(const std::unique_ptr<Versions> versions,
-            open_versions(bases, base_files, files, store, config));
+            open_versions(bases, base_files, files, store, config, compute));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
   TaskModels tasks(store, files, config, pool, ops, events, clock);
   DS_TRY(tasks.open());
-  Engine engine(engine_options(config, shape, model.fp32), compute, pool, *versions,
+  Engine engine(engine_options(config, model.file->config(), model.fp32), compute, pool, *versions,
                 model.tokenizer, metrics, clock);
   Learner learner({*versions,
                    store,
@@ -261,6 +275,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    config,
                    pool,
                    ops,
+                   attention,
                    metrics,
                    events,
                    clock,
@@ -268,6 +283,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    model.chat,
                    [&](bool at_once) { return tasks.train(at_once); },
                    {}});
+  follow_plugins(*plugins, config, attention, bases, *versions, events);
   const uint64_t watch = events.subscribe([&](const Event& e) {
     if (e.topic == "store") learner.notify();
   });
@@ -284,21 +300,17 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     clock,
                     model.tokenizer,
                     model.chat,
-                    {display_name(model.file->name()), model.file->sha256(), shape.architecture,
-                     parameter_count(*model.file), 0, std::filesystem::absolute(a.model).string()},
+                    model_info(*model.file, a.model),
                     ops.name,
                     control_of(learner),
                     control_of(tasks),
                     std::filesystem::absolute(a.data).string(),
-                    backup};
+                    backup,
+                    plugins.get()};
   DS_ASSIGN(ServerOptions options, server_options(config, a.run));
-  DS_ASSIGN(const std::unique_ptr<Server> server,
-            Server::start(std::move(parts), std::move(options)));
+  DS_ASSIGN(const auto server, Server::start(std::move(parts), std::move(options)));
   learner.start();
-  DS_TRY(write_ready(a, server->endpoints(), versions->current()->version));
-  wait_for_signal();
-  const Status removed = fs.remove_all(a.run + "/ready.json");
-  if (!removed.ok()) log(LogLevel::kWarn, "main", removed.message());
+  DS_TRY(be_ready_until_signal(a, server->endpoints(), versions->current()->version));
   events.unsubscribe(watch);
   server->stop(config.integer("drain.timeout"));
   return {};

@@ -132,6 +132,15 @@ struct TrainAttentionArgs {
   int64_t n_sequences = 0;
 };
 
+/// Which keys each row reads: those of row r (of the call) and kv head h are at
+/// keys[(r * n_kv_heads + h) * stride] and on, counts[r * n_kv_heads + h] of them (at least one), as
+/// ascending positions in the row's sequence, its prefix included.
+struct KeySelection {
+  const int32_t* keys = nullptr;
+  const int32_t* counts = nullptr;
+  int64_t stride = 0;
+};
+
 /// Softmax cross-entropy of logits [rows, vocab]: loss[r] = -weight[r] * log p(target[r]).
 struct CrossEntropyArgs {
   int64_t rows = 0, vocab = 0, stride = 0;
@@ -199,6 +208,10 @@ struct Ops {
   void (*attention)(const OpContext&, const AttentionArgs&);
   void (*attention_train)(const OpContext&, const TrainAttentionArgs&);
   void (*attention_train_backward)(const OpContext&, const TrainAttentionArgs&);
+  // The same over chosen keys. In training lse may be null: not kept.
+  void (*attention_selected)(const OpContext&, const AttentionArgs&, const KeySelection&);
+  void (*attention_selected_train)(const OpContext&, const TrainAttentionArgs&, const KeySelection&);
+  void (*attention_selected_train_backward)(const OpContext&, const TrainAttentionArgs&, const KeySelection&);
 
   /// y = silu(gate) * up, elementwise over n.
   void (*swiglu)(const OpContext&, int64_t n, const float* gate, const float* up, float* y);

@@ -83,7 +83,8 @@ struct Direction {
 
 // The first that fits decides. Headers directly in daemon/ are written without a folder.
 const std::vector<Direction>& directions() {
-  static const std::vector<std::string_view> top = {"config.h", "events.h", "log.h", "metrics.h"};
+  static const std::vector<std::string_view> top = {"config.h", "events.h", "log.h", "metrics.h",
+                                                    "plugin_setup.h"};
   const auto with_top = [](std::vector<std::string_view> folders) {
     folders.insert(folders.end(), top.begin(), top.end());
     return folders;
@@ -93,14 +94,15 @@ const std::vector<Direction>& directions() {
       {"kernels/", {"ds/", "kernels/"}},
       {"storage/", {"ds/", "storage/"}},
       {"modules/", {"ds/", "kernels/", "modules/"}},
-      {"daemon/serve/", with_top({"ds/", "kernels/", "storage/", "engine/", "serve/"})},
-      {"daemon/learn/", with_top({"ds/", "kernels/", "storage/", "engine/", "learn/"})},
-      {"daemon/engine/", with_top({"ds/", "kernels/", "storage/", "engine/"})},
+      {"daemon/serve/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "serve/"})},
+      {"daemon/learn/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "learn/"})},
+      {"daemon/engine/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/"})},
+      {"daemon/plugin/", {"ds/", "kernels/", "storage/", "plugin/"}},
       {"daemon/ctl/", with_top({"ds/", "storage/", "ctl/"})},
       {"daemon/plugin/", with_top({"ds/", "kernels/", "storage/", "plugin/"})},
       {"daemon/check/", {"ds/", "kernels/", "storage/", "plugin/", "check/"}},
-      {"daemon/",
-       with_top({"ds/", "kernels/", "storage/", "engine/", "serve/", "learn/", "fleet/"})},
+      {"daemon/", with_top({"ds/", "kernels/", "storage/", "plugin/", "engine/", "serve/", "learn/",
+                            "fleet/"})},
   };
   return all;
 }
@@ -135,7 +137,8 @@ Findings library_wrapped(const Source& file) {
              {"spdlog/.*", "daemon/log\\.cpp"},
              {"toml.*", "daemon/config\\.cpp"},
              {"CLI/.*", "daemon/(main|check/main|ctl/(main|arguments))\\.cpp"},
-             {"openssl/.*", "storage/hash\\.cpp"},
+             {"openssl/.*", "storage/(hash|signature)\\.cpp"},
+             {"valijson/.*", "daemon/plugin/plugin_config\\.cpp"},
              {"xxhash\\.h", "storage/.*\\.cpp"},
              {"utf8proc\\.h", "daemon/engine/.*\\.cpp"},
              {"histedit\\.h", "daemon/ctl/line_editor\\.cpp"},

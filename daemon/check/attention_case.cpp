@@ -102,6 +102,41 @@ bool planned(Trial& t, const ds_attn_args* a, ds_plan& plan) {
   return !t.room_was_cut();
 }
 
+/// A plugin with state beside the pages has seen every key in an earlier call: lets it, with
+/// queries of zeros for the positions before this call's. False = that call failed.
+bool with_page_state(Trial& t, const AttentionCase& c, const ds_plan& plan, ds_attn_args& a) {
+  if (plan.page_extra_bytes == 0) return true;
+  const auto table = table_of<ds_attention>(t.component);
+  const auto batch = static_cast<int64_t>(c.sequences.size());
+  const Paged p = paged(c);
+  ds_kv_view kv = full_struct(a.kv);
+  kv.page_extra =
+      t.tensor("page_extra", kU8, {p.pages, static_cast<int64_t>(plan.page_extra_bytes)}, nullptr,
+               true, false);
+  a.kv = t.give("ds_kv_view", kv);
+  AttentionCase before = c;
+  std::vector<int32_t> lengths;
+  for (AttentionCase::Sequence& s : before.sequences) {
+    s = {s.keys - s.rows, s.keys - s.rows};
+    lengths.push_back(static_cast<int32_t>(s.keys));
+  }
+  if (before.rows() == 0) return true;
+  const std::vector<int64_t> shape = {before.rows(), c.heads, c.head_dim};
+  ds_attn_args earlier = a;
+  kv.lengths = t.tensor("lengths", kI32, {batch}, lengths.data(), false, false);
+  earlier.kv = t.give("ds_kv_view", kv);
+  earlier.q = t.tensor("q", kF32, shape, nullptr, false, false);
+  earlier.rows = t.tensor("rows", kI32, {batch + 1}, before.row_starts().data(), false, false);
+  earlier.out = t.tensor("out", kF32, shape, nullptr, true, false);
+  earlier.max_rows = earlier.max_keys = static_cast<uint32_t>(before.max_keys());
+  ds_plan needs{};
+  const ds_attn_args* args = t.give("ds_attn_args", earlier);
+  if (!planned(t, args, needs)) return false;
+  const ds_call* call = t.call(needs.workspace_bytes);
+  return t.invoke("prefill",
+                  [&](ds_status* st) { return table.prefill(t.instance, call, args, st); });
+}
+
 }  // namespace
 
 int64_t AttentionCase::rows() const {
@@ -160,21 +195,12 @@ std::vector<float> serve(Trial& t, const AttentionCase& c, bool decode) {
   ds_attn_args a = serving_args(t, c, true);
   a.out = t.tensor("out", kF32, {c.rows(), c.heads, c.head_dim}, nullptr, true);
   ds_plan plan{};
-  const ds_attn_args* first = t.give("ds_attn_args", a);
-  if (!planned(t, first, plan)) return {};
-  if (plan.page_extra_bytes != 0) {
-    const auto pages = static_cast<int64_t>(paged(c).pages);
-    auto kv = *reinterpret_cast<const ds_kv_view*>(a.kv);
-    kv.page_extra =
-        t.tensor("page_extra", kU8, {pages, static_cast<int64_t>(plan.page_extra_bytes)}, nullptr,
-                 true, false);
-    a.kv = t.give("ds_kv_view", kv);
-    first = t.give("ds_attn_args", a);
-  }
+  if (!planned(t, t.give("ds_attn_args", a), plan) || !with_page_state(t, c, plan, a)) return {};
+  const ds_attn_args* args = t.give("ds_attn_args", a);
   const ds_call* call = t.call(plan.workspace_bytes);
   const auto run = decode && table.decode != nullptr ? table.decode : table.prefill;
   if (!t.invoke(decode ? "decode" : "prefill",
-                [&](ds_status* st) { return run(t.instance, call, first, st); }))
+                [&](ds_status* st) { return run(t.instance, call, args, st); }))
     return {};
   if (a.out == nullptr) return {};
   t.add_output(a.out);
@@ -183,10 +209,11 @@ std::vector<float> serve(Trial& t, const AttentionCase& c, bool decode) {
 
 std::vector<uint8_t> explain(Trial& t, const AttentionCase& c) {
   const auto table = table_of<ds_attention>(t.component);
-  const ds_attn_args a = serving_args(t, c, false);
+  ds_attn_args a = serving_args(t, c, false);
+  a.out = t.tensor("out", kF32, {c.rows(), c.heads, c.head_dim}, nullptr, true, false);
   ds_plan plan{};
+  if (!planned(t, t.give("ds_attn_args", a), plan) || !with_page_state(t, c, plan, a)) return {};
   const ds_attn_args* args = t.give("ds_attn_args", a);
-  if (!planned(t, args, plan)) return {};
   const ds_tensor* read = t.tensor("read", kU8, {c.rows(), c.heads, c.max_keys()}, nullptr, true);
   const ds_call* call = t.call(plan.workspace_bytes);
   if (!t.invoke("explain",

@@ -20,6 +20,10 @@ namespace {
 constexpr int kExceptionExit = 86;
 constexpr size_t kDoingBytes = 256;
 char* doing = nullptr;  // of the innermost child; shared with its parent
+std::string& context() {
+  static std::string text;
+  return text;
+}
 
 [[noreturn]] void on_terminate() { _exit(std::current_exception() ? kExceptionExit : 134); }
 
@@ -67,10 +71,12 @@ bool read_until_closed(int fd, int timeout_ms, std::string& out) {
 
 void now_doing(const std::string& what) {
   if (doing == nullptr) return;
-  const size_t n = std::min(what.size(), kDoingBytes - 1);
-  std::memcpy(doing, what.data(), n);
+  const std::string text = context() + what;
+  const size_t n = std::min(text.size(), kDoingBytes - 1);
+  std::memcpy(doing, text.data(), n);
   doing[n] = 0;
 }
+void now_within(const std::string& text) { context() = text.empty() ? "" : text + ": "; }
 
 std::string ChildResult::how_it_ended() const {
   switch (end) {

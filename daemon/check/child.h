@@ -23,5 +23,7 @@ ChildResult run_in_child(const std::function<std::string()>& work, int timeout_m
 
 /// Inside a child: what is being done, for the message if it dies now. Kept in shared memory.
 void now_doing(const std::string& what);
+/// Comes before it until it is set anew.
+void now_within(const std::string& context);
 
 }  // namespace ds::check

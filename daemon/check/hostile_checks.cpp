@@ -84,6 +84,10 @@ Verdict noise(Bench& bench) {
     static constexpr Harm harms[] = {Harm::kNone,  Harm::kNone,  Harm::kDtype,
                                      Harm::kShape, Harm::kShort, Harm::kNull};
     options.damage = {harms[rng() % std::size(harms)], rng() % 12, 0};
+    now_within("seed " + std::to_string(bench.settings.seed) + ", iteration " + std::to_string(i) +
+               ", " + operation.name + ", damage " +
+               std::to_string(static_cast<int>(options.damage.harm)) + " to tensor " +
+               std::to_string(options.damage.index) + ", size " + std::to_string(options.scale));
     const Trace trace = trace_on(bench, instance.get(), operation, options);
     if (!trace.intact)
       return failed(std::string(operation.name) + " wrote outside a tensor (seed " +

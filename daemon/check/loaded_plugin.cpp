@@ -18,13 +18,6 @@ namespace {
 
 constexpr off_t kMaxBytes = off_t{1} << 30;
 
-template <class T>
-T first_bytes(const T* from) {
-  T out{};
-  std::memcpy(&out, from, std::min<size_t>(from->size, sizeof out));
-  return out;
-}
-
 }  // namespace
 
 Result<std::vector<std::byte>> read_file(const std::string& path) {
@@ -81,15 +74,6 @@ Result<ds_plugin_entry_fn> load_entry(std::span<const std::byte> bytes) {
   void* entry = dlsym(handle, DS_ENTRY_NAME);
   if (entry == nullptr) return invalid("no " DS_ENTRY_NAME);
   return reinterpret_cast<ds_plugin_entry_fn>(entry);
-}
-
-ds_instance_ops ops_of(const ds_component& component) { return first_bytes(component.ops); }
-ds_component widened(const ds_component& component) { return first_bytes(&component); }
-
-std::string_view kind_name(uint32_t kind) {
-  static constexpr std::string_view names[] = {"none",    "encoder",    "attention", "quantizer",
-                                               "learner", "curriculum", "retriever", "tool"};
-  return kind < std::size(names) ? names[kind] : "unknown";
 }
 
 }  // namespace ds::check

@@ -10,6 +10,7 @@
 
 #include "ds/plugin.h"
 #include "ds/status.h"
+#include "plugin/abi.h"
 #include "plugin/elf_file.h"
 
 namespace ds::check {
@@ -33,20 +34,11 @@ struct Subject {
   const ds_component* component = nullptr;
 };
 
-constexpr std::string_view text_of(ds_str s) {
-  return {s.ptr, s.ptr == nullptr ? 0 : static_cast<size_t>(s.len)};
-}
 /// A table of the kind, widened: fields that the plugin did not know are NULL.
 template <class T>
 T table_of(const ds_component& component) {
-  T out{};
-  const auto* table = static_cast<const T*>(component.table);
-  __builtin_memcpy(&out, table, table->size < sizeof out ? table->size : sizeof out);
-  return out;
+  return full_struct(static_cast<const T*>(component.table));
 }
-ds_instance_ops ops_of(const ds_component& component);
-ds_component widened(const ds_component& component);
-
-std::string_view kind_name(uint32_t kind);
+inline ds_instance_ops ops_of(const ds_component& component) { return full_struct(component.ops); }
 
 }  // namespace ds::check

@@ -35,7 +35,7 @@ Verdict in_bench(const JudgedFile& file, uint32_t index, const Settings& setting
   if ((*entry)(host->table(), &plugin, &st) != DS_OK || plugin == nullptr)
     return failed("the entry failed");
   const ds_component* component = plugin->components[index];
-  Bench bench{{plugin, component}, widened(*component), settings, make_config(settings.config)};
+  Bench bench{{plugin, component}, full_struct(component), settings, make_config(settings.config)};
   return run(bench);
 }
 
@@ -94,7 +94,7 @@ std::vector<Described> describe(const JudgedFile& file, Report& report) {
         ds_status st{};
         if (!entry.ok() || (*entry)(host.table(), &p, &st) != DS_OK) return dump_json(all);
         for (uint32_t i = 0; i < p->component_count; ++i) {
-          const ds_component c = widened(*p->components[i]);
+          const ds_component c = full_struct(p->components[i]);
           all.push_back({{"name", std::string(text_of(c.name))}, {"kind", c.kind}});
         }
         Json answer = {{"version", std::string(text_of(p->version))}, {"components", all}};

@@ -89,8 +89,8 @@ const ds_tensor* Trial::tensor(const char* name, ds_dtype dtype, std::vector<int
   t.device = {DS_DEV_CPU, 0};
   t.ndim = static_cast<int32_t>(s.sizes.size());
   t.dtype = dtype;
-  if (harm == Harm::kDtype)
-    t.dtype = dtype.code == DS_FLOAT ? ds_dtype{DS_FLOAT, 64, 1} : ds_dtype{DS_FLOAT, 32, 1};
+  // As wide as the right one, so that only the type is wrong.
+  if (harm == Harm::kDtype) t.dtype.code = dtype.code == DS_FLOAT ? DS_INT : DS_FLOAT;
   t.shape = s.sizes.data();
   t.strides = s.strides.data();
   t.bytes = harm == Harm::kShort && size > 0 ? size - 1 : size;

@@ -69,7 +69,7 @@ Json chat_request(const AskOptions& options, const Json& messages, bool stream) 
   Json request = {{"model", options.model.empty() ? "default" : options.model},
                   {"messages", messages}};
   if (options.max_tokens) request["max_tokens"] = *options.max_tokens;
-  if (options.temperature) request["temperature"] = *options.temperature;
+  request["temperature"] = options.temperature.value_or(0);
   if (options.seed) request["seed"] = *options.seed;
   if (stream) {
     request["stream"] = true;

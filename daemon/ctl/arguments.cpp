@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "ctl/commands.h"
+#include "ctl/plugin_new.h"
 
 namespace ds::ctl {
 namespace {
@@ -51,7 +52,7 @@ void add_sampling(const Declared<AskOptions>& command) {
   app->add_option("-m,--model", o->model, "model or version, e.g. v3 (default: what serves)");
   app->add_option("--system", o->system, "system turn before the conversation");
   app->add_option("--max-tokens", o->max_tokens, "tokens of the answer at most");
-  app->add_option("--temperature", o->temperature, "0 = always the likeliest token");
+  app->add_option("--temperature", o->temperature, "0 = always the likeliest token (default: 0)");
   app->add_option("--seed", o->seed, "seed of the sampling");
 }
 
@@ -135,6 +136,71 @@ void declare_model(CLI::App& app, Command& chosen) {
       ->delimiter(',')
       ->required()
       ->check(CLI::PositiveNumber);
+}
+
+void declare_plugin_files(CLI::App& plugin, Command& chosen) {
+  const auto made = declare<NewPlugin>(
+      plugin, "new", "a folder with a plugin that builds and passes its checks", chosen,
+      [](Session& s, const NewPlugin& o) { return plugin_create(s, o); });
+  made.app->add_option("NAME", made.options->name, "lower-case words with hyphens: my-nf4")
+      ->required();
+  made.app
+      ->add_option("--kind", made.options->kind,
+                   "encoder, attention, quantizer, learner, curriculum, retriever or tool")
+      ->required();
+  made.app->add_option("--lang", made.options->language, "c++ or c");
+  made.app->add_option("--id", made.options->id, "reverse domain (default: org.example.NAME)");
+  made.app->add_option("--in", made.options->parent, "where the folder is made");
+  const auto check = declare<Texts>(
+      plugin, "check", "run the conformance kit on a file, without a daemon (exit 8: fails)",
+      chosen, [](Session& s, const Texts& o) { return plugin_check(s, o.texts); });
+  check.app->add_option("FILE", check.options->texts, "the file, and options of ds-plugin-check")
+      ->required();
+  check.app->prefix_command();
+  const auto sign =
+      declare<Text>(plugin, "sign", "write FILE.sig, without a daemon", chosen,
+                    [](Session& s, const Text& o) { return plugin_sign(s, o.second, o.text); });
+  sign.app->add_option("FILE", sign.options->text)->required();
+  sign.app->add_option("--key", sign.options->second, "private Ed25519 key, PEM")->required();
+  const auto keys =
+      declare<Text>(plugin, "keygen", "make a key pair to sign with", chosen,
+                    [](Session& s, const Text& o) { return plugin_keygen(s, o.text); });
+  keys.app->add_option("NAME", keys.options->text, "NAME.key.pem and NAME.pem are written")
+      ->required();
+}
+
+void declare_plugin(CLI::App& app, Command& chosen) {
+  CLI::App& plugin = noun(app, "plugin", "plugins: which there are, which serve");
+  declare<None>(plugin, "ls", "all components", chosen,
+                [](Session& s, const None&) { return plugin_list(s); });
+  const auto with_name = [&](const char* name, const char* argument, const char* help,
+                             int (*run)(Session&, const std::string&)) {
+    const auto one = declare<Text>(plugin, name, help, chosen,
+                                   [run](Session& s, const Text& o) { return run(s, o.text); });
+    one.app->add_option(argument, one.options->text)->required();
+  };
+  with_name("show", "NAME", "one component and its generations", plugin_show);
+  with_name("explain", "FILE", "whether a file would load, and why not (exit 8: no)",
+            plugin_explain);
+  with_name("rollback", "NAME", "back to the generation before", plugin_rollback);
+  with_name("retire", "NAME", "let go of generations that do not serve", plugin_retire);
+  const auto request = [&](const char* name, const char* help,
+                           int (*run)(Session&, const PluginRequest&)) {
+    return declare<PluginRequest>(plugin, name, help, chosen, run);
+  };
+  const auto load = request("load", "load a file, and again at every start", plugin_load);
+  load.app->add_option("FILE", load.options->file)->required();
+  load.app->add_option("KEY=VALUE", load.options->config, "its settings");
+  load.app->add_flag("--trust", load.options->trust, "allow this very file, by its SHA-256");
+  const auto again =
+      request("reload", "swap in the file as it is now, while it serves", plugin_reload);
+  again.app->add_option("NAME", again.options->name)->required();
+  again.app->add_option("KEY=VALUE", again.options->config, "other settings");
+  again.app->add_option("--file", again.options->file, "another file of the same plugin");
+  const auto live = request("configure", "change live settings", plugin_configure);
+  live.app->add_option("NAME", live.options->name)->required();
+  live.app->add_option("KEY=VALUE", live.options->config)->required();
+  declare_plugin_files(plugin, chosen);
 }
 
 void declare_version(CLI::App& app, Command& chosen) {
@@ -286,6 +352,7 @@ void declare_commands(CLI::App& app, Command& chosen) {
   declare_talk(app, chosen);
   declare_watching(app, chosen);
   declare_model(app, chosen);
+  declare_plugin(app, chosen);
   declare_version(app, chosen);
   declare_feedback(app, chosen);
   declare_learn(app, chosen);

@@ -56,6 +56,25 @@ int model_list(Session& session);
 int model_show(Session& session, const std::string& name);
 int model_new(Session& session, const std::string& name, const std::vector<int64_t>& sizes);
 
+struct NewPlugin;  // ctl/plugin_new.h
+int plugin_create(Session& session, const NewPlugin& wanted);
+int plugin_list(Session& session);
+int plugin_show(Session& session, const std::string& name);
+int plugin_explain(Session& session, const std::string& file);
+struct PluginRequest {
+  std::string name, file;
+  std::vector<std::string> config;  ///< KEY=VALUE
+  bool trust = false;
+};
+int plugin_load(Session& session, const PluginRequest& request);
+int plugin_reload(Session& session, const PluginRequest& request);
+int plugin_configure(Session& session, const PluginRequest& request);
+int plugin_rollback(Session& session, const std::string& name);
+int plugin_retire(Session& session, const std::string& name);
+int plugin_check(Session& session, const std::vector<std::string>& arguments);
+int plugin_sign(Session& session, const std::string& key, const std::string& file);
+int plugin_keygen(Session& session, const std::string& name);
+
 int version_list(Session& session);
 int version_show(Session& session, const std::string& version);
 int version_diff(Session& session, const std::string& a, const std::string& b);

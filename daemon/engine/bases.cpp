@@ -17,13 +17,29 @@ Result<std::shared_ptr<const BaseWeights>> Bases::find(const std::string& sha256
   std::lock_guard lock(mutex_);
   std::shared_ptr<const BaseWeights> base = live_[sha256].lock();
   if (base == nullptr && sha256 == file_.sha256()) {
-    DS_ASSIGN(base, BaseWeights::load(file_, compute, format_));
+    DS_ASSIGN(base, BaseWeights::load(file_, compute, form_));
   } else if (base == nullptr) {
     DS_ASSIGN(const NamedTensors tensors, store_.read(sha256, file_.config()));
-    DS_ASSIGN(base, BaseWeights::from_tensors(file_.config(), tensors, sha256, compute, format_));
+    DS_ASSIGN(base, BaseWeights::from_tensors(file_.config(), tensors, sha256, compute, form_));
   }
   keep(base);
   return base;
+}
+
+WeightForm Bases::form() const {
+  std::lock_guard lock(mutex_);
+  return form_;
+}
+
+void Bases::set_form(WeightForm form) {
+  std::lock_guard lock(mutex_);
+  form_ = std::move(form);
+  const std::vector<std::shared_ptr<const BaseWeights>> before = std::move(kept_);
+  kept_.clear();
+  live_.clear();
+  for (const auto& base : before) {
+    if (auto same = base->with(form_.quantizer)) keep(same);
+  }
 }
 
 void Bases::add(const std::shared_ptr<const BaseWeights>& base) {

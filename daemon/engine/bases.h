@@ -20,12 +20,16 @@ namespace ds {
 class Bases {
  public:
   /// Both outlive this object.
-  Bases(const ModelFile& file, const BaseStore& store, WeightFormat format)
-      : file_(file), store_(store), format_(format) {}
+  Bases(const ModelFile& file, const BaseStore& store, WeightForm form)
+      : file_(file), store_(store), form_(std::move(form)) {}
 
   const ModelConfig& config() const { return file_.config(); }
   const std::string& file_sha256() const { return file_.sha256(); }
-  WeightFormat format() const { return format_; }
+  WeightFormat format() const { return form().format; }
+  WeightForm form() const;
+  /// What bases are kept in from now on. Those in memory are made anew when they are asked for, or
+  /// shared when the new quantizer takes their weights as they are.
+  void set_form(WeightForm form);
 
   /// The base with this SHA-256, from memory or from disk. Slow when read; one is read at a time.
   Result<std::shared_ptr<const BaseWeights>> find(const std::string& sha256,
@@ -41,8 +45,8 @@ class Bases {
 
   const ModelFile& file_;
   const BaseStore& store_;
-  const WeightFormat format_;
   mutable std::mutex mutex_;
+  WeightForm form_;
   std::vector<std::shared_ptr<const BaseWeights>> kept_;          ///< oldest first
   std::map<std::string, std::weak_ptr<const BaseWeights>> live_;  ///< by SHA-256
 };

@@ -12,14 +12,14 @@ BatchDecoder::BatchDecoder(const ModelConfig& config, const Compute& compute, Kv
       forward_(config, compute, kRows),
       logits_(static_cast<size_t>(kRows * config.vocab)) {}
 
-void BatchDecoder::score(const BaseWeights& base, const LoraDelta* delta,
-                         std::span<const std::vector<TokenId>> sequences,
-                         std::span<const int64_t> first_target,
-                         const std::function<void(size_t, int64_t, const float*)>& row) {
+Status BatchDecoder::score(const BaseWeights& base, const LoraDelta* delta,
+                           std::span<const std::vector<TokenId>> sequences,
+                           std::span<const int64_t> first_target,
+                           const std::function<void(size_t, int64_t, const float*)>& row) {
   for (size_t s = 0; s < sequences.size(); ++s) {
     const auto n = static_cast<int64_t>(sequences[s].size());
     const int64_t n_pages = (n + kKvPageTokens - 1) / kKvPageTokens;
-    const KvPages pages(config_, dtype_, n_pages);
+    KvPages pages(config_, dtype_, n_pages);
     std::vector<int32_t> table(static_cast<size_t>(n_pages));
     for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
     for (int64_t at = 0; at < n - 1; at += kRows) {
@@ -36,12 +36,13 @@ void BatchDecoder::score(const BaseWeights& base, const LoraDelta* delta,
       batch.slot_of_row = slots;
       if (delta != nullptr) batch.deltas = {&delta, 1};
       batch.logit_rows = wanted;
-      forward_.run(base, batch, pages, logits_.data(), nullptr);
+      DS_TRY(forward_.run(base, batch, pages, logits_.data(), nullptr));
       for (size_t i = 0; i < wanted.size(); ++i) {
         row(s, at + wanted[i] + 1, logits_.data() + static_cast<int64_t>(i) * config_.vocab);
       }
     }
   }
+  return {};
 }
 
 /// One sequence being decoded in greedy().
@@ -55,8 +56,8 @@ struct BatchDecoder::Live {
 };
 
 /// Feeds as many pending tokens as fit in one pass, in the order of `live`.
-void BatchDecoder::step(const BaseWeights& base, const LoraDelta* delta, const KvPages& pages,
-                        std::span<Live> live) {
+Status BatchDecoder::step(const BaseWeights& base, const LoraDelta* delta, KvPages& pages,
+                          std::span<Live> live) {
   std::vector<TokenId> ids;
   std::vector<SequenceSpan> spans;
   std::vector<int32_t> wanted;
@@ -80,15 +81,16 @@ void BatchDecoder::step(const BaseWeights& base, const LoraDelta* delta, const K
   batch.slot_of_row = slots;
   if (delta != nullptr) batch.deltas = {&delta, 1};
   batch.logit_rows = wanted;
-  forward_.run(base, batch, pages, logits_.data(), nullptr);
+  DS_TRY(forward_.run(base, batch, pages, logits_.data(), nullptr));
   for (size_t i = 0; i < chosen.size(); ++i) {
     const float* row = logits_.data() + static_cast<int64_t>(i) * config_.vocab;
     chosen[i]->next = static_cast<TokenId>(std::max_element(row, row + config_.vocab) - row);
     chosen[i]->ready = true;
   }
+  return {};
 }
 
-std::vector<std::vector<TokenId>> BatchDecoder::greedy(
+Result<std::vector<std::vector<TokenId>>> BatchDecoder::greedy(
     const BaseWeights& base, const LoraDelta* delta, std::span<const std::vector<TokenId>> prompts,
     int64_t max_tokens, TokenId stop) {
   std::vector<std::vector<TokenId>> answers(prompts.size());
@@ -103,9 +105,9 @@ std::vector<std::vector<TokenId>> BatchDecoder::greedy(
       s.table.push_back(next_page++);
     if (max_tokens > 0) live.push_back(std::move(s));
   }
-  const KvPages pages(config_, dtype_, std::max(next_page, 1));
+  KvPages pages(config_, dtype_, std::max(next_page, 1));
   while (!live.empty()) {
-    step(base, delta, pages, live);
+    DS_TRY(step(base, delta, pages, live));
     std::erase_if(live, [&](Live& s) {
       if (!s.ready) return false;
       if (s.next == stop) return true;

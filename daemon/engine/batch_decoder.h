@@ -16,22 +16,24 @@ class BatchDecoder {
  public:
   BatchDecoder(const ModelConfig& config, const Compute& compute, KvDtype dtype);
 
-  /// Greedy continuations of each prompt, without the stop token; at most `max_tokens` each.
-  std::vector<std::vector<TokenId>> greedy(const BaseWeights& base, const LoraDelta* delta,
-                                           std::span<const std::vector<TokenId>> prompts,
-                                           int64_t max_tokens, TokenId stop);
+  /// Greedy continuations of each prompt, without the stop token; at most `max_tokens` each. Fails
+  /// as a plugin does, like score().
+  Result<std::vector<std::vector<TokenId>>> greedy(const BaseWeights& base, const LoraDelta* delta,
+                                                   std::span<const std::vector<TokenId>> prompts,
+                                                   int64_t max_tokens, TokenId stop);
 
   /// Calls `row(sequence, target, logits)` for each target >= first_target[sequence], the logits
   /// being those that predict ids[target]; FP32 [vocab], valid during the call.
-  void score(const BaseWeights& base, const LoraDelta* delta,
-             std::span<const std::vector<TokenId>> sequences, std::span<const int64_t> first_target,
-             const std::function<void(size_t sequence, int64_t target, const float* logits)>& row);
+  Status score(
+      const BaseWeights& base, const LoraDelta* delta,
+      std::span<const std::vector<TokenId>> sequences, std::span<const int64_t> first_target,
+      const std::function<void(size_t sequence, int64_t target, const float* logits)>& row);
 
  private:
   static constexpr int64_t kRows = 128;
   struct Live;
-  void step(const BaseWeights& base, const LoraDelta* delta, const KvPages& pages,
-            std::span<Live> live);
+  Status step(const BaseWeights& base, const LoraDelta* delta, KvPages& pages,
+              std::span<Live> live);
   ModelConfig config_;
   Compute compute_;
   KvDtype dtype_;

@@ -92,7 +92,7 @@ void Engine::State::start(LiveSequence& s, int64_t need) {
   if (!s.needs_all_rows()) {
     // The last token is always computed: its logits are wanted.
     const auto reusable = std::span<const TokenId>(s.tokens).first(s.tokens.size() - 1);
-    s.computed = cache.match(s.weights->execution_id, reusable, s.pages);
+    s.computed = cache.match(s.execution_id, reusable, s.pages);
     metrics.prefix_hits->add(static_cast<double>(s.pages.size()));
   }
   if (s.started_ns == 0) {
@@ -121,7 +121,7 @@ void Engine::State::preempt(LiveSequence& s) {
 
 void Engine::State::publish_pages(LiveSequence& s) {
   const auto computed = std::span<const TokenId>(s.tokens).first(static_cast<size_t>(s.computed));
-  cache.publish(s.weights->execution_id, computed, s.pages);
+  cache.publish(s.execution_id, computed, s.pages);
 }
 
 void Engine::State::give_back_pages(LiveSequence& s) {

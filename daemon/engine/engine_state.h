@@ -32,7 +32,9 @@ struct LiveSequence {
   OnFinish on_finish;
   OnEmbedding on_embedding;  ///< set: mean hidden state instead of text
   std::shared_ptr<const Weights> weights;
-  int64_t arrival = 0;  ///< order of submission; smaller = older
+  std::shared_ptr<const Attention> attention;  ///< the generation that it began with
+  uint64_t execution_id = 0;                   ///< key of its KV pages
+  int64_t arrival = 0;                         ///< order of submission; smaller = older
   int64_t prompt_count = 0;
   int64_t token_limit = 0;  ///< prompt and answer together
   int64_t submitted_ns = 0;
@@ -89,9 +91,11 @@ struct LogitUse {
   Status status;
 };
 
-/// One call of Forward: sequences on one base with at most kMaxLoraSlots distinct deltas.
+/// One call of Forward: sequences on one base and attention with at most kMaxLoraSlots distinct
+/// deltas.
 struct Run {
   const BaseWeights* base = nullptr;
+  const Attention* attention = nullptr;
   std::vector<const LoraDelta*> deltas;
   std::vector<PlannedRows> items;
 };

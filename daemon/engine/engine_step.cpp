@@ -50,7 +50,12 @@ void Engine::State::plan_pages() {
     LiveSequence& s = *item.sequence;
     while (s.is_running) {
       const int64_t missing = pages_for(s.computed + item.rows) - std::ssize(s.pages);
-      if (missing <= 0 || cache.allocate(missing, s.pages)) break;
+      const size_t had = s.pages.size();
+      if (missing <= 0) break;
+      if (cache.allocate(missing, s.pages)) {
+        pages.clear_extra(std::span<const int32_t>(s.pages).subspan(had));
+        break;
+      }
       preempt(*victim());
     }
   }
@@ -66,11 +71,13 @@ void Engine::State::group_runs() {
   n_runs = 0;
   for (const PlannedRows& item : planned) {
     const BaseWeights* base = item.sequence->weights->base.get();
+    const Attention* attention = item.sequence->attention.get();
     const LoraDelta* delta = item.sequence->weights->delta.get();
     const auto takes = [&](const Run& r) {
       const bool has_delta =
           delta == nullptr || std::ranges::find(r.deltas, delta) != r.deltas.end();
-      return r.base == base && (has_delta || std::ssize(r.deltas) < kMaxLoraSlots);
+      return r.base == base && r.attention == attention &&
+             (has_delta || std::ssize(r.deltas) < kMaxLoraSlots);
     };
     const auto end = runs.begin() + static_cast<ptrdiff_t>(n_runs);
     auto at = std::find_if(runs.begin(), end, takes);
@@ -78,6 +85,7 @@ void Engine::State::group_runs() {
       if (++n_runs > runs.size()) runs.emplace_back();
       at = runs.begin() + static_cast<ptrdiff_t>(n_runs) - 1;
       at->base = base;
+      at->attention = attention;
       at->deltas.clear();
       at->items.clear();
     }
@@ -110,8 +118,16 @@ void Engine::State::run(const Run& run) {
   if (wants_hidden && hidden.empty()) {
     hidden.resize(static_cast<size_t>(forward.max_rows() * config.d_model));
   }
-  forward.run(*run.base, {ids, spans, slots, run.deltas, logit_rows}, pages, logits.as<float>(),
-              wants_hidden ? hidden.data() : nullptr);
+  const Status ran =
+      forward.run(*run.base, {ids, spans, slots, run.deltas, logit_rows, run.attention}, pages,
+                  logits.as<float>(), wants_hidden ? hidden.data() : nullptr);
+  if (!ran.ok()) {
+    for (const PlannedRows& item : run.items) {  // what gave this is never used again
+      item.sequence->failure =
+          ran.in("generation " + std::to_string(run.attention->generation()) + " of attention");
+    }
+    return;
+  }
   judge_logits();
 
   int64_t row0 = 0;

@@ -16,36 +16,21 @@
 #include <vector>
 
 #include "ds/status.h"
+#include "engine/attention.h"
+#include "engine/buffer.h"
+#include "engine/quantizer.h"
 #include "engine/tokenizer.h"
 #include "kernels/ops.h"
 #include "storage/model_file.h"
 
 namespace ds {
 
-/// A backend with the pool or stream to run on. Copied freely; the pool outlives all copies.
+/// A backend with the pool or stream to run on, and the attention of the passes. Copied freely;
+/// pool and slot outlive all copies.
 struct Compute {
   const Ops* ops = nullptr;
   OpContext context;
-};
-
-/// 64-byte aligned bytes, uninitialised.
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(size_t bytes);
-  std::byte* data() const { return data_.get(); }
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_.get());
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
-  std::unique_ptr<std::byte, Free> data_;
-  size_t bytes_ = 0;
+  const AttentionSlot* attention = nullptr;  ///< null where nothing attends: packing, task models
 };
 
 /// The seven linear layers of a block, in the order used by every per-target array.
@@ -55,13 +40,28 @@ std::string_view target_path(Target target);
 /// {n (out), k (in)} of a target's weight.
 std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target target);
 
-/// A packed weight with its memory and optional bias. `transposed` is packed on demand for
-/// training.
+/// A weight with its memory and optional bias: packed, or in the format of the base's quantizer.
 struct Linear {
-  WeightView view;
+  WeightView view;  ///< data is null when quantized
   Buffer storage;
+  std::unique_ptr<QuantWeight> quant;
   std::vector<float> bias;  ///< empty or [n]
+  bool present() const { return view.data != nullptr || quant != nullptr; }
 };
+
+/// What a base's weights are kept in: packed panels, of which factors, transposed weights and the
+/// embedding are always, or the format of a quantizer plugin.
+struct WeightForm {
+  WeightForm() = default;
+  WeightForm(WeightFormat f, std::shared_ptr<const Quantizer> q = nullptr)
+      : format(f), quantizer(std::move(q)) {}
+  WeightFormat format = WeightFormat::kBF16;
+  std::shared_ptr<const Quantizer> quantizer;
+  uint64_t key() const;  ///< part of the key of KV pages; equal forms of one base give equal bits
+};
+
+Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                   const float* source, bool transposed);
 
 struct LayerWeights {
   std::array<Linear, kTargets> linear;
@@ -73,23 +73,28 @@ class BaseWeights {
  public:
   static Result<std::shared_ptr<const BaseWeights>> load(const ModelFile& file,
                                                          const Compute& compute,
-                                                         WeightFormat format);
+                                                         const WeightForm& form);
   /// From FP32 tensors by HF name (full fine-tuning, tests). `sha256` identifies them.
   static Result<std::shared_ptr<const BaseWeights>> from_tensors(const ModelConfig& config,
                                                                  const NamedTensors& tensors,
                                                                  const std::string& sha256,
                                                                  const Compute& compute,
-                                                                 WeightFormat format);
+                                                                 const WeightForm& form);
+  /// The same tensors by another generation of their quantizer; null when it keeps them in another
+  /// format.
+  std::shared_ptr<const BaseWeights> with(std::shared_ptr<const Quantizer> next) const;
 
   const ModelConfig& config() const { return config_; }
   const std::string& sha256() const { return sha256_; }
-  WeightFormat format() const { return format_; }
-  const LayerWeights& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
-  const Linear& embedding() const { return embedding_; }
-  const Linear& head() const { return config_.tied_head ? embedding_ : head_; }
-  const std::vector<float>& final_norm() const { return final_norm_; }
-  const float* rope_cos() const { return rope_cos_.data(); }  ///< [context, head_dim / 2]
-  const float* rope_sin() const { return rope_sin_.data(); }
+  const WeightForm& form() const { return form_; }
+  WeightFormat format() const { return form_.format; }
+  const LayerWeights& layer(int64_t i) const { return store_->layers[static_cast<size_t>(i)]; }
+  const Linear& embedding() const { return store_->embedding; }
+  /// A tied head is the embedding itself unless it is quantized: lookups stay exact.
+  const Linear& head() const { return store_->head.present() ? store_->head : store_->embedding; }
+  const std::vector<float>& final_norm() const { return store_->final_norm; }
+  const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
+  const float* rope_sin() const { return store_->rope_sin.data(); }
 
   /// Transposed packs W^T for the backward pass; built at the first call, kept for life. `layer` -1
   /// is the head.
@@ -101,16 +106,25 @@ class BaseWeights {
       const std::string& name, int64_t elements, std::vector<float>& scratch)>;
   static Result<std::shared_ptr<const BaseWeights>> build(const ModelConfig&,
                                                           const std::string& sha256, const Compute&,
-                                                          WeightFormat, const ReadTensor&);
+                                                          const WeightForm&, const ReadTensor&);
+  struct Store {
+    std::vector<LayerWeights> layers;
+    Linear embedding, head;
+    std::vector<float> final_norm, rope_cos, rope_sin;
+    std::mutex transposed_mutex;
+    std::vector<std::unique_ptr<Linear>> transposed;  ///< [layers * kTargets + 1]
+  };
+  class Builder;
   ModelConfig config_;
   std::string sha256_;
-  WeightFormat format_ = WeightFormat::kBF16;
-  std::vector<LayerWeights> layers_;
-  Linear embedding_, head_;
-  std::vector<float> final_norm_, rope_cos_, rope_sin_;
-  mutable std::mutex transposed_mutex_;
-  mutable std::vector<std::unique_ptr<Linear>> transposed_;  ///< [layers * kTargets + 1]
+  WeightForm form_;
+  std::shared_ptr<Store> store_;  ///< read only, but for `transposed`
 };
+
+/// args on the given weights, whose places in it this fills: by Ops, or by the base's quantizer.
+/// Fails only as a plugin does. A shared input that was prepared for Ops may be in args.x_prepared.
+Status run_linear(const Compute& compute, const BaseWeights& base,
+                  std::span<const Linear* const> weights, LinearArgs& args, LinearScratch& scratch);
 
 /// Low-rank factors of one version, packed for serving. FP32 A [rank, k] and B [n, rank] in HF
 /// layout come from training or from delta.safetensors.
@@ -147,7 +161,7 @@ struct Weights {
   std::string version;        ///< "v3"
   std::string fingerprint;    ///< "ds-v3-9f3c2a1b"
   std::string weight_hash;    ///< hex
-  uint64_t execution_id = 0;  ///< key of KV pages: version, formats, attention, KV dtype
+  uint64_t execution_id = 0;  ///< part of the key of KV pages: version and weight format
   std::shared_ptr<const BaseWeights> base;
   std::shared_ptr<const LoraDelta> delta;  ///< null for a base
   std::shared_ptr<const Mlp> mlp;  ///< a task model's whole weights; then base and delta are null
@@ -158,6 +172,12 @@ class KvPages {
  public:
   KvPages(const ModelConfig& config, KvDtype dtype, int64_t n_pages);
   KvView layer(int64_t layer) const;
+  /// Room beside each page of each layer for what an attention plugin keeps there, at least
+  /// `bytes`; what is in it stays. Zero at first, and after clear_extra().
+  void reserve_extra(int64_t bytes);
+  void clear_extra(std::span<const int32_t> pages);
+  std::byte* extra(int64_t layer) const { return extra_.data() + layer * n_pages_ * extra_bytes_; }
+  int64_t extra_bytes() const { return extra_bytes_; }  ///< from page to page
   int64_t n_pages() const { return n_pages_; }
   KvDtype dtype() const { return dtype_; }
   size_t bytes() const { return storage_.bytes(); }
@@ -165,8 +185,9 @@ class KvPages {
 
  private:
   KvDtype dtype_;
-  int64_t n_pages_ = 0, n_kv_heads_ = 0, head_dim_ = 0, layer_bytes_ = 0;
-  Buffer storage_;
+  int64_t n_layers_ = 0, n_pages_ = 0, n_kv_heads_ = 0, head_dim_ = 0, layer_bytes_ = 0;
+  int64_t extra_bytes_ = 0;
+  Buffer storage_, extra_;
 };
 
 /// One step over a mixed batch: rows of several sequences, prefill chunks and single tokens alike.
@@ -177,6 +198,7 @@ struct StepBatch {
   std::span<const int32_t> slot_of_row;      ///< [rows] into deltas, -1 = base
   std::span<const LoraDelta* const> deltas;  ///< at most kMaxLoraSlots
   std::span<const int32_t> logit_rows;       ///< rows whose logits are wanted
+  const Attention* attention = nullptr;      ///< null: what the slot of Compute has now
 };
 
 /// The forward pass with its planned workspace. Not thread-safe; one per thread that runs it.
@@ -188,19 +210,23 @@ class Forward {
   /// Appends K/V of all rows to their pages and computes logits of the wanted rows.
   /// logits: FP32 [logit_rows.size(), vocab], null to skip the head.
   /// hidden: FP32 [rows, d_model] after the final norm, or null.
-  void run(const BaseWeights& base, const StepBatch& batch, const KvPages& pages, float* logits,
-           float* hidden);
+  /// Fails only as a plugin does; then the pages' new rows and the outputs are undefined.
+  Status run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
+             float* hidden);
   int64_t max_rows() const { return max_rows_; }
 
  private:
-  void block(const BaseWeights& base, int64_t layer, const StepBatch& batch, const KvPages& pages);
-  void linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
-              const StepBatch& batch, const float* x, std::initializer_list<float*> y,
-              Epilogue epilogue, const float* residual);
+  Status block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
+               const KvPages& pages);
+  Status linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
+                const StepBatch& batch, const float* x, std::initializer_list<float*> y,
+                Epilogue epilogue, const float* residual);
   ModelConfig config_;
   Compute compute_;
   int64_t max_rows_;
-  Buffer x_, normed_, q_, k_, v_, attended_, activated_, prepared_, lora_t_, rows_;
+  ServingAttention attention_;
+  LinearScratch scratch_;
+  Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_;
 };
 
 }  // namespace ds

@@ -44,7 +44,6 @@ void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
       s.k = floats(r * kv);
       s.v = floats(r * kv);
       s.attended = floats(r * q);
-      s.lse = floats(r * c.n_heads);
       s.mid = floats(r * c.d_model);
       s.gate = floats(r * c.d_ff);
       s.up = floats(r * c.d_ff);
@@ -83,21 +82,19 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
                         const float* x, std::initializer_list<float*> y, const float* residual) {
   // One op call per target: the kept A x of each target has its own place.
   const int64_t k = target_shape(config_, *targets.begin()).second;
-  const void* prepared = prepare(call.base.format(), call.rows, k, x);
+  const Linear* first = &call.base.layer(layer).linear[*targets.begin()];
+  const void* prepared =
+      first->quant == nullptr ? prepare(call.base.format(), call.rows, k, x) : nullptr;
   const std::vector<int32_t> slot(call.adapters != nullptr ? static_cast<size_t>(call.rows) : 0, 0);
   for (size_t i = 0; i < targets.size(); ++i) {
     const Target target = targets.begin()[i];
-    const Linear& w = call.base.layer(layer).linear[target];
+    const Linear* weight = &call.base.layer(layer).linear[target];
     LinearArgs args;
     args.rows = call.rows;
     args.x = x;
     args.x_stride = k;
     args.x_prepared = prepared;
-    args.n_weights = 1;
-    args.w[0] = w.view;
-    args.bias[0] = w.bias.empty() ? nullptr : w.bias.data();
     args.y[0] = y.begin()[i];
-    args.y_stride[0] = w.view.n;
     LoraSlots slots;
     if (call.adapters != nullptr && call.adapters->adapts(target)) {
       slots.slot_of_row = slot.data();
@@ -108,42 +105,40 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
     }
     args.epilogue = residual != nullptr ? Epilogue::kResidual : Epilogue::kNone;
     args.residual = residual;
-    compute_.ops->linear(compute_.context, args);
+    note(run_linear(compute_, call.base, {&weight, 1}, args, scratch_));
   }
 }
 
-std::vector<TrainSequence> TrainGraph::sequences_of(const TrainBatch& batch, int64_t layer) const {
-  std::vector<TrainSequence> out;
-  out.reserve(batch.sequences.size());
-  for (const TrainBatch::Sequence& s : batch.sequences) {
-    TrainSequence t{s.row0, s.n_rows, 0, nullptr, nullptr};
-    if (s.prefix != nullptr) {
-      t.prefix = s.prefix->tokens;
-      t.prefix_k = s.prefix->k[static_cast<size_t>(layer)].data();
-      t.prefix_v = s.prefix->v[static_cast<size_t>(layer)].data();
-    }
-    out.push_back(t);
-  }
-  return out;
-}
-
-TrainAttentionArgs TrainGraph::attention_args(int64_t layer,
-                                              const std::vector<TrainSequence>& sequences) const {
+void TrainGraph::begin_attention(const TrainBatch& batch) {
   const ModelConfig& c = config_;
+  std::vector<TrainingAttention::Sequence> sequences;
+  for (const TrainBatch::Sequence& s : batch.sequences)
+    sequences.push_back({s.row0, s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
+  const Status begun = attention_.begin(
+      compute_.attention->current(), compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
+      1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids));
+  note(begun);
+  if (!status_.ok()) return;
+  for (LayerState& s : layers_) {
+    if (s.saved.bytes() < attention_.saved_bytes()) s.saved = Buffer(attention_.saved_bytes());
+  }
+}
+
+TrainingAttention::Pointers TrainGraph::attention_pointers(const TrainBatch& batch, int64_t layer) {
+  prefix_k_.clear(), prefix_v_.clear();
+  for (const TrainBatch::Sequence& s : batch.sequences) {
+    const bool has = s.prefix != nullptr;
+    prefix_k_.push_back(has ? s.prefix->k[static_cast<size_t>(layer)].data() : nullptr);
+    prefix_v_.push_back(has ? s.prefix->v[static_cast<size_t>(layer)].data() : nullptr);
+  }
   const LayerState& s = layers_[static_cast<size_t>(layer)];
-  TrainAttentionArgs attention;
-  attention.n_heads = c.n_heads;
-  attention.n_kv_heads = c.n_kv_heads;
-  attention.head_dim = c.head_dim;
-  attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  attention.q = s.q.as<float>();
-  attention.k = s.k.as<float>();
-  attention.v = s.v.as<float>();
-  attention.out = s.attended.as<float>();
-  attention.lse = s.lse.as<float>();
-  attention.sequences = sequences.data();
-  attention.n_sequences = static_cast<int64_t>(sequences.size());
-  return attention;
+  TrainingAttention::Pointers at;
+  at.q = s.q.as<float>();
+  at.k = s.k.as<float>();
+  at.v = s.v.as<float>();
+  at.out = s.attended.as<float>();
+  at.saved = s.saved.data();
+  return at;
 }
 
 void TrainGraph::forward_layer(const Call& call, int64_t layer) {
@@ -164,8 +159,10 @@ void TrainGraph::forward_layer(const Call& call, int64_t layer) {
            call.base.rope_sin(), false, s.q.as<float>());
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
            call.base.rope_sin(), false, s.k.as<float>());
-  const std::vector<TrainSequence> sequences = sequences_of(call.batch, layer);
-  ops.attention_train(ctx, attention_args(layer, sequences));
+  if (status_.ok()) {
+    const auto at = attention_pointers(call.batch, layer);
+    status_ = attention_.forward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
+  }
   linear(call, layer, {kO}, s.attended.as<float>(), {s.mid.as<float>()}, s.x.as<float>());
 
   ops.rmsnorm(ctx, call.rows, c.d_model, s.mid.as<float>(), w.mlp_norm.data(), c.norm_eps, normed,
@@ -192,12 +189,9 @@ void TrainGraph::head_forward(const Call& call) {
   args.rows = wanted;
   args.x = head_in_.as<float>();
   args.x_stride = c.d_model;
-  args.x_prepared = prepare(call.base.format(), wanted, c.d_model, args.x);
-  args.n_weights = 1;
-  args.w[0] = call.base.head().view;
   args.y[0] = logits_.as<float>();
-  args.y_stride[0] = c.vocab;
-  ops.linear(compute_.context, args);
+  const Linear* head = &call.base.head();
+  note(run_linear(compute_, call.base, {&head, 1}, args, scratch_));
 }
 
 float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
@@ -214,6 +208,7 @@ float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
     }
   }
   const Call call{base, batch, adapters, nullptr, nullptr, rows};
+  begin_attention(batch);
   compute_.ops->embed(compute_.context, base.embedding().view, rows, batch.ids.data(),
                       layers_[0].x.as<float>());
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);
@@ -336,13 +331,15 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
   float *dx = dx_.as<float>(), *normed = normed_.as<float>(), *dnormed = dnormed_.as<float>();
 
   linear_backward(call, layer, kO, dx, s.attended.as<float>(), dattended_.as<float>(), false);
-  const std::vector<TrainSequence> sequences = sequences_of(call.batch, layer);
-  TrainAttentionArgs attention = attention_args(layer, sequences);
-  attention.dout = dattended_.as<float>();
-  attention.dq = dq_.as<float>();
-  attention.dk = dk_.as<float>();
-  attention.dv = dv_.as<float>();
-  ops.attention_train_backward(ctx, attention);
+  // Without a backward of its own the attention passes no gradient on: what is below learns through
+  // the residual alone.
+  if (!status_.ok() || !attention_.attention().trains()) return;
+  auto at = attention_pointers(call.batch, layer);
+  at.dout = dattended_.as<float>();
+  at.dq = dq_.as<float>();
+  at.dk = dk_.as<float>();
+  at.dv = dv_.as<float>();
+  status_ = attention_.backward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
   ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
            call.base.rope_sin(), true, dq_.as<float>());
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_.data(), call.base.rope_cos(),

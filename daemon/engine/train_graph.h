@@ -97,6 +97,10 @@ class TrainGraph {
  public:
   TrainGraph(const ModelConfig& config, const Compute& compute);
 
+  /// The first failure of a plugin in the passes since the last call of this; their results are
+  /// undefined.
+  Status take_status() { return std::exchange(status_, Status()); }
+
   /// Logits of the loss rows, FP32 [loss_rows, vocab]; valid until the next call. `adapters` may be
   /// null (base alone) and must be packed. Grows its workspace when a batch is larger than any
   /// before.
@@ -112,7 +116,7 @@ class TrainGraph {
 
  private:
   struct LayerState {
-    Buffer x, q, k, v, attended, lse, mid, gate, up, t;
+    Buffer x, q, k, v, attended, saved, mid, gate, up, t;
   };
   struct Call;  // what one pass needs at hand
   void reserve(int64_t rows, int64_t loss_rows);
@@ -125,15 +129,21 @@ class TrainGraph {
   void backward_attention(const Call& call, int64_t layer);
   void head_forward(const Call& call);
   void head_backward(const Call& call);
-  std::vector<TrainSequence> sequences_of(const TrainBatch& batch, int64_t layer) const;
-  /// What forward and backward attention of a layer share; backward adds its gradients.
-  TrainAttentionArgs attention_args(int64_t layer,
-                                    const std::vector<TrainSequence>& sequences) const;
+  void note(const Status& status) {
+    if (status_.ok()) status_ = status;
+  }
+  void begin_attention(const TrainBatch& batch);
+  /// K/V of each sequence's prefix at a layer go to prefix_k_ and prefix_v_.
+  TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
   float* t_of(int64_t layer, Target target);
   const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x);
 
   ModelConfig config_;
   Compute compute_;
+  Status status_;
+  TrainingAttention attention_;
+  LinearScratch scratch_;
+  std::vector<const float*> prefix_k_, prefix_v_;  ///< of each sequence, null where it has none
   int64_t max_rows_ = 0, max_loss_rows_ = 0;
   std::vector<LayerState> layers_;
   std::vector<int32_t> positions_;

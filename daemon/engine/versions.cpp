@@ -44,7 +44,7 @@ std::shared_ptr<const Weights> make_weights(const VersionManifest& manifest,
   weights->version = version_name(manifest.number);
   weights->fingerprint = fingerprint_of(manifest);
   weights->weight_hash = manifest.weight_hash;
-  const std::string format = base ? std::to_string(static_cast<int>(base->format())) : "";
+  const std::string format = base ? std::to_string(base->form().key()) : "";
   const Sha256Digest digest =
       sha256(manifest.model + '@' + weights->version + ' ' + manifest.weight_hash + ' ' + format);
   for (int i = 0; i < 8; ++i) weights->execution_id = weights->execution_id << 8 | digest[i];
@@ -143,6 +143,21 @@ Result<std::shared_ptr<const Weights>> Versions::find(const std::string& ref) {
     return not_found("no model " + ref + ", expected " + own + ", vN or " + model_ + "@vN");
   }
   return weights_of(number);
+}
+
+Status Versions::reload() {
+  std::lock_guard change(change_mutex_);
+  VersionManifest serving;
+  {
+    std::lock_guard lock(mutex_);
+    serving = manifests_.at(pointer_.current);
+  }
+  DS_ASSIGN(auto weights, load_(serving));
+  std::lock_guard lock(mutex_);
+  cache_.clear();
+  cache_[serving.number] = weights;
+  current_ = std::move(weights);
+  return {};
 }
 
 Result<std::shared_ptr<const Weights>> Versions::weights_of(int64_t number) {

@@ -75,6 +75,10 @@ class Versions {
   Status pin(int64_t number);
   Status unpin();
 
+  /// Loads the serving version anew, after what it is kept in has changed, and lets new sequences
+  /// use it. Other versions are loaded when they are asked for. Weights in use stay as they are.
+  Status reload();
+
   int64_t current_number() const;
   int64_t pinned() const;       ///< 0 = none
   int64_t next_number() const;  ///< number for the next candidate; never reused

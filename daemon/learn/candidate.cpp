@@ -111,7 +111,7 @@ Trained copy_of(const Trained& trained) {
 }
 
 Result<Candidate> make_candidate(const Trained& trained, VersionManifest manifest,
-                                 const Compute& compute, WeightFormat format) {
+                                 const Compute& compute, const WeightForm& form) {
   if (!trained.full) return low_rank_candidate(trained, std::move(manifest), compute);
   const ModelConfig& config = trained.full->config();
   const NamedTensors& masters = trained.full->masters();
@@ -122,7 +122,7 @@ Result<Candidate> make_candidate(const Trained& trained, VersionManifest manifes
   manifest.details = {{"parameters", trained.full->size()}};
   manifest.weight_hash = weight_hash(manifest.base_sha256, {});
   DS_ASSIGN(auto base,
-            BaseWeights::from_tensors(config, masters, manifest.base_sha256, compute, format));
+            BaseWeights::from_tensors(config, masters, manifest.base_sha256, compute, form));
   out.weights = make_weights(manifest, std::move(base), nullptr);
   out.manifest = std::move(manifest);
   return out;

@@ -47,6 +47,6 @@ struct Candidate {
 
 /// Completes `manifest` (method, base, hash, details of the method).
 Result<Candidate> make_candidate(const Trained& trained, VersionManifest manifest,
-                                 const Compute& compute, WeightFormat format);
+                                 const Compute& compute, const WeightForm& form);
 
 }  // namespace ds

@@ -51,6 +51,7 @@ GateVerdict judge(const GateScores& s, const GateLimits& limits) {
   const auto held = [](std::string check, std::string reason) {
     return GateVerdict{false, std::move(check), std::move(reason)};
   };
+  if (!s.failure.empty()) return held("plugin", s.failure);
   if (!s.finite) return held("finite", "the candidate computes NaN or infinity");
   if (!s.changed) return held("changed", "the candidate's weights equal its parent's");
   if (!s.broken_canaries.empty()) {
@@ -122,16 +123,19 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
   }
   const int64_t k = std::min(kProbeTopK, vocab_);
   std::vector<int32_t> order(static_cast<size_t>(vocab_));
-  decoder_.score(*base, nullptr, probe_.sequences, probe_.first_target,
-                 [&](size_t, int64_t, const float* row) {
-                   const double lse = log_sum_exp(row, vocab_);
-                   top_first(row, k, order);
-                   base_ids_.emplace_back(order.begin(), order.begin() + k);
-                   std::vector<float> logs;
-                   for (const int32_t id : base_ids_.back())
-                     logs.push_back(static_cast<float>(row[id] - lse));
-                   base_logprobs_.push_back(std::move(logs));
-                 });
+  const auto note = [&](const Status& status) {
+    if (!status.ok() && failure_.empty()) failure_ = status.message();
+  };
+  note(decoder_.score(*base, nullptr, probe_.sequences, probe_.first_target,
+                      [&](size_t, int64_t, const float* row) {
+                        const double lse = log_sum_exp(row, vocab_);
+                        top_first(row, k, order);
+                        base_ids_.emplace_back(order.begin(), order.begin() + k);
+                        std::vector<float> logs;
+                        for (const int32_t id : base_ids_.back())
+                          logs.push_back(static_cast<float>(row[id] - lse));
+                        base_logprobs_.push_back(std::move(logs));
+                      }));
   for (const Canary& c : canaries()) {
     KnownCanary known{std::string(c.prompt), std::string(c.key),
                       tokenizer_->encode(c.prompt, false), 0};
@@ -139,14 +143,14 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
     known.ids.push_back(known.token);
     const int64_t last = static_cast<int64_t>(known.ids.size()) - 1;
     bool holds = false;
-    decoder_.score(*base, nullptr, {&known.ids, 1}, {&last, 1},
-                   [&](size_t, int64_t, const float* row) {
-                     float second = -1e30f;
-                     for (int64_t i = 0; i < vocab_; ++i) {
-                       if (i != known.token) second = std::max(second, row[i]);
-                     }
-                     holds = row[known.token] - second >= kCanaryMargin;
-                   });
+    note(decoder_.score(*base, nullptr, {&known.ids, 1}, {&last, 1},
+                        [&](size_t, int64_t, const float* row) {
+                          float second = -1e30f;
+                          for (int64_t i = 0; i < vocab_; ++i) {
+                            if (i != known.token) second = std::max(second, row[i]);
+                          }
+                          holds = row[known.token] - second >= kCanaryMargin;
+                        }));
     if (holds) canaries_.push_back(std::move(known));
   }
 }
@@ -154,15 +158,18 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
 GateProbe::Loss GateProbe::loss_of(const Weights& weights, const HeldOut& text, GateScores& scores,
                                    const SeeRow& see) {
   Loss loss;
+  const auto note = [&](const Status& status) {
+    if (!status.ok() && scores.failure.empty()) scores.failure = status.message();
+  };
   for (const auto& s : text.sequences) scores.tokens += static_cast<int64_t>(s.size());
-  decoder_.score(*weights.base, weights.delta.get(), text.sequences, text.first_target,
-                 [&](size_t s, int64_t target, const float* row) {
-                   const double lse = log_sum_exp(row, vocab_);
-                   loss.finite = loss.finite && std::isfinite(lse);
-                   loss.sum += lse - row[text.sequences[s][static_cast<size_t>(target)]];
-                   ++loss.n;
-                   if (see) see(row, lse);
-                 });
+  note(decoder_.score(*weights.base, weights.delta.get(), text.sequences, text.first_target,
+                      [&](size_t s, int64_t target, const float* row) {
+                        const double lse = log_sum_exp(row, vocab_);
+                        loss.finite = loss.finite && std::isfinite(lse);
+                        loss.sum += lse - row[text.sequences[s][static_cast<size_t>(target)]];
+                        ++loss.n;
+                        if (see) see(row, lse);
+                      }));
   return loss;
 }
 
@@ -198,17 +205,20 @@ void GateProbe::check_canaries(const Weights& candidate, GateScores& scores) {
     scores.tokens += static_cast<int64_t>(c.ids.size());
   }
   scores.canaries = static_cast<int>(canaries_.size());
-  decoder_.score(*candidate.base, candidate.delta.get(), ids, last,
-                 [&](size_t s, int64_t, const float* row) {
-                   if (std::max_element(row, row + vocab_) - row == canaries_[s].token) return;
-                   scores.broken_canaries.push_back(canaries_[s].prompt + canaries_[s].key);
-                 });
+  const Status scored = decoder_.score(
+      *candidate.base, candidate.delta.get(), ids, last, [&](size_t s, int64_t, const float* row) {
+        if (std::max_element(row, row + vocab_) - row == canaries_[s].token) return;
+        scores.broken_canaries.push_back(canaries_[s].prompt + canaries_[s].key);
+      });
+  if (!scored.ok() && scores.failure.empty()) scores.failure = scored.message();
 }
 
 GateScores GateProbe::measure(const Weights& parent, const Weights& candidate,
                               const std::vector<std::pair<std::string, HeldOut>>& items,
                               const std::vector<HeldOut>& domains) {
   GateScores scores;
+  scores.failure = failure_;
+  if (!failure_.empty()) return scores;
   for (const auto& [id, wordings] : items) {
     const Loss before = loss_of(parent, wordings, scores, {}),
                after = loss_of(candidate, wordings, scores, {});

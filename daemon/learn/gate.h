@@ -22,6 +22,7 @@ struct GateLimits {
 };
 
 struct GateScores {
+  std::string failure;  ///< of a plugin while it was measured; the rest is undefined then
   bool finite = true;
   bool changed = true;  ///< the delta differs from the parent's
   struct Item {
@@ -87,6 +88,7 @@ class GateProbe {
   void probe(const Weights& parent, const Weights& candidate, GateScores& scores);
   void check_canaries(const Weights& candidate, GateScores& scores);
 
+  std::string failure_;  ///< of a plugin while the base was read
   const int64_t vocab_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   BatchDecoder decoder_;

@@ -20,7 +20,8 @@ double quantile(std::vector<double> values, double q) {
 }  // namespace
 
 Learner::Learner(LearnerParts parts)
-    : parts_(std::move(parts)), compute_{&parts_.ops, {parts_.pool.background(), nullptr}} {
+    : parts_(std::move(parts)),
+      compute_{&parts_.ops, {parts_.pool.background(), nullptr}, &attention_} {
   for (const auto& [number, record] : parts_.store.rounds(0)) {
     outcomes_.push_back(record);
     if (outcomes_.size() > 10) outcomes_.pop_front();
@@ -126,6 +127,8 @@ int64_t Learner::train_task_models() {
 /// Anchors and gate speak of the model file's own weights, whatever serves now. Once they have been
 /// asked, those weights need not stay in memory.
 void Learner::build_trainer() {
+  attention_.set(parts_.attention.current());
+  form_key_ = parts_.bases.form().key();
   const auto base = parts_.bases.find(parts_.bases.file_sha256(), compute_);
   DS_CHECK(base.ok());            // it was read from this file at start
   const auto stopping = [this] {  // a second each on an idle machine, many under load
@@ -141,10 +144,26 @@ void Learner::build_trainer() {
   trainer_->set_base(nullptr);
 }
 
+/// Between rounds: each is trained and judged with one attention and one form of the weights, and
+/// what was kept of the base's answers belongs to those that gave them.
+void Learner::follow_plugins() {
+  const std::shared_ptr<const Attention> now = parts_.attention.current();
+  const uint64_t form = parts_.bases.form().key();
+  if (now->key() != attention_.current()->key() || form != form_key_) return build_trainer();
+  attention_.set(now);
+  // A round that began before the form changed has published on the one before.
+  if (parts_.versions.current()->base->form().key() == form) return;
+  const Status reloaded = parts_.versions.reload();
+  if (!reloaded.ok()) log(LogLevel::kError, "learn", reloaded.message());
+}
+
 void Learner::loop() {
   build_trainer();  // here, not in the constructor: the daemon is ready before the learner is
   std::unique_lock lock(mutex_);
   while (!stop_) {
+    lock.unlock();
+    follow_plugins();
+    lock.lock();
     if (!commands_.empty()) {
       Command command = std::move(commands_.front());
       commands_.pop_front();

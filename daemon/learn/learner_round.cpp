@@ -69,7 +69,7 @@ Result<Trained> Learner::trained_of(int64_t version) {
 }
 
 Result<std::shared_ptr<const Weights>> Learner::servable(const Trained& trained) const {
-  DS_ASSIGN(Candidate candidate, make_candidate(trained, {}, compute_, parts_.bases.format()));
+  DS_ASSIGN(Candidate candidate, make_candidate(trained, {}, compute_, parts_.bases.form()));
   return std::move(candidate.weights);
 }
 
@@ -249,6 +249,8 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
     std::lock_guard lock(mutex_);
     state_ = "gating";
   }
+  if (!round.outcome.failure.ok())
+    return hold(round, parent, "held", round.outcome.failure.message(), {});
   if (!round.outcome.finite)
     return hold(round, parent, "held", "the loss or its gradient became NaN or infinite", {});
   VersionManifest manifest;
@@ -259,7 +261,7 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
   manifest.created_ms = parts_.clock.unix_ms();
   manifest.items = ids_of(round.items);
   Result<Candidate> candidate =
-      make_candidate(round.trained, std::move(manifest), compute_, parts_.bases.format());
+      make_candidate(round.trained, std::move(manifest), compute_, parts_.bases.form());
   if (!candidate.ok()) return hold(round, parent, "held", candidate.status().message(), {});
 
   Json gate_record = Json::object();

@@ -164,6 +164,7 @@ Status Learner::rebuild_round(const Rebuild& plan, const std::vector<FeedbackIte
             train_round(plan.parent, items, earlier, std::move(last.trained), last.in_lineage + 1));
   round.rebuilds = true;
   if (round.outcome.stopped) return unavailable("undo was interrupted; the item is still served");
+  if (!round.outcome.failure.ok()) return round.outcome.failure;
   if (plan.gate_each) {
     DS_ASSIGN(const auto candidate, servable(round.trained));
     GateScores scores = measure(round, *parent, *candidate);

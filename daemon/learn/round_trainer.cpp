@@ -58,7 +58,6 @@ Recipe single_recipe() { return {}; }
 Recipe group_recipe() {
   Recipe r;
   r.lr_decay_to = 0.2f, r.lr_decay_steps = 0;
-  r.sightings = 2;
   r.anchor_weight = 6;
   r.contrasts = 6, r.replay_contrasts = 2;
   r.max_steps_per_lesson = 10;
@@ -204,7 +203,12 @@ void RoundTrainer::build_anchors(int64_t tokens) {
   }
   BatchDecoder decoder(base_->config(), compute_,
                        base_->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16);
-  const auto answers = decoder.greedy(*base_, nullptr, prompts, tokens, chat_.end_of_turn());
+  const auto decoded = decoder.greedy(*base_, nullptr, prompts, tokens, chat_.end_of_turn());
+  if (!decoded.ok()) {  // the first pass of the round meets it too, and reports it
+    anchors_.erase(tokens);
+    return;
+  }
+  const auto& answers = *decoded;
   std::vector<const Sequence*> sequences;
   for (size_t i = 0; i < prompts.size(); ++i) {
     Anchor anchor;
@@ -447,6 +451,8 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, Trainable what,
     what.zero_gradient();
     const StepLoss loss = run_terms(graph_, compute_, what.over(*base_), what.adapters(),
                                     what.gradient(), step.terms, true);
+    outcome.failure = graph_.take_status();
+    if (!outcome.failure.ok()) return outcome;
     note_results(recipe, step, loss, state);
     outcome.tokens += loss.tokens;
     outcome.steps = index + 1;

@@ -41,12 +41,12 @@ struct Recipe {
   int lessons_per_step = 6;             ///< fresh lessons whose answers were worst when last seen
   int forms_alone = 3, forms_many = 1;  ///< wordings of a lesson in a step: one lesson, several
   float plain_share = 0.34f;            ///< how often an only wording is the lesson's own
-  int sightings = 1;        ///< steps in a row in which a lesson must meet the stop rule
+  int sightings = 2;        ///< steps in a row in which a lesson must meet the stop rule
   int replay_per_step = 4;  ///< earlier lessons, those that had faded most when last seen
   int anchors = 4;  ///< in a step: one at random, else those furthest from the base when last seen
   float anchor_weight = 4.0f;
   int64_t anchor_tokens = 8;
-  int contrasts = 2, replay_contrasts = 1;  ///< in a step: of fresh lessons, of rehearsed ones
+  int contrasts = 4, replay_contrasts = 1;  ///< in a step: of fresh lessons, of rehearsed ones
   int contrast_pool = 12;                   ///< swapped forms of a lesson to draw them from
   float contrast_weight = 1.0f;
   int correction_pairs = 1;  ///< in a step, of the corrections furthest from learned
@@ -94,6 +94,7 @@ struct RoundOutcome {
   bool converged = false;  ///< every fresh lesson met the stop rule
   bool stopped = false;    ///< on_step said so
   bool finite = true;
+  Status failure;  ///< of a plugin; the weights are as the last good step left them
   double first_loss = 0, last_loss = 0;
 };
 

@@ -161,7 +161,6 @@ void add_learn_routes(Router& router, Service& service) {
   router.add("POST", "/ds/v1/tokens", kAdmin, BodyKind::kJson,
              [&](RouteCall& call, const ResponderPtr& to) { issue_token(service, call, to); });
   add_text_routes(router, service);
-  router.add_planned("/ds/v1/plugins/*", "loading plugins");
   router.add_planned("/ds/v1/drift", "drift detection");
 }
 

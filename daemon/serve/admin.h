@@ -12,6 +12,7 @@ void add_version_routes(Router& router,
                         Service& service);  ///< versions, models (admin_versions.cpp)
 void add_learn_routes(Router& router,
                       Service& service);  ///< learn, replay, backup, config (admin.cpp)
+void add_plugin_routes(Router& router, Service& service);    ///< plugins (admin_plugins.cpp)
 void add_feedback_routes(Router& router, Service& service);  ///< feedback in and out (feedback.cpp)
 void add_status_routes(Router& router, Service& service);    ///< what is going on (observe.cpp)
 

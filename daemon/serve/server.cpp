@@ -80,6 +80,7 @@ Status Server::State::open() {
   add_openai_routes(router, *service);
   add_version_routes(router, *service);
   add_learn_routes(router, *service);
+  add_plugin_routes(router, *service);
   add_feedback_routes(router, *service);
   add_status_routes(router, *service);
   register_collectors(service);

@@ -32,6 +32,8 @@ struct ModelInfo {
 };
 
 /// What the server speaks for. Everything referenced outlives the server.
+class Plugins;
+
 struct ServerParts {
   Engine& engine;
   Versions& versions;
@@ -50,6 +52,7 @@ struct ServerParts {
   std::string data_dir = {};          ///< absolute; shown in status
   /// {path, files, bytes}; may take long.
   std::function<Result<Json>(const std::string& path)> backup = {};
+  Plugins* plugins = nullptr;  ///< null: their routes answer 501
 };
 
 struct ServerOptions {

@@ -7,5 +7,7 @@ namespace ds {
 
 extern const Ops kOps_avx2;
 constinit const Ops kOps_avx2 = cpu_avx2::table("cpu-avx2");
+extern const QuantOps kQuant_avx2;
+constinit const QuantOps kQuant_avx2 = cpu_avx2::quant_table();
 
 }  // namespace ds

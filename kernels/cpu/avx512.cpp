@@ -7,5 +7,7 @@ namespace ds {
 
 extern const Ops kOps_avx512;
 constinit const Ops kOps_avx512 = cpu_avx512::table("cpu-avx512");
+extern const QuantOps kQuant_avx512;
+constinit const QuantOps kQuant_avx512 = cpu_avx512::quant_table();
 
 }  // namespace ds

@@ -7,5 +7,7 @@ namespace ds {
 
 extern const Ops kOps_avx512_amx;
 constinit const Ops kOps_avx512_amx = cpu_avx512_amx::table("cpu-avx512-amx");
+extern const QuantOps kQuant_avx512_amx;
+constinit const QuantOps kQuant_avx512_amx = cpu_avx512_amx::quant_table();
 
 }  // namespace ds

@@ -7,5 +7,7 @@ namespace ds {
 
 extern const Ops kOps_avx512_bf16;
 constinit const Ops kOps_avx512_bf16 = cpu_avx512_bf16::table("cpu-avx512-bf16");
+extern const QuantOps kQuant_avx512_bf16;
+constinit const QuantOps kQuant_avx512_bf16 = cpu_avx512_bf16::quant_table();
 
 }  // namespace ds

@@ -3,7 +3,8 @@
 #include <cstring>
 
 #include "ds/status.h"
-#include "kernels/ops.h"
+#include "kernels/cpu/vnni.h"
+#include "kernels/quant.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -14,9 +15,11 @@
 namespace ds {
 
 extern const Ops kOps_scalar;
+extern const QuantOps kQuant_scalar;
 
 #if defined(__x86_64__)
 extern const Ops kOps_avx2, kOps_avx512, kOps_avx512_bf16, kOps_avx512_amx;
+extern const QuantOps kQuant_avx2, kQuant_avx512, kQuant_avx512_bf16, kQuant_avx512_amx;
 
 namespace {
 
@@ -89,6 +92,28 @@ const Ops& cpu_ops(CpuIsa isa) {
   return kOps_scalar;
 }
 
+const QuantOps& cpu_quant_ops(CpuIsa isa) {
+  DS_CHECK(cpu_supports(isa));
+  switch (isa) {
+    case CpuIsa::kScalar:
+      return kQuant_scalar;
+    case CpuIsa::kAvx2:
+      return kQuant_avx2;
+    case CpuIsa::kAvx512:
+      return kQuant_avx512;
+    case CpuIsa::kAvx512Bf16:
+      return kQuant_avx512_bf16;
+    case CpuIsa::kAvx512Amx:
+      return kQuant_avx512_amx;
+  }
+  return kQuant_scalar;
+}
+
+bool cpu_has_vnni() {
+  static const bool has = __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+
 #else
 
 bool cpu_supports(CpuIsa isa) { return isa == CpuIsa::kScalar; }
@@ -97,6 +122,11 @@ const Ops& cpu_ops(CpuIsa isa) {
   DS_CHECK(cpu_supports(isa));
   return kOps_scalar;
 }
+const QuantOps& cpu_quant_ops(CpuIsa isa) {
+  DS_CHECK(cpu_supports(isa));
+  return kQuant_scalar;
+}
+bool cpu_has_vnni() { return false; }
 
 #endif
 

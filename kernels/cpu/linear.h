@@ -177,7 +177,21 @@ inline void expand_rows(WeightFormat format, const char* const* panels, int coun
   }
 }
 
-/// acc [rows][kGroupLanes] = x W^T for up to kGroup panels. `block`: kBlockK * kGroupLanes floats.
+/// acc [rows][kGroupLanes] = x W^T for up to kGroup panels, x in FP32. `block`: kBlockK *
+/// kGroupLanes floats.
+inline void multiply_exact(WeightFormat format, const char* const* panels, int count,
+                           const Input& in, int64_t row, int64_t rows, int64_t k, float* block,
+                           float* acc) {
+  if (rows > kStreamRows) {
+    expand_rows(format, panels, count, in, row, rows, k, block, acc);
+  } else if (format == WeightFormat::kF32) {
+    stream_rows<Operand::kF32>(panels, count, in, row, rows, k, acc);
+  } else {
+    stream_rows<Operand::kBF16>(panels, count, in, row, rows, k, acc);
+  }
+}
+
+/// The same with x as this ISA meets this format.
 inline void multiply_panels(WeightFormat format, const char* const* panels, int count,
                             const Input& in, int64_t row, int64_t rows, int64_t k, float* block,
                             float* acc) {
@@ -185,25 +199,22 @@ inline void multiply_panels(WeightFormat format, const char* const* panels, int 
     for (int64_t i = 0; i < rows * kGroupLanes; ++i) acc[i] = 0.0f;
     return;
   }
-  const Operand operand = operand_of(format);
-  if (operand == Operand::kDot) {
+  if (operand_of(format) == Operand::kDot) {
 #if defined(__AMX_BF16__)
     tile_rows(panels, count, in.pairs + row * in.stride, in.stride, rows, ceil_div(k, 2), acc,
               kGroupLanes);
 #elif defined(__AVX512BF16__)
     stream_rows<Operand::kDot>(panels, count, in, row, rows, k, acc);
 #endif
-  } else if (rows > kStreamRows) {
-    expand_rows(format, panels, count, in, row, rows, k, block, acc);
-  } else if (operand == Operand::kF32) {
-    stream_rows<Operand::kF32>(panels, count, in, row, rows, k, acc);
   } else {
-    stream_rows<Operand::kBF16>(panels, count, in, row, rows, k, acc);
+    multiply_exact(format, panels, count, in, row, rows, k, block, acc);
   }
 }
 
 /// t[w][row] = A x for rows [begin, end), each with its slot's A; zero where there is none.
-inline void low_rank_inputs(const LinearArgs& a, const Input& in, int64_t begin, int64_t end) {
+template <typename Multiply>
+inline void low_rank_inputs(const Multiply& multiply_with, const LinearArgs& a, const Input& in,
+                            int64_t begin, int64_t end) {
   const LoraSlots& lora = *a.lora;
   float* block = task_scratch(static_cast<size_t>((kBlockK + kRowsPerTask) * kGroupLanes));
   float* acc = block + kBlockK * kGroupLanes;
@@ -217,7 +228,7 @@ inline void low_rank_inputs(const LinearArgs& a, const Input& in, int64_t begin,
       const bool present = low != nullptr && low->data != nullptr;
       if (present) {
         const char* panel = panel_of(*low, 0);
-        multiply_panels(low->format, &panel, 1, in, row, stop - row, low->k, block, acc);
+        multiply_with(low->format, &panel, 1, in, row, stop - row, low->k, block, acc);
       }
       for (int64_t r = 0; r < stop - row; ++r) {
         store(t + r * kLoraRank, present ? load(acc + r * kGroupLanes) : zero());
@@ -344,8 +355,9 @@ inline void linear(const OpContext& context, const LinearArgs& a) {
   if (a.rows == 0 || a.n_weights == 0) return;
   const Input in = input_of(a);
   if (a.lora != nullptr) {
-    parallel_blocks(context, a.rows, 24,
-                    [&](int64_t begin, int64_t end) { low_rank_inputs(a, in, begin, end); });
+    parallel_blocks(context, a.rows, 24, [&](int64_t begin, int64_t end) {
+      low_rank_inputs(multiply_panels, a, in, begin, end);
+    });
   }
   const Columns columns(a);
   const int64_t groups = ceil_div(columns.total, kGroup);

@@ -7,5 +7,7 @@ namespace ds {
 
 extern const Ops kOps_scalar;
 constinit const Ops kOps_scalar = cpu_scalar::table("cpu-scalar");
+extern const QuantOps kQuant_scalar;
+constinit const QuantOps kQuant_scalar = cpu_scalar::quant_table();
 
 }  // namespace ds

@@ -15,6 +15,7 @@ namespace ds::DS_ISA {
 constexpr int kLanes = 16;
 constexpr int kTileRows = 4;  // 4 rows x 1 panel: 8 accumulators, 2 weights, 1 broadcast of 16
 constexpr int kTilePanels = 1;
+constexpr bool kHasVnni = false;
 
 struct F16 {
   __m256 lo, hi;
@@ -115,6 +116,43 @@ DS_INLINE void store_u(uint32_t* p, U16 a) {
 }
 DS_INLINE U16 bits(F16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 DS_INLINE F16 as_float(U16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+DS_INLINE U16 set_u(uint32_t x) {
+  const __m256i v = _mm256_set1_epi32(static_cast<int>(x));
+  return {v, v};
+}
+DS_INLINE U16 operator|(U16 a, U16 b) {
+  return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+}
+DS_INLINE U16 operator&(U16 a, U16 b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
+template <int kBits>
+DS_INLINE U16 shift_left(U16 a) {
+  return {_mm256_slli_epi32(a.lo, kBits), _mm256_slli_epi32(a.hi, kBits)};
+}
+template <int kBits>
+DS_INLINE U16 shift_right(U16 a) {
+  return {_mm256_srli_epi32(a.lo, kBits), _mm256_srli_epi32(a.hi, kBits)};
+}
+DS_INLINE F16 float_of(U16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+DS_INLINE U16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+DS_INLINE F16 select(F16 c, F16 a, F16 b) {
+  const __m256 z = _mm256_setzero_ps();
+  return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(c.lo, z, _CMP_GT_OQ)),
+          _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(c.hi, z, _CMP_GT_OQ))};
+}
+DS_INLINE __m256i dot_bytes_8(__m256i acc, __m256i u, __m256i x) {
+  const __m256i even = _mm256_and_si256(u, _mm256_set1_epi32(0x00ff00ff));
+  const __m256i odd = _mm256_srli_epi16(u, 8);
+  const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
+  const __m256i x_odd = _mm256_srai_epi16(x, 8);
+  return _mm256_add_epi32(
+      acc, _mm256_add_epi32(_mm256_madd_epi16(even, x_even), _mm256_madd_epi16(odd, x_odd)));
+}
+template <bool kVnni>
+DS_INLINE U16 dot_bytes(U16 acc, U16 u, U16 x) {
+  return {dot_bytes_8(acc.lo, u.lo, x.lo), dot_bytes_8(acc.hi, u.hi, x.hi)};
+}
 DS_INLINE F16 even(U16 a) {
   return as_float({_mm256_slli_epi32(a.lo, 16), _mm256_slli_epi32(a.hi, 16)});
 }

@@ -15,6 +15,7 @@ namespace ds::DS_ISA {
 constexpr int kLanes = 16;
 constexpr int kTileRows = 6;  // 6 rows x 4 panels: 24 accumulators, 4 weights, 1 broadcast
 constexpr int kTilePanels = 4;
+constexpr bool kHasVnni = true;  // where cpu_has_vnni() says so
 
 struct F16 {
   __m512 v;
@@ -84,6 +85,40 @@ DS_INLINE U16 zero_u() { return {_mm512_setzero_si512()}; }
 DS_INLINE void store_u(uint32_t* p, U16 a) { _mm512_storeu_si512(p, a.v); }
 DS_INLINE U16 bits(F16 a) { return {_mm512_castps_si512(a.v)}; }
 DS_INLINE F16 as_float(U16 a) { return {_mm512_castsi512_ps(a.v)}; }
+
+DS_INLINE U16 set_u(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+DS_INLINE U16 operator|(U16 a, U16 b) { return {_mm512_or_si512(a.v, b.v)}; }
+DS_INLINE U16 operator&(U16 a, U16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+template <int kBits>
+DS_INLINE U16 shift_left(U16 a) {
+  return {_mm512_slli_epi32(a.v, kBits)};
+}
+template <int kBits>
+DS_INLINE U16 shift_right(U16 a) {
+  return {_mm512_srli_epi32(a.v, kBits)};
+}
+/// Words as signed integers.
+DS_INLINE F16 float_of(U16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+DS_INLINE U16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+/// a where c > 0, else b.
+DS_INLINE F16 select(F16 c, F16 a, F16 b) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(c.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
+}
+/// Per word: acc + the four products of an unsigned byte of u and a signed byte of x; exact.
+template <bool kVnni>
+DS_INLINE U16 dot_bytes(U16 acc, U16 u, U16 x) {
+  if constexpr (kVnni) {  // not the intrinsic: its flag would let the whole file use the
+                          // instruction
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(u.v), "v"(x.v));
+    return acc;
+  }
+  const __m512i even = _mm512_and_si512(u.v, _mm512_set1_epi32(0x00ff00ff));
+  const __m512i odd = _mm512_srli_epi16(u.v, 8);
+  const __m512i x_even = _mm512_srai_epi16(_mm512_slli_epi16(x.v, 8), 8);
+  const __m512i x_odd = _mm512_srai_epi16(x.v, 8);
+  return {_mm512_add_epi32(
+      acc.v, _mm512_add_epi32(_mm512_madd_epi16(even, x_even), _mm512_madd_epi16(odd, x_odd)))};
+}
 
 /// The low and the high bfloat16 of each word: even and odd k of a packed pair.
 DS_INLINE F16 even(U16 a) { return as_float({_mm512_slli_epi32(a.v, 16)}); }

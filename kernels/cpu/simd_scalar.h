@@ -15,6 +15,7 @@ namespace ds::DS_ISA {
 constexpr int kLanes = 16;
 constexpr int kTileRows = 2;
 constexpr int kTilePanels = 1;
+constexpr bool kHasVnni = false;
 
 struct F16 {
   float v[16];
@@ -130,6 +131,47 @@ DS_INLINE F16 as_float(U16 a) {
   F16 r;
   std::memcpy(r.v, a.v, sizeof(r.v));
   return r;
+}
+DS_INLINE U16 set_u(uint32_t x) {
+  return lanes<U16>([=](int) { return x; });
+}
+DS_INLINE U16 operator|(U16 a, U16 b) {
+  return lanes<U16>([&](int i) { return a.v[i] | b.v[i]; });
+}
+DS_INLINE U16 operator&(U16 a, U16 b) {
+  return lanes<U16>([&](int i) { return a.v[i] & b.v[i]; });
+}
+template <int kBits>
+DS_INLINE U16 shift_left(U16 a) {
+  return lanes<U16>([&](int i) { return a.v[i] << kBits; });
+}
+template <int kBits>
+DS_INLINE U16 shift_right(U16 a) {
+  return lanes<U16>([&](int i) { return a.v[i] >> kBits; });
+}
+DS_INLINE F16 float_of(U16 a) {
+  return lanes<F16>([&](int i) { return static_cast<float>(static_cast<int32_t>(a.v[i])); });
+}
+/// |a| < 2^22; anything else gives some word.
+DS_INLINE U16 to_int(F16 a) {
+  const F16 whole = round_nearest(a);
+  return lanes<U16>([&](int i) {
+    const bool fits = whole.v[i] > -4194304.0f && whole.v[i] < 4194304.0f;
+    return static_cast<uint32_t>(fits ? static_cast<int32_t>(whole.v[i]) : INT32_MIN);
+  });
+}
+DS_INLINE F16 select(F16 c, F16 a, F16 b) {
+  return lanes<F16>([&](int i) { return c.v[i] > 0.0f ? a.v[i] : b.v[i]; });
+}
+template <bool kVnni>
+DS_INLINE U16 dot_bytes(U16 acc, U16 u, U16 x) {
+  return lanes<U16>([&](int i) {
+    int32_t sum = static_cast<int32_t>(acc.v[i]);
+    for (int b = 0; b < 32; b += 8) {
+      sum += static_cast<int32_t>(u.v[i] >> b & 0xff) * static_cast<int8_t>(x.v[i] >> b & 0xff);
+    }
+    return static_cast<uint32_t>(sum);
+  });
 }
 DS_INLINE F16 even(U16 a) {
   return as_float(lanes<U16>([&](int i) { return a.v[i] << 16; }));

@@ -6,10 +6,13 @@
 #pragma once
 
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention_selected.h"
 #include "kernels/cpu/attention_train.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/loss.h"
 #include "kernels/cpu/pack.h"
+#include "kernels/cpu/quant_linear.h"
+#include "kernels/cpu/quant_weights.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/update.h"
@@ -33,6 +36,9 @@ constexpr Ops table(const char* name) {
           .attention = attention,
           .attention_train = attention_train,
           .attention_train_backward = attention_train_backward,
+          .attention_selected = attention_selected,
+          .attention_selected_train = attention_selected_train,
+          .attention_selected_train_backward = attention_selected_train_backward,
           .swiglu = swiglu,
           .swiglu_backward = swiglu_backward,
           .relu = relu,
@@ -44,6 +50,15 @@ constexpr Ops table(const char* name) {
           .adamw = adamw,
           .sum_squares = sum_squares,
           .all_finite = all_finite};
+}
+
+constexpr QuantOps quant_table() {
+  return {.quantize = quantize,
+          .dequantize = dequantize,
+          .prepare = quant_prepare,
+          .linear = quant_linear,
+          .fake = fake_quantize,
+          .fake_backward = fake_quantize_backward};
 }
 
 }  // namespace ds::DS_ISA

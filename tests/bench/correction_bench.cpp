@@ -70,7 +70,9 @@ struct Bench {
       prompts.push_back(*chat.render(*model.tokenizer, {&m, 1}, true));
     }
     std::vector<std::string> out;
-    for (const auto& ids : decoder->greedy(*model.base, delta, prompts, 48, chat.end_of_turn())) {
+    const auto decoded = decoder->greedy(*model.base, delta, prompts, 48, chat.end_of_turn());
+    DS_CHECK(decoded.ok());
+    for (const auto& ids : *decoded) {
       out.push_back(model.tokenizer->decode(ids));
     }
     return out;
@@ -80,15 +82,16 @@ struct Bench {
     double sum = 0;
     int64_t n = 0;
     const std::vector<int64_t> first(heldout.size(), 1);
-    decoder->score(*model.base, delta, heldout, first,
-                   [&](size_t s, int64_t target, const float* row) {
-                     const int64_t vocab = model.base->config().vocab;
-                     const float top = *std::max_element(row, row + vocab);
-                     double z = 0;
-                     for (int64_t i = 0; i < vocab; ++i) z += std::exp(row[i] - top);
-                     sum += top + std::log(z) - row[heldout[s][static_cast<size_t>(target)]];
-                     ++n;
-                   });
+    const Status scored = decoder->score(
+        *model.base, delta, heldout, first, [&](size_t s, int64_t target, const float* row) {
+          const int64_t vocab = model.base->config().vocab;
+          const float top = *std::max_element(row, row + vocab);
+          double z = 0;
+          for (int64_t i = 0; i < vocab; ++i) z += std::exp(row[i] - top);
+          sum += top + std::log(z) - row[heldout[s][static_cast<size_t>(target)]];
+          ++n;
+        });
+    DS_CHECK(scored.ok());
     return sum / static_cast<double>(n);
   }
 

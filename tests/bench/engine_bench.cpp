@@ -41,7 +41,7 @@ struct Serving {
     batch.sequences = {&span, 1};
     batch.slot_of_row = slots;
     batch.logit_rows = {&last, 1};
-    forward.run(base, batch, pages, logits.data(), nullptr);
+    DS_CHECK(forward.run(base, batch, pages, logits.data(), nullptr).ok());
   }
   const BaseWeights& base;
   KvPages pages;
@@ -95,7 +95,8 @@ double rate(const std::function<int64_t()>& work) {
 int main(int argc, char** argv) {
   const CpuIsa isa = argc > 1 ? test::isa_named(argv[1]) : best_cpu_isa();
   Pool pool(argc > 2 ? std::atoi(argv[2]) : 0);
-  const Compute compute{&cpu_ops(isa), {pool.engine(), nullptr}};
+  const AttentionSlot attention(test::attention_module("dense"));
+  const Compute compute{&cpu_ops(isa), {pool.engine(), nullptr}, &attention};
   const test::LoadedModel model =
       test::load_model(test::smollm2_path(), compute, WeightFormat::kBF16);
   Serving serving(compute, *model.base);

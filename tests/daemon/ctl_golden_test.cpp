@@ -76,6 +76,32 @@ void script_versions(FakeControl& daemon) {
   daemon.on("POST /ds/v1/models", R"({"name":"digits","kind":"mlp","version":"digits@v1"})");
 }
 
+constexpr const char* kComponent =
+    R"("name":"window-global","kind":"attention","id":"org.acme.window","version":"1.2.0",
+"generation":3,"state":"serving","users":2,"threads":0,"host_bytes":0,"origin":"installed",
+"trusted_by":"allow-list","path":"/opt/acme/window.so","abi":"1.0","config":{"window":64},
+"sha256":"64257c73a497b1d0c6904c9f2ec799a556feb2d0015435961ebd124813b73c07","loaded_ms":1000000000)";
+
+void script_plugins(FakeControl& daemon) {
+  const std::string one = "{" + std::string(kComponent) + "}";
+  const std::string shown = "{" + std::string(kComponent) +
+                            R"(,"summary":"local window and chosen globals","license":"Apache-2.0",
+"config_schema":{"type":"object"},"generations":[)" +
+                            one + "]}";
+  daemon.on("GET /ds/v1/plugins", R"({"plugins":[)" + one +
+                                      R"(],"refused":[{"path":"/m/bad.so",
+"reason":"/m/bad.so: mode 0777, group or others may write; expected none of them"}]})");
+  daemon.on("GET /ds/v1/plugins/window-global", shown);
+  daemon.on("POST /ds/v1/plugins/load", R"({"path":"/opt/acme/window.so","sha256":"64257c73a497",
+"trusted_by":"allow-list","components":[)" + one +
+                                            "]}");
+  for (const char* verb : {"reload", "rollback", "retire", "configure"})
+    daemon.on(std::string("POST /ds/v1/plugins/") + verb, shown);
+  daemon.on("POST /ds/v1/plugins/explain", R"({"path":"/opt/acme/window.so","loads":false,"steps":[
+{"step":"file","ok":true,"text":"regular file, owner and modes are fine, 1024 bytes"},
+{"step":"note","ok":false,"text":"ABI major 2, this host has 1"}]})");
+}
+
 void script_feedback(FakeControl& daemon) {
   daemon.on(
       "GET /ds/v1/feedback",
@@ -173,6 +199,7 @@ TEST_P(Golden, PrintsWhatTheFileSays) {
   }
   script_status(daemon);
   script_versions(daemon);
+  script_plugins(daemon);
   script_feedback(daemon);
   script_upkeep(daemon);
   script_answers(daemon);
@@ -228,6 +255,24 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"model_new", {"model", "new", "digits", "--mlp", "784,100,100,10"}},
                     Case{"model_new_json",
                          {"model", "new", "digits", "--mlp", "784,100,100,10", "-o", "json"}}),
+    case_name);
+
+INSTANTIATE_TEST_SUITE_P(
+    DsctlPlugin, Golden,
+    testing::Values(
+        Case{"plugin_ls", {"plugin", "ls"}}, Case{"plugin_ls_json", {"plugin", "ls", "-o", "json"}},
+        Case{"plugin_show", {"plugin", "show", "window-global"}},
+        Case{"plugin_show_json", {"plugin", "show", "window-global", "-o", "json"}},
+        Case{"plugin_show_unknown", {"plugin", "show", "flash"}},
+        Case{"plugin_explain", {"plugin", "explain", "/opt/acme/window.so"}},
+        Case{"plugin_explain_json", {"plugin", "explain", "/opt/acme/window.so", "-o", "json"}},
+        Case{"plugin_load", {"plugin", "load", "/opt/acme/window.so", "window=64", "--trust"}},
+        Case{"plugin_load_wrong", {"plugin", "load", "/opt/acme/window.so", "window"}},
+        Case{"plugin_reload",
+             {"plugin", "reload", "window-global", "--file", "/opt/acme/window.so"}},
+        Case{"plugin_configure", {"plugin", "configure", "window-global", "window=32"}},
+        Case{"plugin_rollback", {"plugin", "rollback", "window-global"}},
+        Case{"plugin_retire", {"plugin", "retire", "window-global", "-o", "json"}}),
     case_name);
 
 INSTANTIATE_TEST_SUITE_P(

@@ -66,6 +66,7 @@ class Workshop {
                        *config_,
                        machine.pool,
                        *machine.compute.ops,
+                       machine.attention,
                        metrics,
                        events,
                        system_clock_seam(),
@@ -104,12 +105,12 @@ class Workshop {
     BatchDecoder decoder(bases->config(), machine.compute, KvDtype::kF32);
     const int64_t first = 1, vocab = bases->config().vocab;
     double sum = 0;
-    decoder.score(*weights.base, weights.delta.get(), {&ids, 1}, {&first, 1},
-                  [&](size_t, int64_t target, const float* row) {
-                    double total = 0;
-                    for (int64_t i = 0; i < vocab; ++i) total += std::exp(row[i]);
-                    sum += row[ids[static_cast<size_t>(target)]] - std::log(total);
-                  });
+    const auto add = [&](size_t, int64_t target, const float* row) {
+      double total = 0;
+      for (int64_t i = 0; i < vocab; ++i) total += std::exp(row[i]);
+      sum += row[ids[static_cast<size_t>(target)]] - std::log(total);
+    };
+    DS_CHECK(decoder.score(*weights.base, weights.delta.get(), {&ids, 1}, {&first, 1}, add).ok());
     return sum / static_cast<double>(ids.size() - 1);
   }
   std::vector<std::string> bases_on_disk() {

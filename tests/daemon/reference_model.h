@@ -11,6 +11,7 @@
 
 #include "engine/model.h"
 #include "kernels/pool.h"
+#include "plugin/plugins.h"
 #include "storage/json.h"
 #include "storage/safetensors.h"
 #include "storage/seams.h"
@@ -43,11 +44,35 @@ inline std::string smollm2_path() {
   return posix_file_system().exists(path) ? path : "";
 }
 
-/// One pool and backend per test program.
+/// The built-in modules of this build, loaded once per test program.
+inline Plugins& modules() {
+  static const std::unique_ptr<Plugins> loaded = [] {
+    Result<std::unique_ptr<Plugins>> opened =
+        Plugins::open({std::string(DS_BIN_DIR) + "/../modules", "/nonexistent", Json::object()}, {},
+                      posix_file_system(), system_clock_seam());
+    DS_CHECK(opened.ok());
+    return std::move(opened).value();
+  }();
+  return *loaded;
+}
+
+/// A generation of one of the modules; `generation` is only its name.
+inline std::shared_ptr<const Attention> attention_module(const std::string& name,
+                                                         uint64_t generation = 1) {
+  Result<Plugins::Serving> found = modules().find(DS_KIND_ATTENTION, name);
+  if (!found.ok()) std::fprintf(stderr, "%s\n", found.status().message().c_str());
+  DS_CHECK(found.ok());
+  return std::make_shared<Attention>(found->instance, generation);
+}
+
+/// One pool, backend and attention per test program.
 struct Machine {
   explicit Machine(CpuIsa isa = best_cpu_isa())
-      : pool(0), compute{&cpu_ops(isa), {pool.engine(), nullptr}} {}
+      : pool(0),
+        attention(attention_module("dense")),
+        compute{&cpu_ops(isa), {pool.engine(), nullptr}, &attention} {}
   Pool pool;
+  AttentionSlot attention;
   Compute compute;
 };
 
@@ -98,7 +123,8 @@ inline std::vector<float> serve_logits(const Compute& compute, const BaseWeights
     batch.slot_of_row = slots;
     if (delta != nullptr) batch.deltas = {&delta, 1};
     batch.logit_rows = all;
-    forward.run(base, batch, cache, logits.data() + at * base.config().vocab, nullptr);
+    DS_CHECK(
+        forward.run(base, batch, cache, logits.data() + at * base.config().vocab, nullptr).ok());
   }
   return logits;
 }

@@ -9,6 +9,7 @@
 #include "engine/train_graph.h"
 #include "learn/objective.h"
 #include "reference_model.h"
+#include "tests/kernels/cases.h"
 
 namespace ds {
 namespace {
@@ -17,7 +18,6 @@ class TinyModel : public testing::TestWithParam<std::tuple<const char*, CpuIsa>>
  protected:
   void SetUp() override {
     const auto [name, isa] = GetParam();
-    if (!cpu_supports(isa)) GTEST_SKIP() << "this CPU lacks " << cpu_ops(isa).name;
     machine = std::make_unique<test::Machine>(isa);
     folder = test::data_path(std::string("tiny/") + name);
     reference = test::read_json(folder + "/reference.json");
@@ -169,9 +169,7 @@ std::string case_name(const testing::TestParamInfo<std::tuple<const char*, CpuIs
 INSTANTIATE_TEST_SUITE_P(Variants, TinyModel,
                          testing::Combine(testing::Values("tied", "untied-gqa", "bias",
                                                           "headdim-llama3", "linear-rope"),
-                                          testing::Values(CpuIsa::kScalar, CpuIsa::kAvx2,
-                                                          CpuIsa::kAvx512, CpuIsa::kAvx512Bf16,
-                                                          CpuIsa::kAvx512Amx)),
+                                          testing::ValuesIn(test::supported_isas())),
                          case_name);
 
 }  // namespace

@@ -92,26 +92,27 @@ Floats outputs_of(const AttentionProblem& p, const Ops& ops, const OpContext& co
 TEST_P(BitsTest, AttentionIsTheSameWholeInChunksAndTokenByToken) {
   const Ops& ops = cpu_ops(GetParam());
   Pool pool(2);
-  for (KvDtype dtype : {KvDtype::kBF16, KvDtype::kF32}) {
-    for (int64_t d : {16, 64}) {
-      const AttentionProblem p({9, 3, d, dtype, {{0, 150}, {0, 70}}});
-      const Floats whole = outputs_of(p, ops, {pool.engine()}, {{{0, 0, 150}, {1, 0, 70}}});
-      const Floats alone = outputs_of(p, ops, {}, {{{0, 0, 150}}, {{1, 0, 70}}});
-      EXPECT_EQ(whole, alone) << ops.name;
-      const Floats chunks = outputs_of(p, ops, {pool.engine()},
-                                       {{{0, 0, 1}},
-                                        {{0, 1, 40}, {1, 0, 32}},
-                                        {{1, 32, 33}, {0, 40, 64}},
-                                        {{0, 64, 150}},
-                                        {{1, 33, 70}}});
-      EXPECT_EQ(whole, chunks) << ops.name;
-      Parts tokens;
-      for (int64_t i = 0; i < 150; ++i) {
-        tokens.push_back({{0, i, i + 1}});
-        if (i < 70) tokens.back().push_back({1, i, i + 1});
-      }
-      EXPECT_EQ(whole, outputs_of(p, ops, {pool.engine()}, tokens)) << ops.name;
+  for (int variant = 0; variant < 8; ++variant) {
+    const KvDtype dtype = variant % 2 == 0 ? KvDtype::kBF16 : KvDtype::kF32;
+    const int64_t d = variant / 2 % 2 == 0 ? 16 : 64;
+    const bool selected = variant >= 4;
+    const AttentionProblem p({9, 3, d, dtype, {{0, 150}, {0, 70}}, selected});
+    const Floats whole = outputs_of(p, ops, {pool.engine()}, {{{0, 0, 150}, {1, 0, 70}}});
+    const Floats alone = outputs_of(p, ops, {}, {{{0, 0, 150}}, {{1, 0, 70}}});
+    EXPECT_EQ(whole, alone) << ops.name;
+    const Floats chunks = outputs_of(p, ops, {pool.engine()},
+                                     {{{0, 0, 1}},
+                                      {{0, 1, 40}, {1, 0, 32}},
+                                      {{1, 32, 33}, {0, 40, 64}},
+                                      {{0, 64, 150}},
+                                      {{1, 33, 70}}});
+    EXPECT_EQ(whole, chunks) << ops.name;
+    Parts tokens;
+    for (int64_t i = 0; i < 150; ++i) {
+      tokens.push_back({{0, i, i + 1}});
+      if (i < 70) tokens.back().push_back({1, i, i + 1});
     }
+    EXPECT_EQ(whole, outputs_of(p, ops, {pool.engine()}, tokens)) << ops.name;
   }
 }
 

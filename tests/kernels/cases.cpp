@@ -437,12 +437,16 @@ std::vector<Case> all_cases() {
     all.push_back(attention_case({2, 2, 128, dtype, {{0, 65}}}));
     all.push_back(attention_case({2, 1, 20, dtype, {{3, 40}}}));
     all.push_back(attention_case({5, 1, 32, dtype, {{0, 9}, {100, 1}}}));
+    all.push_back(attention_case({9, 3, 64, dtype, {{0, 1}, {0, 130}, {37, 1}, {64, 5}}, true}));
+    all.push_back(attention_case({2, 1, 20, dtype, {{3, 40}}, true}));
   }
   for (bool backward : {false, true}) {
     all.push_back(train_attention_case({9, 3, 64, 0, {20, 1, 70}}, backward));
     all.push_back(train_attention_case({4, 2, 16, 37, {33, 5}}, backward));
     all.push_back(train_attention_case({2, 2, 128, 3, {40}}, backward));
     all.push_back(train_attention_case({3, 1, 20, 0, {65}}, backward));
+    all.push_back(train_attention_case({9, 3, 64, 0, {20, 1, 70}, true}, backward));
+    all.push_back(train_attention_case({3, 1, 20, 37, {65}, true}, backward));
   }
   return all;
 }

@@ -6,6 +6,11 @@
 
 namespace ds::test {
 
+bool selects(int64_t position, int64_t kv_head, int64_t key) {
+  const auto mixed = static_cast<uint64_t>(position * 31 + kv_head * 17 + key * 101) * 2654435761u;
+  return key == position || mixed / 65536 % 3 == 0;
+}
+
 AttentionProblem::AttentionProblem(const AttentionShape& s) : shape(s) {
   uint32_t seed = 77;
   int64_t rows = 0;
@@ -28,7 +33,8 @@ AttentionProblem::AttentionProblem(const AttentionShape& s) : shape(s) {
 
 Vec AttentionProblem::expect() const {
   const AttentionShape& s = shape;
-  const reference::Heads heads{s.n_heads, s.n_kv_heads, s.d, 1.0 / std::sqrt(double(s.d))};
+  reference::Heads heads{s.n_heads, s.n_kv_heads, s.d, 1.0 / std::sqrt(double(s.d))};
+  if (s.selected) heads.reads = selects;
   Vec all;
   int64_t row0 = 0;
   for (const auto& [before, now] : s.sequences) {
@@ -55,6 +61,32 @@ Vec AttentionProblem::expect() const {
   }
   return all;
 }
+
+namespace {
+
+/// The lists of rows at given positions.
+struct Lists {
+  std::vector<int32_t> keys, counts;
+  KeySelection view;
+  Lists(const std::vector<int64_t>& positions, int64_t n_kv_heads) {
+    view.stride = 1 + *std::max_element(positions.begin(), positions.end());
+    for (const int64_t position : positions) {
+      for (int64_t head = 0; head < n_kv_heads; ++head) {
+        const auto begin = static_cast<int64_t>(keys.size());
+        for (int64_t key = 0; key <= position; ++key) {
+          if (selects(position, head, key)) keys.push_back(static_cast<int32_t>(key));
+        }
+        counts.push_back(static_cast<int32_t>(static_cast<int64_t>(keys.size()) - begin));
+        keys.resize(static_cast<size_t>(begin + view.stride), -1);
+      }
+    }
+    view.keys = keys.data();
+    view.counts = counts.data();
+  }
+  Lists(const Lists&) = delete;
+};
+
+}  // namespace
 
 AttentionProblem::Cache::Cache(const AttentionProblem& p) : problem(p) {
   const AttentionShape& s = p.shape;
@@ -99,14 +131,21 @@ void AttentionProblem::Cache::step(const Ops& ops, const OpContext& context,
                             problem.sin.data(), spans.data(), n_spans, kv});
   out->resize(q.size());
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.d));
-  ops.attention(context, {s.n_heads, q.data(), out->data(), scale, spans.data(), n_spans, kv});
+  const AttentionArgs args{s.n_heads, q.data(), out->data(), scale, spans.data(), n_spans, kv};
+  if (!s.selected) return ops.attention(context, args);
+  std::vector<int64_t> positions;
+  for (const Part& part : parts) {
+    for (int64_t p = part.begin; p < part.end; ++p) positions.push_back(p);
+  }
+  ops.attention_selected(context, args, Lists(positions, s.n_kv_heads).view);
 }
 
 Case attention_case(const AttentionShape& s) {
   auto problem = std::make_shared<AttentionProblem>(s);
   Case c;
-  c.name = "rope_append+attention d" + std::to_string(s.d) + " heads" + std::to_string(s.n_heads) +
-           "/" + std::to_string(s.n_kv_heads) + (s.dtype == KvDtype::kF32 ? " f32" : " bf16");
+  c.name = std::string(s.selected ? "attention_selected d" : "rope_append+attention d") +
+           std::to_string(s.d) + " heads" + std::to_string(s.n_heads) + "/" +
+           std::to_string(s.n_kv_heads) + (s.dtype == KvDtype::kF32 ? " f32" : " bf16");
   // Rotated keys near a rounding boundary may fall on the other side in FP32: one BF16 step of a
   // few.
   c.tolerance = c.tolerance_bf16 = s.dtype == KvDtype::kF32 ? 2e-5 : 2e-3;
@@ -148,7 +187,8 @@ TrainProblem::TrainProblem(const TrainShape& s) : shape(s) {
 
 Vec TrainProblem::expect(bool backward) const {
   const TrainShape& s = shape;
-  const reference::Heads heads{s.n_heads, s.n_kv_heads, s.d, 1.0 / std::sqrt(double(s.d))};
+  reference::Heads heads{s.n_heads, s.n_kv_heads, s.d, 1.0 / std::sqrt(double(s.d))};
+  if (s.selected) heads.reads = selects;
   const int64_t width = s.n_heads * s.d, kv_width = s.n_kv_heads * s.d;
   Vec first, second, third;
   int64_t row0 = 0;
@@ -179,8 +219,9 @@ Vec TrainProblem::expect(bool backward) const {
 Case train_attention_case(const TrainShape& s, bool backward) {
   auto p = std::make_shared<TrainProblem>(s);
   Case c;
-  c.name = std::string(backward ? "attention_train_backward" : "attention_train") + " d" +
-           std::to_string(s.d) + " prefix" + std::to_string(s.prefix);
+  c.name = std::string(s.selected ? "attention_selected_train" : "attention_train") +
+           (backward ? "_backward d" : " d") + std::to_string(s.d) + " prefix" +
+           std::to_string(s.prefix);
   for (int64_t n : s.rows) {
     c.name += " " + std::to_string(n);
     c.flops += (backward ? 14.0 : 4.0) * static_cast<double>(s.n_heads * s.d * n) *
@@ -218,12 +259,23 @@ Case train_attention_case(const TrainShape& s, bool backward) {
       a.dq = out->data();
       a.dk = a.dq + width;
       a.dv = a.dk + kv;
-      ops.attention_train(context, a);
     }
-    return [=, &ops] {
+    std::vector<int64_t> positions;
+    for (int64_t n : s.rows) {
+      for (int64_t r = 0; r < n; ++r) positions.push_back(s.prefix + r);
+    }
+    auto lists = std::make_shared<Lists>(positions, s.n_kv_heads);
+    const auto run = [=, &ops](bool back) {
+      if (!s.selected)
+        return (back ? ops.attention_train_backward : ops.attention_train)(context, a);
+      (back ? ops.attention_selected_train_backward : ops.attention_selected_train)(context, a,
+                                                                                    lists->view);
+    };
+    if (backward) run(false);
+    return [=] {
       (void)saved;
       (void)sequences;
-      (backward ? ops.attention_train_backward : ops.attention_train)(context, a);
+      run(backward);
     };
   };
   return c;

@@ -12,7 +12,11 @@ struct AttentionShape {
   int64_t n_heads = 9, n_kv_heads = 3, d = 64;
   KvDtype dtype = KvDtype::kBF16;
   std::vector<std::pair<int64_t, int64_t>> sequences;  ///< {rows cached before, rows of this call}
+  bool selected = false;                               ///< only the keys that selects() chooses
 };
+
+/// A made-up choice for the selected variants: the row's own key and about a third of the others.
+bool selects(int64_t position, int64_t kv_head, int64_t key);
 
 struct AttentionProblem {
   AttentionShape shape;
@@ -43,6 +47,7 @@ struct AttentionProblem {
 struct TrainShape {
   int64_t n_heads = 9, n_kv_heads = 3, d = 64, prefix = 0;
   std::vector<int64_t> rows;  ///< of each sequence; all have the same prefix
+  bool selected = false;
 };
 
 struct TrainProblem {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -89,6 +90,8 @@ inline void rotate(int64_t half, const double* cos, const double* sin, bool inve
 struct Heads {
   int64_t n_heads, n_kv_heads, d;
   double scale;
+  /// Whether a row at `position` uses the key at `key`, for one kv head; empty: it does.
+  std::function<bool(int64_t position, int64_t kv_head, int64_t key)> reads = {};
 };
 
 /// Causal attention of rows [0, rows) whose keys are `prefix` earlier ones and then their own rows.
@@ -108,7 +111,8 @@ inline Vec attention(const Heads& h, int64_t rows, int64_t prefix, const Vec& q,
         for (int64_t i = 0; i < h.d; ++i) {
           dot += q[r * width + head * h.d + i] * k[j * kv_width + kv + i];
         }
-        p[j] = dot * h.scale;
+        const bool read = !h.reads || h.reads(prefix + r, kv / h.d, j);
+        p[j] = read ? dot * h.scale : -INFINITY;
         top = std::max(top, p[j]);
       }
       for (double& s : p) sum += s = std::exp(s - top);

@@ -296,6 +296,36 @@ typedef struct ds_note {
   char id[96];
 } ds_note;
 
+/* The instruction sets that the compiler may use everywhere in this file, as DS_CPU_x. */
+#ifdef __AVX2__
+#define DS_BUILT_AVX2 DS_CPU_AVX2
+#else
+#define DS_BUILT_AVX2 0
+#endif
+#ifdef __AVX512F__
+#define DS_BUILT_AVX512 DS_CPU_AVX512
+#else
+#define DS_BUILT_AVX512 0
+#endif
+#ifdef __AVX512BF16__
+#define DS_BUILT_AVX512_BF16 DS_CPU_AVX512_BF16
+#else
+#define DS_BUILT_AVX512_BF16 0
+#endif
+#ifdef __AMX_BF16__
+#define DS_BUILT_AMX_BF16 DS_CPU_AMX_BF16
+#else
+#define DS_BUILT_AMX_BF16 0
+#endif
+#define DS_CPU_BUILT_FOR \
+  (DS_BUILT_AVX2 | DS_BUILT_AVX512 | DS_BUILT_AVX512_BF16 | DS_BUILT_AMX_BF16)
+/* The note of a plugin in C, once in a file: DS_NOTE("org.acme.nf4", 1u << DS_KIND_QUANTIZER);
+ * DS_PLUGIN of ds/plugin.hpp writes it for C++. The id is at most 95 bytes. */
+#define DS_NOTE(ID, KINDS)                                                                         \
+  __attribute__((section(".note.driftstone"), used, aligned(4))) static const ds_note ds_note_ = { \
+      11,      sizeof(ds_note) - 24, 1, "Driftstone", DS_ABI_MAJOR, DS_ABI_MINOR,                  \
+      (KINDS), DS_CPU_BUILT_FOR,     ID}
+
 /* What plan() answers. Pure: looks at shapes only. The host allocates, then runs. */
 typedef struct ds_plan {
   uint32_t size;

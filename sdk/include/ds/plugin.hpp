@@ -32,6 +32,10 @@
 
 #include "ds/plugin.h"
 
+#ifndef __cpp_exceptions
+#error "ds/plugin.hpp needs exceptions; with -fno-exceptions write to the tables of ds/plugin.h"
+#endif
+
 namespace ds::sdk {
 
 constexpr ds_str str(std::string_view s) { return {s.data(), s.size()}; }
@@ -48,8 +52,10 @@ inline ds_code fail(ds_status* st, ds_code code, std::string_view text) noexcept
   if (st == nullptr) return code;
   *st = {};
   st->code = code;
-  st->len = static_cast<std::uint32_t>(std::min(text.size(), sizeof st->text));
-  std::memcpy(st->text, text.data(), st->len);
+  std::size_t n = std::min(text.size(), sizeof st->text);
+  while (n > 0 && n < text.size() && (text[n] & 0xc0) == 0x80) --n;  // no half of a UTF-8 character
+  st->len = static_cast<std::uint32_t>(n);
+  if (n > 0) std::memcpy(st->text, text.data(), n);
   return code;
 }
 
@@ -60,7 +66,7 @@ ds_code guard(ds_status* st, F&& body) noexcept {
     std::forward<F>(body)();
     return DS_OK;
   } catch (const error& e) {
-    return fail(st, e.code, e.text);
+    return fail(st, e.code != DS_OK ? e.code : DS_E_INTERNAL, e.text);
   } catch (const std::bad_alloc&) {
     return fail(st, DS_E_NOMEM, "out of memory");
   } catch (const std::exception& e) {
@@ -79,11 +85,14 @@ T widened(const T* from) {
   out.size = sizeof out;
   return out;
 }
-/// Into a struct of the other side, no further than it reaches.
+/// Into a struct of the other side, no further than it reaches. Sets its size; the value's own is
+/// not looked at.
 template <class T>
 void hand_out(const T& value, T* to) {
   if (to == nullptr) throw error(DS_E_ARG, "output is NULL");
   const std::uint32_t room = to->size;
+  if (room < sizeof room)
+    throw error(DS_E_ARG, "output: size is " + std::to_string(room) + " bytes");
   std::memcpy(to, &value, std::min<std::size_t>(room, sizeof value));
   to->size = std::min<std::uint32_t>(room, sizeof value);
 }
@@ -163,6 +172,12 @@ std::span<T> flat(const ds_tensor* tensor, std::string_view name,
           static_cast<std::size_t>(n)};
 }
 
+template <class T>
+std::span<T> flat(const ds_tensor& tensor, std::string_view name,
+                  std::initializer_list<std::int64_t> shape = {}) {
+  return flat<T>(&tensor, name, shape);
+}
+
 /// Size of dimension i of a tensor with `ndim` dimensions.
 inline std::int64_t dim(const ds_tensor* t, std::string_view name, std::int32_t ndim,
                         std::int32_t i) {
@@ -230,14 +245,15 @@ struct context {
   const ds_config* config = nullptr;
   ds_device device{DS_DEV_CPU, 0};
 
-  std::int64_t get(const char* path, std::int64_t otherwise) const {
-    std::int64_t out = otherwise;
+  /// A key of the config, or `otherwise` if it has neither a value nor a default in the schema.
+  std::int64_t get(const char* path, std::integral auto otherwise) const {
+    auto out = static_cast<std::int64_t>(otherwise);
     if (config != nullptr && DS_HAS(ds_host, host, config_int))
       (void)host->config_int(config, path, &out);
     return out;
   }
-  double get(const char* path, double otherwise) const {
-    double out = otherwise;
+  double get(const char* path, std::floating_point auto otherwise) const {
+    auto out = static_cast<double>(otherwise);
     if (config != nullptr && DS_HAS(ds_host, host, config_number))
       (void)host->config_number(config, path, &out);
     return out;
@@ -258,15 +274,29 @@ struct context {
 }  // namespace ds::sdk
 
 #include "ds/plugin_kinds.hpp"
+#include "ds/plugin_views.hpp"
 
 namespace ds::sdk {
 
 // ---- From a class to its component and its plugin ----
 
 template <class T>
+constexpr std::uint64_t caps_of() {
+  std::uint64_t out = DS_CAP_CPU;
+  if constexpr (requires { T::caps; }) out = T::caps;
+  if constexpr (requires(T t) { t.save(); }) out |= DS_CAP_STATEFUL;
+  if constexpr (requires(T t) { t.parameters(); }) out |= DS_CAP_TRAINABLE;
+  return out;
+}
+
+template <class T>
 ds_code create(const ds_host* host, const ds_config* config, ds_device device, ds_instance** out,
                ds_status* st) {
   return guard(st, [&] {
+    if (out == nullptr) throw error(DS_E_ARG, "output is NULL");
+    if ((caps_of<T>() & (device.type == DS_DEV_CUDA ? DS_CAP_CUDA : DS_CAP_CPU)) == 0)
+      throw error(DS_E_DEVICE, "device type " + std::to_string(device.type) +
+                                   ", not among the component's capabilities");
     *out = reinterpret_cast<ds_instance*>(new holder<T>(context{host, config, device}));
   });
 }
@@ -294,7 +324,7 @@ inline constexpr ds_instance_ops instance_ops = [] {
     o.save = [](ds_instance* i, const ds_sink* sink, ds_status* st) {
       return guard(st, [&] { write(sink, self<T>(i).save()); });
     };
-  if constexpr (requires(T t, std::string_view s) { t.restore(s, s); })
+  if constexpr (requires(T t, std::string s, std::string_view v) { t.restore(s, v); })
     o.restore = [](ds_instance* i, const ds_source* source, ds_str by, ds_status* st) {
       return guard(st, [&] { self<T>(i).restore(read_all(source), view(by)); });
     };
@@ -318,22 +348,67 @@ inline constexpr ds_instance_ops instance_ops = [] {
   return o;
 }();
 
+#define DS_SDK_FITS(table, member)                             \
+  static_assert(                                               \
+      !requires { &T::member; } || table<T>.member != nullptr, \
+      #member ": the class has it, but with another signature than the SDK calls")
+
+/// An optional member that is slightly off would be passed over in silence: refuses it.
+template <class T>
+constexpr void check_optional_members() {
+  DS_SDK_FITS(instance_ops, health);
+  DS_SDK_FITS(instance_ops, reconfigure);
+  DS_SDK_FITS(instance_ops, save);
+  DS_SDK_FITS(instance_ops, restore);
+  DS_SDK_FITS(instance_ops, stats);
+  DS_SDK_FITS(instance_ops, parameters);
+  DS_SDK_FITS(instance_ops, parameters_changed);
+  if constexpr (kind_of<T>() == DS_KIND_ENCODER) {
+    DS_SDK_FITS(encoder_table, backward);
+  } else if constexpr (kind_of<T>() == DS_KIND_ATTENTION) {
+    DS_SDK_FITS(attention_table, decode);
+    DS_SDK_FITS(attention_table, backward);
+    DS_SDK_FITS(attention_table, explain);
+  } else if constexpr (kind_of<T>() == DS_KIND_QUANTIZER) {
+    DS_SDK_FITS(quantizer_table, observe);
+    DS_SDK_FITS(quantizer_table, plan);
+    DS_SDK_FITS(quantizer_table, prepare);
+    DS_SDK_FITS(quantizer_table, linear);
+    DS_SDK_FITS(quantizer_table, fake_quant);
+    DS_SDK_FITS(quantizer_table, fake_quant_backward);
+  } else if constexpr (kind_of<T>() == DS_KIND_LEARNER) {
+    DS_SDK_FITS(learner_table, round_begin);
+    DS_SDK_FITS(learner_table, coefficients);
+    DS_SDK_FITS(learner_table, combine);
+    DS_SDK_FITS(learner_table, stepped);
+    DS_SDK_FITS(learner_table, round_end);
+    DS_SDK_FITS(learner_table, forget);
+  } else if constexpr (kind_of<T>() == DS_KIND_CURRICULUM) {
+    DS_SDK_FITS(curriculum_table, score);
+    DS_SDK_FITS(curriculum_table, outcome);
+  } else if constexpr (kind_of<T>() == DS_KIND_TOOL) {
+    DS_SDK_FITS(tool_table, analyse);
+    DS_SDK_FITS(tool_table, invoke);
+  }
+}
+#undef DS_SDK_FITS
+
 template <class T>
 inline constexpr ds_component component = [] {
   static_assert(
       kind_of<T>() != 0,
       "this class is none of encoder, attention, quantizer, learner, curriculum, retriever, tool: "
-      "see the concepts in ds/plugin_kinds.hpp");
+      "static_assert(ds::sdk::quantizer<your_class>) says what it lacks for one of them");
+  check_optional_members<T>();
   ds_component c{};
   c.size = sizeof c;
   c.kind = kind_of<T>();
   c.name = str(T::name);
   if constexpr (requires { T::summary; }) c.summary = str(T::summary);
   if constexpr (requires { T::config_schema; }) c.config_schema = str(T::config_schema);
-  c.caps = DS_CAP_CPU;
-  if constexpr (requires { T::caps; }) c.caps = T::caps;
-  if constexpr (requires(T t) { t.save(); }) c.caps |= DS_CAP_STATEFUL;
-  if constexpr (requires(T t) { t.parameters(); }) c.caps |= DS_CAP_TRAINABLE;
+  c.caps = caps_of<T>();
+  if constexpr (requires { T::min_sm; }) c.min_sm = T::min_sm;
+  if constexpr (requires { T::min_host_minor; }) c.min_host_minor = T::min_host_minor;
   c.create = &create<T>;
   c.ops = &instance_ops<T>;
   c.table = table_of<T>();
@@ -358,23 +433,6 @@ struct plugin {
   static constexpr std::uint32_t kinds() { return ((1u << kind_of<T>()) | ...); }
 };
 
-constexpr std::uint32_t cpu_features() {  // what the compiler was told it may use everywhere
-  std::uint32_t out = 0;
-#ifdef __AVX2__
-  out |= DS_CPU_AVX2;
-#endif
-#ifdef __AVX512F__
-  out |= DS_CPU_AVX512;
-#endif
-#ifdef __AVX512BF16__
-  out |= DS_CPU_AVX512_BF16;
-#endif
-#ifdef __AMX_BF16__
-  out |= DS_CPU_AMX_BF16;
-#endif
-  return out;
-}
-
 template <std::size_t N>
 constexpr ds_note note(const char (&id)[N], std::uint32_t kinds) {
   static_assert(N <= 96, "the plugin's id is too long: at most 95 bytes");
@@ -385,7 +443,7 @@ constexpr ds_note note(const char (&id)[N], std::uint32_t kinds) {
             DS_ABI_MAJOR,
             DS_ABI_MINOR,
             kinds,
-            cpu_features(),
+            DS_CPU_BUILT_FOR,
             {}};
   for (std::size_t i = 0; i < N; ++i) n.id[i] = id[i];
   return n;

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/attention.h"
+
+#include <algorithm>
+
+#include "engine/plugin_key.h"
+
+namespace ds {
+namespace {
+
+constexpr size_t kAlign = 64;
+
+ds_call host_call(const OpContext& context, std::vector<std::byte>& workspace, uint64_t bytes) {
+  if (workspace.size() < bytes + kAlign) workspace.resize(static_cast<size_t>(bytes) + kAlign);
+  const auto at = reinterpret_cast<uintptr_t>(workspace.data());
+  ds_call call{};
+  call.size = sizeof call;
+  call.parallel = context.parallel;
+  call.workspace = workspace.data() + (kAlign - at % kAlign) % kAlign;
+  call.workspace_bytes = bytes;
+  return call;
+}
+
+}  // namespace
+
+Attention::Attention(std::shared_ptr<const PluginInstance> plugin, uint64_t generation)
+    : plugin_(std::move(plugin)),
+      table_(plugin_->table<ds_attention>()),
+      generation_(generation),
+      key_(plugin_key(*plugin_)) {}
+
+Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
+  ds_plan plan{};
+  plan.size = sizeof plan;
+  ds_status st{};
+  DS_TRY(plugin_status(name(), table_.plan(plugin_->handle(), &args, &plan, &st), st));
+  plan = full_struct(&plan);
+  constexpr uint64_t kLimit = uint64_t{1} << 40;
+  if (plan.workspace_bytes > kLimit || plan.saved_bytes > kLimit)
+    return Status(Code::kPlugin,
+                  std::string(name()) + ": plans " + std::to_string(plan.workspace_bytes) +
+                      " bytes of workspace, " + std::to_string(plan.saved_bytes) + " to keep");
+  return plan;
+}
+
+Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {
+  const auto run = one_row_each && table_.decode != nullptr ? table_.decode : table_.prefill;
+  const auto lock = plugin_->one_call();
+  ds_status st;
+  st.len = 0;
+  const ds_code code = run(plugin_->handle(), &call, &args, &st);
+  return code == DS_OK ? Status() : plugin_status(name(), code, st);
+}
+
+Status Attention::backward(const ds_call& call, const ds_attn_args& args) const {
+  const auto lock = plugin_->one_call();
+  ds_status st;
+  st.len = 0;
+  const ds_code code = table_.backward(plugin_->handle(), &call, &args, &st);
+  return code == DS_OK ? Status() : plugin_status(name(), code, st);
+}
+
+void TensorView::set(void* data, ds_dtype dtype, size_t element_bytes,
+                     std::initializer_list<int64_t> shape) {
+  std::copy(shape.begin(), shape.end(), shape_.begin());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides_[i] = stride;
+    stride *= shape_[i];
+  }
+  tensor_ = {};
+  tensor_.data = data;
+  tensor_.device = {DS_DEV_CPU, 0};
+  tensor_.ndim = static_cast<int32_t>(shape.size());
+  tensor_.dtype = dtype;
+  tensor_.shape = shape_.data();
+  tensor_.strides = strides_.data();
+  tensor_.bytes = static_cast<uint64_t>(stride) * element_bytes;
+}
+
+Status ServingAttention::begin(const Attention& attention, const OpContext& context,
+                               int64_t n_heads, float scale,
+                               std::span<const SequenceSpan> sequences, int64_t rows,
+                               const KvView& kv, int64_t n_pages) {
+  attention_ = &attention;
+  const auto batch = std::ssize(sequences);
+  rows_.assign(1, 0);
+  lengths_.clear();
+  int64_t max_rows = 0, max_keys = 0;
+  for (const SequenceSpan& s : sequences) {
+    const int64_t keys = s.position0 + s.n_rows;
+    rows_.push_back(rows_.back() + static_cast<int32_t>(s.n_rows));
+    lengths_.push_back(static_cast<int32_t>(keys));
+    max_rows = std::max(max_rows, s.n_rows);
+    max_keys = std::max(max_keys, keys);
+  }
+  one_row_each_ = max_rows == 1;
+  const int64_t width = (max_keys + kKvPageTokens - 1) / kKvPageTokens;
+  table_.assign(static_cast<size_t>(batch * width), 0);
+  for (size_t b = 0; b < sequences.size(); ++b) {
+    const int64_t used = (lengths_[b] + kKvPageTokens - 1) / kKvPageTokens;
+    std::copy_n(sequences[b].pages, used, table_.begin() + static_cast<int64_t>(b) * width);
+  }
+  const int64_t d = kv.head_dim;
+  q_.set(static_cast<float*>(nullptr), {rows, n_heads, d});
+  out_.set(static_cast<float*>(nullptr), {rows, n_heads, d});
+  rows_view_.set(rows_.data(), {batch + 1});
+  lengths_view_.set(lengths_.data(), {batch});
+  table_view_.set(table_.data(), {batch, width});
+  const bool f32 = kv.dtype == KvDtype::kF32;
+  const ds_dtype element = f32 ? ds_dtype{DS_FLOAT, 32, 1} : ds_dtype{DS_BFLOAT, 16, 1};
+  for (TensorView* pages : {&k_, &v_})
+    pages->set(nullptr, element, f32 ? 4 : 2, {n_pages, kv.n_kv_heads, kKvPageTokens, d});
+  kv_ = {};
+  kv_.size = sizeof kv_;
+  kv_.page_tokens = kKvPageTokens;
+  kv_.k_pages = k_.get();
+  kv_.v_pages = v_.get();
+  kv_.block_table = table_view_.get();
+  kv_.lengths = lengths_view_.get();
+  args_ = {};
+  args_.size = sizeof args_;
+  args_.batch = static_cast<uint32_t>(batch);
+  args_.max_rows = static_cast<uint32_t>(max_rows);
+  args_.max_keys = static_cast<uint32_t>(max_keys);
+  args_.q = q_.get();
+  args_.out = out_.get();
+  args_.rows = rows_view_.get();
+  args_.kv = &kv_;
+  args_.scale = scale;
+  DS_ASSIGN(const ds_plan plan, attention.plan(args_));
+  constexpr uint64_t kExtraLimit = 1 << 20;
+  if (plan.page_extra_bytes > kExtraLimit)
+    return Status(Code::kPlugin, std::string(attention.name()) + ": plans " +
+                                     std::to_string(plan.page_extra_bytes) +
+                                     " bytes beside a page, at most 1 MiB");
+  n_pages_ = n_pages;
+  page_extra_bytes_ = static_cast<int64_t>(plan.page_extra_bytes + 7) / 8 * 8;
+  kv_.page_extra = page_extra_bytes_ > 0 ? extra_.get() : nullptr;
+  call_ = host_call(context, workspace_, plan.workspace_bytes);
+  return {};
+}
+
+Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const KvView& kv,
+                               std::byte* extra, int64_t extra_stride) {
+  if (page_extra_bytes_ > 0) {
+    extra_.set(reinterpret_cast<uint8_t*>(extra), {n_pages_, page_extra_bytes_});
+    extra_.set_bytes(static_cast<uint64_t>(n_pages_ * extra_stride));
+    extra_.set_stride(0, extra_stride);
+  }
+  args_.layer = layer;
+  q_.move_to(q);
+  out_.move_to(out);
+  k_.move_to(kv.k);
+  v_.move_to(kv.v);
+  return attention_->prefill(call_, args_, one_row_each_);
+}
+
+Status TrainingAttention::begin(std::shared_ptr<const Attention> attention,
+                                const OpContext& context, int64_t n_heads, int64_t n_kv_heads,
+                                int64_t head_dim, float scale, std::span<const Sequence> sequences,
+                                int64_t rows) {
+  attention_ = std::move(attention);
+  const size_t batch = sequences.size();
+  rows_.assign(1, 0);
+  int64_t max_rows = 0, max_keys = 0;
+  prefix_k_.clear(), prefix_v_.clear();
+  prefix_k_at_.assign(batch, nullptr), prefix_v_at_.assign(batch, nullptr);
+  for (const Sequence& s : sequences) {
+    rows_.push_back(rows_.back() + static_cast<int32_t>(s.n_rows));
+    max_rows = std::max(max_rows, s.n_rows);
+    max_keys = std::max(max_keys, s.prefix + s.n_rows);
+    for (auto* views : {&prefix_k_, &prefix_v_}) {
+      auto& view = views->emplace_back();
+      if (s.prefix == 0) continue;
+      view = std::make_unique<TensorView>();
+      view->set(static_cast<float*>(nullptr), {s.prefix, n_kv_heads, head_dim});
+    }
+  }
+  for (TensorView* t : {&q_, &out_, &dout_, &dq_})
+    t->set(static_cast<float*>(nullptr), {rows, n_heads, head_dim});
+  for (TensorView* t : {&k_, &v_, &dk_, &dv_})
+    t->set(static_cast<float*>(nullptr), {rows, n_kv_heads, head_dim});
+  rows_view_.set(rows_.data(), {std::ssize(rows_)});
+  train_ = {};
+  train_.size = sizeof train_;
+  train_.k = k_.get();
+  train_.v = v_.get();
+  for (size_t b = 0; b < batch; ++b) {
+    if (prefix_k_[b] == nullptr) continue;
+    prefix_k_at_[b] = prefix_k_[b]->get();
+    prefix_v_at_[b] = prefix_v_[b]->get();
+  }
+  train_.prefix_k = prefix_k_at_.data();
+  train_.prefix_v = prefix_v_at_.data();
+  args_ = {};
+  args_.size = sizeof args_;
+  args_.batch = static_cast<uint32_t>(batch);
+  args_.max_rows = static_cast<uint32_t>(max_rows);
+  args_.max_keys = static_cast<uint32_t>(max_keys);
+  args_.q = q_.get();
+  args_.out = out_.get();
+  args_.rows = rows_view_.get();
+  args_.train = &train_;
+  args_.scale = scale;
+  DS_ASSIGN(const ds_plan plan, attention_->plan(args_));
+  saved_bytes_ = static_cast<size_t>(plan.saved_bytes);
+  call_ = host_call(context, workspace_, plan.workspace_bytes);
+  return {};
+}
+
+void TrainingAttention::point(uint32_t layer, const Pointers& at,
+                              std::span<const float* const> prefix_k,
+                              std::span<const float* const> prefix_v) {
+  args_.layer = layer;
+  q_.move_to(at.q);
+  k_.move_to(at.k);
+  v_.move_to(at.v);
+  out_.move_to(at.out);
+  args_.saved = at.saved;
+  for (size_t b = 0; b < prefix_k_.size(); ++b) {
+    if (prefix_k_[b] == nullptr) continue;
+    prefix_k_[b]->move_to(prefix_k[b]);
+    prefix_v_[b]->move_to(prefix_v[b]);
+  }
+}
+
+Status TrainingAttention::forward(uint32_t layer, const Pointers& at,
+                                  std::span<const float* const> prefix_k,
+                                  std::span<const float* const> prefix_v) {
+  point(layer, at, prefix_k, prefix_v);
+  args_.dout = args_.dq = args_.dk = args_.dv = nullptr;
+  return attention_->prefill(call_, args_, false);
+}
+
+Status TrainingAttention::backward(uint32_t layer, const Pointers& at,
+                                   std::span<const float* const> prefix_k,
+                                   std::span<const float* const> prefix_v) {
+  point(layer, at, prefix_k, prefix_v);
+  dout_.move_to(at.dout);
+  dq_.move_to(at.dq);
+  dk_.move_to(at.dk);
+  dv_.move_to(at.dv);
+  args_.dout = dout_.get();
+  args_.dq = dq_.get();
+  args_.dk = dk_.get();
+  args_.dv = dv_.get();
+  return attention_->backward(call_, args_);
+}
+
+}  // namespace ds

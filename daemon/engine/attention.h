@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention by a loaded plugin: one generation of it, the slot that says which generation new work
+// takes, and the arguments of its calls built once per step.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ds/status.h"
+#include "kernels/ops.h"
+#include "plugin/library.h"
+
+namespace ds {
+
+/// One generation of an attention component. Immutable; whoever computes with it holds it.
+class Attention {
+ public:
+  explicit Attention(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
+
+  std::string_view name() const { return plugin_->name(); }
+  uint64_t generation() const { return generation_; }
+  const PluginInstance& plugin() const { return *plugin_; }
+  /// Part of the key of KV pages: file and config; equal keys compute equal bits.
+  uint64_t key() const { return key_; }
+  bool trains() const { return table_.backward != nullptr; }
+
+  Result<ds_plan> plan(const ds_attn_args& args) const;
+  /// decode() where every sequence has one row and the plugin has it.
+  Status prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const;
+  Status backward(const ds_call& call, const ds_attn_args& args) const;
+
+ private:
+  std::shared_ptr<const PluginInstance> plugin_;
+  ds_attention table_;
+  uint64_t generation_, key_;
+};
+
+/// Which generation new work takes. Thread-safe.
+class AttentionSlot {
+ public:
+  AttentionSlot() = default;
+  explicit AttentionSlot(std::shared_ptr<const Attention> first) : current_(std::move(first)) {}
+  std::shared_ptr<const Attention> current() const {
+    std::lock_guard lock(mutex_);
+    return current_;
+  }
+  void set(std::shared_ptr<const Attention> next) {
+    std::lock_guard lock(mutex_);
+    current_.swap(next);  // the old one may end here, outside the lock
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<const Attention> current_;
+};
+
+/// A ds_tensor with its shape: contiguous, in host memory.
+class TensorView {
+ public:
+  TensorView() = default;
+  TensorView(const TensorView&) = delete;
+  template <class T>
+  void set(T* data, std::initializer_list<int64_t> shape) {
+    set(const_cast<void*>(static_cast<const void*>(data)), dtype_of<T>(), sizeof(T), shape);
+  }
+  void set(void* data, ds_dtype dtype, size_t element_bytes, std::initializer_list<int64_t> shape);
+  void set_bytes(uint64_t bytes) { tensor_.bytes = bytes; }
+  void set_stride(size_t i, int64_t elements) { strides_[i] = elements; }
+  void move_to(const void* data) { tensor_.data = const_cast<void*>(data); }
+  const ds_tensor* get() const { return &tensor_; }
+
+ private:
+  template <class T>
+  static constexpr ds_dtype dtype_of() {
+    if constexpr (std::is_floating_point_v<T>) return {DS_FLOAT, 8 * sizeof(T), 1};
+    if constexpr (std::is_signed_v<T>) return {DS_INT, 8 * sizeof(T), 1};
+    return {DS_UINT, 8 * sizeof(T), 1};
+  }
+  ds_tensor tensor_{};
+  std::array<int64_t, 4> shape_{}, strides_{};
+};
+
+/// The serving calls of one step: begin(), then layer() for each layer. Keeps its memory.
+class ServingAttention {
+ public:
+  /// `attention` and what the spans point at stay until the step ends.
+  Status begin(const Attention& attention, const OpContext& context, int64_t n_heads, float scale,
+               std::span<const SequenceSpan> sequences, int64_t rows, const KvView& kv,
+               int64_t n_pages);
+  /// What the plugin wants beside each page of a layer; known after begin().
+  int64_t page_extra_bytes() const { return page_extra_bytes_; }
+  /// q, out [rows, n_heads * head_dim]; `kv` of this layer, `extra` beside its pages,
+  /// `extra_stride` bytes from page to page.
+  Status layer(uint32_t layer, const float* q, float* out, const KvView& kv, std::byte* extra,
+               int64_t extra_stride);
+
+ private:
+  const Attention* attention_ = nullptr;
+  bool one_row_each_ = false;
+  std::vector<int32_t> rows_, lengths_, table_;
+  std::vector<std::byte> workspace_;
+  int64_t n_pages_ = 0, page_extra_bytes_ = 0;
+  TensorView q_, out_, rows_view_, lengths_view_, table_view_, k_, v_, extra_;
+  ds_kv_view kv_{};
+  ds_attn_args args_{};
+  ds_call call_{};
+};
+
+/// The training calls of one batch, forward and backward.
+class TrainingAttention {
+ public:
+  struct Sequence {
+    int64_t row0 = 0, n_rows = 0, prefix = 0;
+  };
+  struct Pointers {  ///< of one layer
+    const float *q = nullptr, *k = nullptr, *v = nullptr;
+    float* out = nullptr;
+    void* saved = nullptr;
+    const float* dout = nullptr;
+    float *dq = nullptr, *dk = nullptr, *dv = nullptr;
+  };
+
+  /// Bytes of `saved` per layer are in saved_bytes() after it.
+  Status begin(std::shared_ptr<const Attention> attention, const OpContext& context,
+               int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, float scale,
+               std::span<const Sequence> sequences, int64_t rows);
+  size_t saved_bytes() const { return saved_bytes_; }
+  const Attention& attention() const { return *attention_; }
+  /// prefix_k / prefix_v: of each sequence at this layer, null where it has none.
+  Status forward(uint32_t layer, const Pointers& at, std::span<const float* const> prefix_k,
+                 std::span<const float* const> prefix_v);
+  Status backward(uint32_t layer, const Pointers& at, std::span<const float* const> prefix_k,
+                  std::span<const float* const> prefix_v);
+
+ private:
+  void point(uint32_t layer, const Pointers& at, std::span<const float* const> prefix_k,
+             std::span<const float* const> prefix_v);
+
+  std::shared_ptr<const Attention> attention_;
+  size_t saved_bytes_ = 0;
+  std::vector<int32_t> rows_;
+  std::vector<std::byte> workspace_;
+  TensorView q_, out_, rows_view_, k_, v_, dout_, dq_, dk_, dv_;
+  std::vector<std::unique_ptr<TensorView>> prefix_k_, prefix_v_;
+  std::vector<const ds_tensor*> prefix_k_at_, prefix_v_at_;
+  ds_train_view train_{};
+  ds_attn_args args_{};
+  ds_call call_{};
+};
+
+}  // namespace ds

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+
+#include "engine/model.h"
+#include "storage/seams.h"
+
+namespace ds {
+
+Buffer::Buffer(size_t bytes) : bytes_(bytes) {
+  constexpr size_t kAlign = 64;
+  const size_t rounded = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
+  auto* p = static_cast<std::byte*>(std::aligned_alloc(kAlign, rounded));
+  DS_CHECK(p != nullptr);  // host out of memory: die, restart from the checkpoint
+  data_.reset(p);
+}
+
+void Buffer::Free::operator()(std::byte* p) const { std::free(p); }
+
+std::string_view target_path(Target target) {
+  static constexpr std::string_view kPaths[kTargets] = {
+      "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+      "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+  return kPaths[target];
+}
+
+std::pair<int64_t, int64_t> target_shape(const ModelConfig& c, Target target) {
+  const int64_t q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
+  switch (target) {
+    case kQ:
+      return {q, c.d_model};
+    case kK:
+    case kV:
+      return {kv, c.d_model};
+    case kO:
+      return {c.d_model, q};
+    case kGate:
+    case kUp:
+      return {c.d_ff, c.d_model};
+    case kDown:
+      return {c.d_model, c.d_ff};
+    default:
+      break;
+  }
+  DS_CHECK(!"target");
+}
+
+namespace {
+
+/// Inverse frequencies of RoPE with the config's scaling; llama3 as in transformers'
+/// modeling_rope_utils (wavelengths between the two bounds are interpolated).
+std::vector<double> inverse_frequencies(const ModelConfig& c) {
+  std::vector<double> inv(static_cast<size_t>(c.head_dim / 2));
+  constexpr double kTwoPi = 6.283185307179586;
+  for (size_t i = 0; i < inv.size(); ++i) {
+    double f =
+        std::pow(c.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
+    if (c.rope_scaling == RopeScaling::kLinear) {
+      f /= c.rope_factor;
+    } else if (c.rope_scaling == RopeScaling::kLlama3) {
+      const double original = static_cast<double>(c.rope_original_context);
+      const double wavelength = kTwoPi / f;
+      if (wavelength > original / c.rope_low_freq_factor) {
+        f /= c.rope_factor;
+      } else if (wavelength >= original / c.rope_high_freq_factor) {
+        const double smooth = (original / wavelength - c.rope_low_freq_factor) /
+                              (c.rope_high_freq_factor - c.rope_low_freq_factor);
+        f = (1.0 - smooth) * f / c.rope_factor + smooth * f;
+      }
+    }
+    inv[i] = f;
+  }
+  return inv;
+}
+
+std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
+}  // namespace
+
+Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                   const float* source, bool transposed) {
+  Linear out;
+  out.storage = Buffer(static_cast<size_t>(compute.ops->packed_bytes(format, n, k)));
+  compute.ops->pack(compute.context, format, n, k, source, transposed, out.storage.data());
+  out.view = {format, n, k, out.storage.data()};
+  return out;
+}
+
+uint64_t WeightForm::key() const {
+  const auto own = static_cast<uint64_t>(format);
+  return quantizer == nullptr ? own : Rng::mix(own, quantizer->key());
+}
+
+Result<std::shared_ptr<const BaseWeights>> BaseWeights::load(const ModelFile& file,
+                                                             const Compute& compute,
+                                                             const WeightForm& form) {
+  return build(file.config(), file.sha256(), compute, form,
+               [&](const std::string& name, int64_t elements,
+                   std::vector<float>& scratch) -> Result<std::span<const float>> {
+                 scratch.resize(static_cast<size_t>(elements));
+                 DS_TRY(file.read_f32(name, scratch));
+                 return std::span<const float>(scratch);
+               });
+}
+
+Result<std::shared_ptr<const BaseWeights>> BaseWeights::from_tensors(const ModelConfig& config,
+                                                                     const NamedTensors& tensors,
+                                                                     const std::string& sha256,
+                                                                     const Compute& compute,
+                                                                     const WeightForm& form) {
+  return build(config, sha256, compute, form,
+               [&](const std::string& name, int64_t elements,
+                   std::vector<float>&) -> Result<std::span<const float>> {
+                 const auto it = tensors.find(name);
+                 if (it == tensors.end()) return not_found(name + ": tensor missing");
+                 if (static_cast<int64_t>(it->second.size()) != elements) {
+                   return invalid(name + ": " + std::to_string(it->second.size()) +
+                                  " elements, the model wants " + std::to_string(elements));
+                 }
+                 return std::span<const float>(it->second);
+               });
+}
+
+/// Reads tensors one after the other into a store.
+class BaseWeights::Builder {
+ public:
+  Builder(const Compute& compute, const WeightForm& form, const ReadTensor& read, Store& store)
+      : compute_(compute), form_(form), read_(read), store_(store) {}
+
+  Status all(const ModelConfig& c) {
+    constexpr const char* kEmbedding = "model.embed_tokens.weight";
+    DS_TRY(packed(kEmbedding, c.vocab, c.d_model, store_.embedding));
+    if (!c.tied_head) {
+      DS_TRY(matrix("lm_head.weight", c.vocab, c.d_model, store_.head));
+    } else if (form_.quantizer != nullptr) {
+      DS_TRY(matrix(kEmbedding, c.vocab, c.d_model, store_.head));
+    }
+    DS_TRY(vector("model.norm.weight", c.d_model, store_.final_norm));
+    store_.layers.resize(static_cast<size_t>(c.n_layers));
+    for (int64_t i = 0; i < c.n_layers; ++i)
+      DS_TRY(layer(c, layer_prefix(i), store_.layers[static_cast<size_t>(i)]));
+    return {};
+  }
+
+ private:
+  Status layer(const ModelConfig& c, const std::string& prefix, LayerWeights& layer) {
+    DS_TRY(vector(prefix + "input_layernorm.weight", c.d_model, layer.attention_norm));
+    DS_TRY(vector(prefix + "post_attention_layernorm.weight", c.d_model, layer.mlp_norm));
+    for (int t = 0; t < kTargets; ++t) {
+      const auto target = static_cast<Target>(t);
+      const auto [n, k] = target_shape(c, target);
+      const std::string name = prefix + std::string(target_path(target));
+      DS_TRY(matrix(name + ".weight", n, k, layer.linear[t]));
+      if (target <= kO ? c.attention_bias : c.mlp_bias)
+        DS_TRY(vector(name + ".bias", n, layer.linear[t].bias));
+    }
+    return {};
+  }
+
+  Status packed(const std::string& name, int64_t n, int64_t k, Linear& out) {
+    DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
+    out = pack_linear(compute_, form_.format, n, k, source.data(), false);
+    return {};
+  }
+
+  Status matrix(const std::string& name, int64_t n, int64_t k, Linear& out) {
+    if (form_.quantizer == nullptr) return packed(name, n, k, out);
+    const Quantizer& quantizer = *form_.quantizer;
+    DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
+    DS_ASSIGN(auto quant, quantizer.quantize(compute_.context, name, n, k, source.data()));
+    if (quantizer.multiplies()) {
+      out.view = {form_.format, n, k, nullptr};
+      out.quant = std::move(quant);
+      return {};
+    }
+    std::vector<float> rounded(static_cast<size_t>(n * k));
+    DS_TRY(quantizer.dequantize(compute_.context, *quant, rounded.data()));
+    out = pack_linear(compute_, form_.format, n, k, rounded.data(), false);
+    return {};
+  }
+
+  Status vector(const std::string& name, int64_t n, std::vector<float>& out) {
+    DS_ASSIGN(const std::span<const float> source, read_(name, n, scratch_));
+    out.assign(source.begin(), source.end());
+    return {};
+  }
+
+  const Compute& compute_;
+  const WeightForm& form_;
+  const ReadTensor& read_;
+  Store& store_;
+  std::vector<float> scratch_;
+};
+
+Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig& c,
+                                                              const std::string& sha256,
+                                                              const Compute& compute,
+                                                              const WeightForm& form,
+                                                              const ReadTensor& read) {
+  if (c.qk_norm) return unsupported("model: Q/K norm is not built yet");
+  auto base = std::make_shared<BaseWeights>();
+  base->config_ = c;
+  base->sha256_ = sha256;
+  base->form_ = form;
+  base->store_ = std::make_shared<Store>();
+  Store& store = *base->store_;
+  DS_TRY(Builder(compute, form, read, store).all(c));
+  const std::vector<double> inv = inverse_frequencies(c);
+  store.rope_cos.resize(static_cast<size_t>(c.context) * inv.size());
+  store.rope_sin.resize(store.rope_cos.size());
+  for (size_t p = 0, i = 0; p < static_cast<size_t>(c.context); ++p) {
+    for (const double f : inv) {
+      store.rope_cos[i] = static_cast<float>(std::cos(static_cast<double>(p) * f));
+      store.rope_sin[i++] = static_cast<float>(std::sin(static_cast<double>(p) * f));
+    }
+  }
+  store.transposed.resize(static_cast<size_t>(c.n_layers * kTargets + 1));
+  return std::shared_ptr<const BaseWeights>(std::move(base));
+}
+
+std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quantizer> next) const {
+  const auto keeps = [&](const Linear& linear) {
+    if (linear.quant == nullptr) return true;
+    const Result<bool> accepted = next->accepts(*linear.quant);
+    return accepted.ok() && *accepted;
+  };
+  if (form_.quantizer == nullptr || next == nullptr || !next->multiplies()) return nullptr;
+  if (!form_.quantizer->multiplies() || !keeps(store_->head)) return nullptr;
+  for (const LayerWeights& layer : store_->layers) {
+    if (!std::all_of(layer.linear.begin(), layer.linear.end(), keeps)) return nullptr;
+  }
+  auto out = std::make_shared<BaseWeights>();
+  out->config_ = config_;
+  out->sha256_ = sha256_;
+  out->form_ = {form_.format, std::move(next)};
+  out->store_ = store_;
+  return out;
+}
+
+const Linear& BaseWeights::transposed(const Compute& compute, int64_t layer, Target target) const {
+  auto& transposed = store_->transposed;
+  const size_t index =
+      layer < 0 ? transposed.size() - 1 : static_cast<size_t>(layer * kTargets + target);
+  std::lock_guard lock(store_->transposed_mutex);
+  if (!transposed[index]) {
+    const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
+    const auto [format, n, k, data] = source.view;
+    Buffer rows(static_cast<size_t>(n * k) * sizeof(float));
+    if (source.quant != nullptr) {
+      // A format that cannot be read back is refused at load (self-test).
+      DS_CHECK(form_.quantizer->dequantize(compute.context, *source.quant, rows.as<float>()).ok());
+    } else {
+      compute.ops->unpack(compute.context, source.view, rows.as<float>());
+    }
+    transposed[index] =
+        std::make_unique<Linear>(pack_linear(compute, format, k, n, rows.as<float>(), true));
+  }
+  return *transposed[index];
+}
+
+Status run_linear(const Compute& compute, const BaseWeights& base,
+                  std::span<const Linear* const> weights, LinearArgs& args,
+                  LinearScratch& scratch) {
+  args.n_weights = static_cast<int>(weights.size());
+  std::array<const QuantWeight*, kMaxFusedWeights> quant{};
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Linear& w = *weights[i];
+    args.w[i] = w.view;
+    args.bias[i] = w.bias.empty() ? nullptr : w.bias.data();
+    args.y_stride[i] = w.view.n;
+    quant[i] = w.quant.get();
+  }
+  if (quant[0] != nullptr) {
+    return base.form().quantizer->linear(*compute.ops, compute.context,
+                                         {quant.data(), weights.size()}, args, scratch);
+  }
+  const int64_t k = args.w[0].k;
+  const int64_t bytes = compute.ops->prepared_bytes(base.format(), args.rows, k);
+  if (bytes > 0 && args.x_prepared == nullptr) {
+    compute.ops->prepare(compute.context, base.format(), args.rows, k, args.x, args.x_stride,
+                         scratch.prepared.at_least(static_cast<size_t>(bytes)));
+    args.x_prepared = scratch.prepared.data();
+  }
+  compute.ops->linear(compute.context, args);
+  return {};
+}
+
+}  // namespace ds

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/quantizer.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "engine/plugin_key.h"
+
+namespace ds {
+namespace {
+
+ds_call host_call(const OpContext& context) {
+  ds_call call{};
+  call.size = sizeof call;
+  call.parallel = context.parallel;
+  return call;
+}
+
+/// A matrix [n, k] for the length of a call.
+struct Matrix {
+  int64_t shape[2], strides[2];
+  ds_tensor tensor{};
+  Matrix(const void* data, int64_t n, int64_t k, ds_dtype dtype, uint64_t bytes, uint32_t packing)
+      : shape{n, k}, strides{k, 1} {
+    tensor.data = const_cast<void*>(data);
+    tensor.device = {DS_DEV_CPU, 0};
+    tensor.ndim = 2;
+    tensor.dtype = dtype;
+    tensor.shape = shape;
+    tensor.strides = strides;
+    tensor.bytes = bytes;
+    tensor.packing = packing;
+  }
+  Matrix(const Matrix&) = delete;
+};
+
+constexpr ds_dtype kFloat{DS_FLOAT, 32, 1}, kBrain{DS_BFLOAT, 16, 1};
+
+/// The low-rank parts of a call in the ABI's form.
+struct AbiSlots {
+  std::array<ds_lora_pair, kMaxLoraSlots * kMaxFusedWeights> pairs{};
+  std::array<const ds_lora_pair*, kMaxLoraSlots * kMaxFusedWeights> at{};
+  std::vector<std::unique_ptr<Matrix>> tensors;
+  ds_lora_slots slots{};
+
+  AbiSlots(const LoraSlots& from, int n_weights) {
+    for (int s = 0; s < from.n_slots; ++s) {
+      for (int w = 0; w < n_weights; ++w) {
+        const auto i = static_cast<size_t>(s * n_weights + w);
+        const LoraPair& pair = from.pair[s][w];
+        pairs[i].size = sizeof(ds_lora_pair);
+        pairs[i].scale = pair.scale;
+        at[i] = &pairs[i];
+        if (pair.a.data == nullptr) continue;
+        pairs[i].a = tensor_of(pair.a);
+        pairs[i].b = tensor_of(pair.b);
+      }
+    }
+    slots.size = sizeof slots;
+    slots.n_slots = static_cast<uint32_t>(from.n_slots);
+    slots.slot_of_row = from.slot_of_row;
+    slots.pairs = at.data();
+    slots.t = from.t;
+  }
+
+ private:
+  const ds_tensor* tensor_of(const WeightView& w) {
+    const bool f32 = w.format == WeightFormat::kF32;
+    const int64_t panels = (w.n + 15) / 16;
+    const int64_t bytes = f32 ? panels * w.k * 64 : panels * ((w.k + 1) / 2) * 64;
+    tensors.push_back(std::make_unique<Matrix>(w.data, w.n, w.k, f32 ? kFloat : kBrain,
+                                               static_cast<uint64_t>(bytes),
+                                               f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16));
+    return &tensors.back()->tensor;
+  }
+};
+
+void prepare_for(const Ops& ops, const OpContext& context, LinearArgs& args, Buffer& room) {
+  const WeightView& w = args.w[0];
+  const int64_t bytes = ops.prepared_bytes(w.format, args.rows, w.k);
+  if (bytes == 0) return;
+  ops.prepare(context, w.format, args.rows, w.k, args.x, args.x_stride,
+              room.at_least(static_cast<size_t>(bytes)));
+  args.x_prepared = room.data();
+}
+
+/// y_i += scale * B_i (A_i x) of each row's slot, by two products.
+void add_low_rank(const Ops& ops, const OpContext& context, const LinearArgs& args,
+                  LinearScratch& scratch) {
+  const LoraSlots& lora = *args.lora;
+  for (int w = 0; w < args.n_weights; ++w) {
+    float* kept = lora.t + static_cast<int64_t>(w) * args.rows * kLoraRank;
+    std::fill_n(kept, args.rows * kLoraRank, 0.0f);
+    for (int s = 0; s < lora.n_slots; ++s) {
+      const LoraPair& pair = lora.pair[s][w];
+      if (pair.a.data == nullptr) continue;
+      float* t = reinterpret_cast<float*>(
+          scratch.lora.at_least(static_cast<size_t>(args.rows * kLoraRank) * sizeof(float)));
+      LinearArgs down;
+      down.rows = args.rows;
+      down.x = args.x, down.x_stride = args.x_stride;
+      down.n_weights = 1;
+      down.w[0] = pair.a;
+      down.y[0] = t, down.y_stride[0] = kLoraRank;
+      prepare_for(ops, context, down, scratch.prepared);
+      ops.linear(context, down);
+      for (int64_t r = 0; r < args.rows; ++r) {
+        const bool mine = lora.slot_of_row[r] == s;
+        for (int64_t i = 0; i < kLoraRank; ++i) {
+          float& v = t[r * kLoraRank + i];
+          if (mine) kept[r * kLoraRank + i] = v;
+          v = mine ? v * pair.scale : 0.0f;
+        }
+      }
+      LinearArgs up;
+      up.rows = args.rows;
+      up.x = t, up.x_stride = kLoraRank;
+      up.n_weights = 1;
+      up.w[0] = pair.b;
+      up.y[0] = args.y[w], up.y_stride[0] = args.y_stride[w];
+      up.epilogue = Epilogue::kResidual, up.residual = args.y[w];
+      prepare_for(ops, context, up, scratch.prepared);
+      ops.linear(context, up);
+    }
+  }
+}
+
+void add_bias(const LinearArgs& args) {
+  for (int w = 0; w < args.n_weights; ++w) {
+    if (args.bias[w] == nullptr) continue;
+    for (int64_t r = 0; r < args.rows; ++r) {
+      float* row = args.y[w] + r * args.y_stride[w];
+      for (int64_t i = 0; i < args.w[w].n; ++i) row[i] += args.bias[w][i];
+    }
+  }
+}
+
+uint32_t wanted_parts(const LinearArgs& args) {
+  uint32_t wanted = 0;
+  if (args.lora != nullptr) wanted |= DS_LINEAR_LORA;
+  if (std::any_of(args.bias, args.bias + args.n_weights,
+                  [](const float* b) { return b != nullptr; }))
+    wanted |= DS_LINEAR_BIAS;
+  if (args.epilogue == Epilogue::kResidual) wanted |= DS_LINEAR_RESIDUAL;
+  if (args.epilogue == Epilogue::kSwiglu) wanted |= DS_LINEAR_SWIGLU;
+  return wanted;
+}
+
+}  // namespace
+
+Quantizer::Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t generation)
+    : plugin_(std::move(plugin)),
+      table_(plugin_->table<ds_quantizer>()),
+      generation_(generation),
+      key_(plugin_key(*plugin_)) {}
+
+Result<ds_qformat> Quantizer::format(int64_t n, int64_t k) const {
+  ds_qformat out{};
+  out.size = sizeof out;
+  ds_status st{};
+  DS_TRY(plugin_status(name(), table_.format(plugin_->handle(), n, k, &out, &st), st));
+  out = full_struct(&out);
+  const auto limit = static_cast<uint64_t>(n * k) * 8 + 4096;  // twice FP32 is no quantization
+  if (out.packed_bytes > limit || out.scale_bytes > limit || out.zero_bytes > limit)
+    return Status(Code::kPlugin, std::string(name()) + ": format of a " + std::to_string(n) +
+                                     " x " + std::to_string(k) + " matrix wants " +
+                                     std::to_string(out.packed_bytes) + " bytes");
+  return out;
+}
+
+Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& context,
+                                                         const std::string& weight_name, int64_t n,
+                                                         int64_t k, const float* w) const {
+  auto out = std::make_unique<QuantWeight>();
+  DS_ASSIGN(out->format, format(n, k));
+  out->packed = Buffer(out->format.packed_bytes);
+  out->scales = Buffer(out->format.scale_bytes);
+  out->zeros = Buffer(out->format.zero_bytes);
+  out->view.size = sizeof(ds_qweight);
+  out->view.n = n, out->view.k = k;
+  out->view.format = &out->format;
+  out->view.packed = out->packed.data();
+  out->view.scales = out->scales.data();
+  out->view.zeros = out->zeros.data();
+  const Matrix source(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
+  const ds_call call = host_call(context);
+  ds_status st{};
+  const auto lock = plugin_->one_call();
+  DS_TRY(plugin_status(name(),
+                       table_.quantize(plugin_->handle(), &call, abi_str(weight_name),
+                                       &source.tensor, &out->view, &st),
+                       st)
+             .in(weight_name));
+  return out;
+}
+
+Status Quantizer::dequantize(const OpContext& context, const QuantWeight& weight, float* w) const {
+  const int64_t n = weight.view.n, k = weight.view.k;
+  const Matrix out(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
+  const ds_call call = host_call(context);
+  ds_status st{};
+  const auto lock = plugin_->one_call();
+  return plugin_status(
+      name(), table_.dequantize(plugin_->handle(), &call, &weight.view, &out.tensor, &st), st);
+}
+
+Result<bool> Quantizer::accepts(const QuantWeight& weight) const {
+  DS_ASSIGN(const ds_qformat own, format(weight.view.n, weight.view.k));
+  const ds_qformat& had = weight.format;
+  return own.layout_id == had.layout_id && own.bits == had.bits && own.group == had.group &&
+         own.packed_bytes == had.packed_bytes && own.scale_bytes == had.scale_bytes &&
+         own.zero_bytes == had.zero_bytes && own.symmetric == had.symmetric;
+}
+
+Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* const> weights,
+                      const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const {
+  const ds_qformat& format = weights[0]->format;
+  ds_call call = host_call(context);
+  ds_status st;
+  st.len = 0;
+  ds_plan plan{};
+  plan.size = sizeof plan;
+  const auto lock = plugin_->one_call();
+  if (table_.plan != nullptr)
+    DS_TRY(plugin_status(
+        name(), table_.plan(plugin_->handle(), &format, args.rows, args.w[0].k, &plan, &st), st));
+  call.workspace = scratch.workspace.at_least(plan.workspace_bytes);
+  call.workspace_bytes = plan.workspace_bytes;
+  std::array<const ds_qweight*, kMaxFusedWeights> views{};
+  for (size_t i = 0; i < weights.size(); ++i) views[i] = &weights[i]->view;
+  ds_linear_args out{};
+  out.size = sizeof out;
+  out.epilogue = fused & (DS_LINEAR_RESIDUAL | DS_LINEAR_SWIGLU);
+  out.rows = args.rows;
+  out.x = args.x;
+  out.x_stride = args.x_stride;
+  out.weights = views.data();
+  out.bias = args.bias;
+  static constexpr const float* kNoBias[kMaxFusedWeights] = {};
+  if ((fused & DS_LINEAR_BIAS) == 0) out.bias = kNoBias;
+  out.y = args.y;
+  out.y_stride = args.y_stride;
+  out.residual = (fused & DS_LINEAR_RESIDUAL) != 0 ? args.residual : nullptr;
+  out.n_weights = static_cast<uint32_t>(args.n_weights);
+  std::unique_ptr<AbiSlots> slots;
+  if ((fused & DS_LINEAR_LORA) != 0) {
+    slots = std::make_unique<AbiSlots>(*args.lora, args.n_weights);
+    out.lora = &slots->slots;
+  }
+  if (plan.prepared_bytes > 0 && table_.prepare != nullptr) {
+    void* prepared = scratch.prepared.at_least(plan.prepared_bytes);
+    DS_TRY(plugin_status(name(),
+                         table_.prepare(plugin_->handle(), &call, &format, args.rows, args.w[0].k,
+                                        args.x, args.x_stride, prepared, &st),
+                         st));
+    out.x_prepared = prepared;
+  }
+  return plugin_status(name(), table_.linear(plugin_->handle(), &call, &out, &st), st);
+}
+
+Status Quantizer::linear(const Ops& ops, const OpContext& context,
+                         std::span<const QuantWeight* const> weights, const LinearArgs& args,
+                         LinearScratch& scratch) const {
+  const uint32_t wanted = wanted_parts(args);
+  uint32_t fused = wanted & weights[0]->format.fused;
+  if (fused == wanted) return run(context, weights, args, fused, scratch);
+  // Order of the fused kernels: product, low-rank part, bias, epilogue. What comes after the first
+  // part that is missing is done here, too.
+  if ((wanted & ~fused & DS_LINEAR_LORA) != 0) fused &= ~DS_LINEAR_BIAS;
+  fused &= DS_LINEAR_LORA | DS_LINEAR_BIAS;
+  LinearArgs plain = args;
+  plain.epilogue = Epilogue::kNone;
+  const bool swiglu = args.epilogue == Epilogue::kSwiglu;
+  const int64_t n = args.w[0].n;
+  const bool aside = args.epilogue == Epilogue::kResidual && args.residual == args.y[0];
+  if (swiglu || aside) {  // a place for the second product, or beside the residual
+    const size_t floats = static_cast<size_t>(args.rows * n) * (swiglu ? 2 : 1);
+    auto* room = reinterpret_cast<float*>(scratch.up.at_least(floats * sizeof(float)));
+    plain.y[0] = room, plain.y_stride[0] = n;
+    if (swiglu) plain.y[1] = room + args.rows * n, plain.y_stride[1] = n;
+  }
+  DS_TRY(run(context, weights, plain, fused, scratch));
+  if ((wanted & ~fused & DS_LINEAR_LORA) != 0) add_low_rank(ops, context, plain, scratch);
+  if ((wanted & ~fused & DS_LINEAR_BIAS) != 0) add_bias(plain);
+  for (int64_t r = 0; r < args.rows && args.epilogue != Epilogue::kNone; ++r) {
+    float* y = args.y[0] + r * args.y_stride[0];
+    const float* made = plain.y[0] + r * plain.y_stride[0];
+    if (swiglu) {
+      ops.swiglu(context, n, made, plain.y[1] + r * n, y);
+    } else {
+      const float* residual = args.residual + r * args.y_stride[0];
+      for (int64_t i = 0; i < n; ++i) y[i] = residual[i] + made[i];
+    }
+  }
+  return {};
+}
+
+}  // namespace ds

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights in the format of a loaded quantizer plugin, and linear layers over them.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ds/status.h"
+#include "engine/buffer.h"
+#include "kernels/ops.h"
+#include "plugin/library.h"
+
+namespace ds {
+
+/// One matrix [n, k] as a quantizer keeps it.
+struct QuantWeight {
+  QuantWeight() = default;
+  QuantWeight(const QuantWeight&) = delete;
+  ds_qformat format{};
+  Buffer packed, scales, zeros;
+  ds_qweight view{};  ///< of the above
+  size_t bytes() const { return packed.bytes() + scales.bytes() + zeros.bytes(); }
+};
+
+/// Memory of the linear calls; grows to what they need and stays.
+struct LinearScratch {
+  Buffer prepared, workspace, up, lora;
+};
+
+/// One generation of a quantizer component. Immutable.
+class Quantizer {
+ public:
+  Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
+
+  std::string_view name() const { return plugin_->name(); }
+  uint64_t generation() const { return generation_; }
+  /// Part of the key of KV pages: file and config.
+  uint64_t key() const { return key_; }
+  /// Whether it multiplies; else its weights are served as dequantize() gives them.
+  bool multiplies() const { return table_.linear != nullptr; }
+
+  /// `w` FP32 [n, k]; `name` is the weight's HF path.
+  Result<std::unique_ptr<QuantWeight>> quantize(const OpContext& context, const std::string& name,
+                                                int64_t n, int64_t k, const float* w) const;
+  Status dequantize(const OpContext& context, const QuantWeight& weight, float* w) const;
+  /// Whether weights in the format of `before` are this one's as they are.
+  Result<bool> accepts(const QuantWeight& weight) const;
+
+  /// As Ops.linear on args.w, whose places `weights` take. What the format does not fuse is done
+  /// here with `ops`.
+  Status linear(const Ops& ops, const OpContext& context,
+                std::span<const QuantWeight* const> weights, const LinearArgs& args,
+                LinearScratch& scratch) const;
+
+ private:
+  Result<ds_qformat> format(int64_t n, int64_t k) const;
+  Status run(const OpContext& context, std::span<const QuantWeight* const> weights,
+             const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const;
+
+  std::shared_ptr<const PluginInstance> plugin_;
+  ds_quantizer table_;
+  uint64_t generation_, key_;
+};
+
+}  // namespace ds

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// One loaded plugin file and the instances made from it. A file is loaded from the bytes that were
+// checked, by way of a sealed memory file that stays open: glibc would hand out the old library for
+// a path or descriptor number that it has seen. It is never unmapped.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ds/plugin.h"
+#include "ds/status.h"
+#include "plugin/abi.h"
+#include "plugin/plugin_config.h"
+#include "plugin/plugin_file.h"
+
+namespace ds {
+
+/// What plugins may use of the daemon, apart from memory. Called from any thread.
+struct PluginServices {
+  std::function<void(int32_t level, std::string_view component, std::string_view text)> log;
+  std::function<void(std::string_view name, double value, bool is_counter)> metric;
+};
+
+class PluginLibrary {
+ public:
+  /// Judges the bytes (plugin/elf_file.h), loads them, asks for the descriptor and checks it
+  /// against the note. `services` outlives the process's plugins.
+  static Result<std::shared_ptr<const PluginLibrary>> load(const FileContent& file,
+                                                           const PluginServices& services);
+
+  const std::string& path() const { return path_; }
+  const std::string& sha256() const { return sha256_; }
+  const std::string& id() const { return id_; }
+  const std::string& version() const { return version_; }
+  const std::string& license() const { return license_; }
+  uint32_t abi_minor() const { return abi_minor_; }
+  const std::vector<ds_component>& components() const { return components_; }
+  const ds_component* component(uint32_t kind, std::string_view name) const;
+  const ds_host* host() const { return &host_; }
+  /// Threads that the plugin has said it runs; memory that it holds of the host.
+  int64_t threads() const { return threads_; }
+  int64_t host_bytes() const { return host_bytes_; }
+
+ private:
+  friend struct HostTable;
+  Status read_descriptor(ds_plugin_entry_fn entry, std::string_view note_id, uint32_t note_kinds);
+  Status add_component(const ds_component* component, uint32_t note_kinds);
+
+  const PluginServices* services_ = nullptr;
+  std::string path_, sha256_, id_, version_, license_;
+  uint32_t abi_minor_ = 0;
+  std::vector<ds_component> components_;  ///< in full
+  ds_host host_{};
+  std::atomic<int64_t> threads_{0}, host_bytes_{0};
+};
+
+/// One component, created with one config. Destroyed with the last reference.
+class PluginInstance {
+ public:
+  static Result<std::shared_ptr<PluginInstance>> create(
+      std::shared_ptr<const PluginLibrary> library, const ds_component& component,
+      const Json& config);
+  ~PluginInstance();
+  PluginInstance(const PluginInstance&) = delete;
+
+  const PluginLibrary& library() const { return *library_; }
+  const ds_component& component() const { return component_; }
+  std::string_view name() const;
+  ds_instance* handle() const { return handle_; }
+  const Json& config() const { return config_->values; }
+  /// The kind's table in full: ds_attention, ds_quantizer ...
+  template <class Table>
+  Table table() const {
+    return full_struct(static_cast<const Table*>(component_.table));
+  }
+  /// Held around a [serial] or [hot] call; not locked when the component is reentrant.
+  std::unique_lock<std::mutex> one_call() const;
+
+  Status reconfigure(const Json& config);
+  Result<std::string> save() const;
+  Status restore(const std::string& state, std::string_view saved_by_version);
+  Status health() const;
+
+ private:
+  PluginInstance(std::shared_ptr<const PluginLibrary> library, const ds_component& component)
+      : library_(std::move(library)), component_(component) {}
+  const std::shared_ptr<const PluginLibrary> library_;
+  const ds_component component_;
+  ds_instance_ops ops_{};
+  std::unique_ptr<ds_config> config_;
+  ds_instance* handle_ = nullptr;
+  mutable std::mutex calls_;
+};
+
+}  // namespace ds

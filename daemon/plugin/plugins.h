@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// All plugins of the daemon: which files are loaded and why they may be, and for each component its
+// generations, one of which serves. A generation is one load of a file with one config; a newer one
+// is made beside the serving one, tested, given its state, and swapped in by one pointer. What runs
+// on the older one ends there. Code is never unmapped; a retired generation has no instance left.
+//
+// Thread-safe. Loading runs code of the plugin on the caller's thread.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "ds/status.h"
+#include "plugin/library.h"
+#include "plugin/trust.h"
+#include "storage/json.h"
+#include "storage/seams.h"
+
+namespace ds {
+
+struct PluginOptions {
+  std::string modules;  ///< folder of the built-in ones, trusted as the daemon's own file is
+  std::string data;     ///< <data>/plugins: installed files, hashes and keys that are trusted
+  Json config = Json::object();  ///< by component name
+};
+
+class Plugins {
+ public:
+  /// The serving generation of a component.
+  struct Serving {
+    std::shared_ptr<const PluginInstance> instance;
+    uint64_t generation = 0;
+  };
+  /// A swap: called after it, on the thread that made it, with no lock held.
+  using OnSwap = std::function<void(uint32_t kind, const std::string& name, const Serving& next)>;
+
+  /// Loads the built-in modules and what was installed before. A file that is refused is logged and
+  /// stays in refused(); the others load.
+  static Result<std::unique_ptr<Plugins>> open(PluginOptions options, PluginServices services,
+                                               FileSystem& fs, Clock& clock);
+
+  /// Creates the instance at the first call. An unknown name's error lists the known ones.
+  Result<Serving> find(uint32_t kind, std::string_view name);
+  /// Names of the components of a kind, sorted.
+  std::vector<std::string> names(uint32_t kind) const;
+  void on_swap(OnSwap listener);
+
+  /// Installs and loads a file. `trust`: its hash is trusted from now on; else the file needs a
+  /// trusted signature or hash. A component that is there already gets a new generation.
+  Result<Json> load(const std::string& path, bool trust, const Json& config);
+  /// A new generation of each component of the plugin or component `name`, from the file as it is
+  /// now at `path`, or where it came from when empty; `config` null = unchanged.
+  Result<Json> reload(const std::string& name, const std::string& path, const Json& config);
+  /// Back to the generation that served before.
+  Result<Json> rollback(const std::string& name);
+  /// Lets go of the generations that do not serve.
+  Result<Json> retire(const std::string& name);
+  /// Changes live keys of a serving instance.
+  Result<Json> configure(const std::string& name, const Json& changes);
+
+  Json list() const;                                 ///< {"plugins":[...], "refused":[...]}
+  Result<Json> show(const std::string& name) const;  ///< one component, all generations
+  /// What would happen to a file and why, step by step, without running any of it.
+  Json explain(const std::string& path) const;
+  Trust& trust() { return trust_; }
+
+ private:
+  struct Generation {
+    uint64_t number = 0;
+    std::shared_ptr<const PluginLibrary> library;
+    std::shared_ptr<PluginInstance> instance;     ///< null: not created yet, or retired
+    std::weak_ptr<const PluginInstance> running;  ///< the same; lives while somebody computes
+    std::string origin;                           ///< "built-in", "installed"
+    std::string trusted_by;
+    Json config;
+    int64_t loaded_ms = 0;
+    bool retired = false;
+  };
+  using Key = std::pair<uint32_t, std::string>;  // kind, component
+  struct Slot {
+    std::vector<Generation> generations;
+    size_t serving = 0, before = 0;  ///< indices; before == serving: none
+    uint64_t next = 1;
+  };
+  struct Swap {
+    Key key;
+    Serving next;
+  };
+
+  Plugins(PluginOptions options, PluginServices services, FileSystem& fs, Clock& clock);
+  void scan_modules();
+  Status scan_installed();
+  /// Adds the file's components, each as the serving one of a new slot or as a new generation.
+  Result<std::vector<Swap>> add(const FileContent& file, const std::string& origin,
+                                const std::string& trusted_by, const Json& config);
+  Status make_instance(Slot& slot, Generation& generation, const ds_component& component) const;
+  Status hand_over(const Slot& slot, Generation& next) const;
+  Result<Slot*> slot_of(const std::string& name, Key* key = nullptr);
+  Status remember(const FileContent& file, const std::string& trusted_by, const Json& config);
+  Json describe(const Key& key, const Slot& slot, const Generation& generation) const;
+  Json config_of(std::string_view component) const;
+  void announce(const std::vector<Swap>& swaps);
+
+  const PluginOptions options_;
+  const PluginServices services_;
+  FileSystem& fs_;
+  Clock& clock_;
+  Trust trust_;
+  std::mutex change_mutex_;   ///< one change at a time
+  mutable std::mutex mutex_;  ///< the maps; never held while a plugin runs
+  std::map<Key, Slot> slots_;
+  std::vector<std::pair<std::string, std::string>> refused_;  ///< path, why
+  std::vector<OnSwap> listeners_;
+};
+
+}  // namespace ds

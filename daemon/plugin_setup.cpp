@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plugin_setup.h"
+
+#include <filesystem>
+
+#include "log.h"
+
+namespace ds {
+namespace {
+
+/// The folder of the modules: beside the folder of this program.
+std::string modules_folder() {
+  std::error_code error;
+  const auto self = std::filesystem::canonical("/proc/self/exe", error);
+  return (self.parent_path().parent_path() / "modules").string();
+}
+
+WeightFormat packed_format(const Config& config) {
+  return config.text("serve.precision") == "fp32" ? WeightFormat::kF32 : WeightFormat::kBF16;
+}
+
+/// Makes the serving version's weights anew in `form`, beside those in use, and swaps them in.
+Status keep_in(const WeightForm& form, Bases& bases, Versions& versions) {
+  const WeightForm before = bases.form();
+  bases.set_form(form);
+  const Status reloaded = versions.reload();
+  if (!reloaded.ok()) bases.set_form(before);
+  return reloaded;
+}
+
+Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot) {
+  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_ATTENTION, name));
+  slot.set(std::make_shared<Attention>(found.instance, found.generation));
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
+                                              Metrics& metrics, AttentionSlot& slot) {
+  PluginOptions options;
+  options.modules = modules_folder();
+  options.data = data;
+  DS_ASSIGN(options.config, parse_json(config.text("plugins.config")));
+  PluginServices services;
+  services.log = [](int32_t level, std::string_view component, std::string_view text) {
+    const LogLevel ours = level >= DS_LOG_ERROR  ? LogLevel::kError
+                          : level == DS_LOG_WARN ? LogLevel::kWarn
+                          : level == DS_LOG_INFO ? LogLevel::kInfo
+                                                 : LogLevel::kDebug;
+    log(ours, "plugin", std::string(component) + ": " + std::string(text));
+  };
+  services.metric = [&metrics](std::string_view name, double value, bool is_counter) {
+    const Labels labels = {{"name", std::string(name)}};
+    if (is_counter)
+      metrics.counter("ds_plugin_events_total", "counted by plugins", labels).add(value);
+    else
+      metrics.gauge("ds_plugin_value", "reported by plugins", labels).set(value);
+  };
+  DS_ASSIGN(auto plugins, Plugins::open(std::move(options), std::move(services),
+                                        posix_file_system(), system_clock_seam()));
+  for (const Json& refused : plugins->list()["refused"])
+    log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
+  const std::string attention = config.text("serve.attention");
+  DS_TRY(attend_with(*plugins, attention, slot).in("serve.attention"));
+  return plugins;
+}
+
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name) {
+  if (name == "file") return WeightForm(packed_format(config));
+  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_QUANTIZER, name));
+  return WeightForm(packed_format(config),
+                    std::make_shared<Quantizer>(found.instance, found.generation));
+}
+
+void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases& bases,
+                    Versions& versions, EventBus& events) {
+  config.before_change("model.quant", [&](const std::string& name) -> Status {
+    DS_ASSIGN(const WeightForm form, weight_form(plugins, config, name));
+    return keep_in(form, bases, versions);
+  });
+  config.before_change("serve.attention",
+                       [&](const std::string& name) { return attend_with(plugins, name, slot); });
+  plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
+    if (kind == DS_KIND_ATTENTION && slot.current()->name() == name)
+      slot.set(std::make_shared<Attention>(next.instance, next.generation));
+    if (kind == DS_KIND_QUANTIZER && config.text("model.quant") == name) {
+      const Status kept = keep_in(
+          {packed_format(config), std::make_shared<Quantizer>(next.instance, next.generation)},
+          bases, versions);
+      if (!kept.ok()) log(LogLevel::kError, "plugin", kept.message());
+    }
+    events.publish("plugin", {{"event", "swapped"},
+                              {"kind", kind_name(kind)},
+                              {"name", name},
+                              {"generation", next.generation}});
+  });
+}
+
+}  // namespace ds

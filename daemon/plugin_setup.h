@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where plugins meet the settings and the engine: which of them serve, at start and when settings
+// or generations change.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "config.h"
+#include "engine/bases.h"
+#include "engine/versions.h"
+#include "events.h"
+#include "metrics.h"
+#include "plugin/plugins.h"
+
+namespace ds {
+
+/// The modules beside this program and what `data` says was installed; `slot` gets the attention
+/// that serve.attention names. `metrics` outlives them.
+Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
+                                              Metrics& metrics, AttentionSlot& slot);
+/// What model.quant = `name` means.
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name);
+
+/// From now on new sequences take what serve.attention and model.quant are set to, and the newest
+/// generation of it. A setting that cannot be applied is refused.
+void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases& bases,
+                    Versions& versions, EventBus& events);
+
+}  // namespace ds

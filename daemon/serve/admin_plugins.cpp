@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plugins over HTTP: what is loaded, why a file is not, load, reload, roll back, retire, configure.
+#include <utility>
+
+#include "plugin/plugins.h"
+#include "serve/admin.h"
+
+namespace ds {
+namespace {
+
+using Work = Result<Json> (*)(Plugins&, const Json&);
+
+Json config_in(const Json& body) {
+  const Json* config = find(body, "config");
+  return config != nullptr ? *config : Json();
+}
+
+Result<Json> load(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string path, get_string(body, "path"));
+  DS_ASSIGN(const bool trust, get_bool(body, "trust", false));
+  return plugins.load(path, trust, config_in(body));
+}
+
+Result<Json> reload(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string name, get_string(body, "name"));
+  DS_ASSIGN(const std::string path, get_string(body, "path", ""));
+  return plugins.reload(name, path, config_in(body));
+}
+
+Result<Json> rollback(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string name, get_string(body, "name"));
+  return plugins.rollback(name);
+}
+
+Result<Json> retire(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string name, get_string(body, "name"));
+  return plugins.retire(name);
+}
+
+Result<Json> configure(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string name, get_string(body, "name"));
+  const Json changes = config_in(body);
+  if (changes.is_null()) return invalid("config: missing, expected an object of keys");
+  return plugins.configure(name, changes);
+}
+
+Result<Json> explain(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string path, get_string(body, "path"));
+  return plugins.explain(path);
+}
+
+}  // namespace
+
+void add_plugin_routes(Router& router, Service& service) {
+  if (service.parts.plugins == nullptr) {
+    router.add_planned("/ds/v1/plugins", "this daemon runs without plugins");
+    router.add_planned("/ds/v1/plugins/*", "this daemon runs without plugins");
+    return;
+  }
+  router.add(
+      "GET", "/ds/v1/plugins", kRead, BodyKind::kNone, [&](RouteCall&, const ResponderPtr& to) {
+        service.answer_from(service.quick, to,
+                            [&service]() -> Result<Json> { return service.parts.plugins->list(); });
+      });
+  router.add("GET", "/ds/v1/plugins/{}", kRead, BodyKind::kNone,
+             [&](RouteCall& call, const ResponderPtr& to) {
+               service.answer_from(service.quick, to, [&service, name = call.params[0]] {
+                 return service.parts.plugins->show(name);
+               });
+             });
+  const auto add = [&](const char* path, Work work) {
+    router.add("POST", path, kAdmin, BodyKind::kJson,
+               [&service, work](RouteCall& call, const ResponderPtr& to) {
+                 service.answer_from(service.slow, to,
+                                     [&service, work, body = std::move(call.body)] {
+                                       return work(*service.parts.plugins, body);
+                                     });
+               });
+  };
+  add("/ds/v1/plugins/load", load);
+  add("/ds/v1/plugins/reload", reload);
+  add("/ds/v1/plugins/rollback", rollback);
+  add("/ds/v1/plugins/retire", retire);
+  add("/ds/v1/plugins/configure", configure);
+  add("/ds/v1/plugins/explain", explain);
+}
+
+}  // namespace ds

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+// quant_bench [decode]: what 8 and 4 bits do to the real model. Perplexity of the teacher-forced
+// texts of tests/data/smollm2 in FP32 and with every linear weight and the head quantized: weights
+// alone (the dequantized weights in FP32, lookups of the tied embedding included) and as the engine
+// serves them with the plugin (input in 8 bits, lookups exact). The file's own weights lie on 4-bit
+// grids, so all of it again with noise of 1 % of each row's root mean square. Then the time of one
+// decode pass over all matrices.
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "engine/quantizer.h"
+#include "kernels/quant.h"
+#include "tests/daemon/reference_model.h"
+#include "tests/kernels/cases.h"
+
+namespace ds::test {
+namespace {
+
+struct Form {
+  const char* name;
+  QuantFormat format;
+  int32_t head_bits;
+
+  QuantFormat of(int64_t n, int64_t k) const {
+    return {n > 12 * k ? head_bits : format.bits, format.group};
+  }
+};
+constexpr Form kForms[] = {{"int8 group 32", {8, 32}, 8},
+                           {"int8 channel", {8, 0}, 8},
+                           {"int4 group 32", {4, 32}, 8},
+                           {"int4 channel", {4, 0}, 8},
+                           {"all int4 group 32", {4, 32}, 4}};
+constexpr float kNoise = 0.01f;
+constexpr uint32_t kSeed = 20261126;
+
+NamedTensors tensors_of(const ModelFile& file) {
+  NamedTensors out;
+  for (const auto& [name, info] : file.tensors()) {
+    int64_t elements = 1;
+    for (const int64_t s : info.shape) elements *= s;
+    std::vector<float>& to = out[name];
+    to.resize(static_cast<size_t>(elements));
+    DS_CHECK(file.read_f32(name, to).ok());
+  }
+  return out;
+}
+
+/// {n, k} of the matrices among them; others have one dimension.
+bool is_matrix(const ModelFile& file, const std::string& name) {
+  return file.tensors().at(name).shape.size() == 2;
+}
+
+void add_noise(const ModelFile& file, NamedTensors& tensors) {
+  std::mt19937 random(kSeed);
+  std::normal_distribution<float> normal;
+  for (auto& [name, w] : tensors) {
+    if (!is_matrix(file, name)) continue;
+    const auto k = static_cast<size_t>(file.tensors().at(name).shape[1]);
+    for (size_t at = 0; at < w.size(); at += k) {
+      double squares = 0;
+      for (size_t j = 0; j < k; ++j) squares += double{w[at + j]} * double{w[at + j]};
+      const auto rms = static_cast<float>(std::sqrt(squares / static_cast<double>(k)));
+      for (size_t j = 0; j < k; ++j) w[at + j] += kNoise * rms * normal(random);
+    }
+  }
+}
+
+std::shared_ptr<const BaseWeights> base_of(const ModelFile& file, const NamedTensors& tensors,
+                                           const Compute& compute, const WeightForm& form) {
+  auto base = BaseWeights::from_tensors(file.config(), tensors, file.sha256(), compute, form);
+  if (!base.ok()) std::fprintf(stderr, "%s\n", base.status().message().c_str());
+  DS_CHECK(base.ok());
+  return *base;
+}
+
+double perplexity(const Compute& compute, const BaseWeights& base, const Json& reference) {
+  const int64_t vocab = base.config().vocab;
+  double loss = 0;
+  int64_t n = 0;
+  for (const Json& text : reference["teacher_forced"]) {
+    const auto ids = text["ids"].get<std::vector<TokenId>>();
+    const std::vector<float> logits = serve_logits(compute, base, nullptr, ids, 64, KvDtype::kF32);
+    for (size_t i = 0; i + 1 < ids.size(); ++i, ++n) {
+      const float* row = logits.data() + static_cast<int64_t>(i) * vocab;
+      const float top = *std::max_element(row, row + vocab);
+      double sum = 0;
+      for (int64_t j = 0; j < vocab; ++j) sum += std::exp(double{row[j]} - double{top});
+      loss += double{top} + std::log(sum) - double{row[ids[i + 1]]};
+    }
+  }
+  return std::exp(loss / static_cast<double>(n));
+}
+
+std::shared_ptr<const Quantizer> plugin_of(const Form& f) {
+  const auto found = modules().find(DS_KIND_QUANTIZER, "int" + std::to_string(f.format.bits));
+  DS_CHECK(found.ok());
+  const std::shared_ptr<const PluginLibrary> library(found->instance, &found->instance->library());
+  Json config = Json::object();
+  config["group"] = f.format.group;
+  if (f.format.bits == 4) config["head_bits"] = f.head_bits;
+  auto made = PluginInstance::create(library, found->instance->component(), config);
+  DS_CHECK(made.ok());
+  return std::make_shared<Quantizer>(*made, 1);
+}
+
+void compare(const ModelFile& file, const NamedTensors& tensors, const Machine& machine,
+             const Json& reference) {
+  const Compute& compute = machine.compute;
+  const double exact =
+      perplexity(compute, *base_of(file, tensors, compute, WeightFormat::kF32), reference);
+  std::printf("  fp32             perplexity %.4f\n", exact);
+  for (const Form& f : kForms) {
+    NamedTensors rounded = tensors;
+    double error = 0, power = 0;
+    for (auto& [name, w] : rounded) {
+      if (!is_matrix(file, name)) continue;
+      const auto& shape = file.tensors().at(name).shape;
+      cpu_quant_ops(best_cpu_isa())
+          .fake(compute.context, f.of(shape[0], shape[1]), shape[0], shape[1], w.data(), w.data());
+      const std::vector<float>& before = tensors.at(name);
+      for (size_t i = 0; i < w.size(); ++i) {
+        error += std::pow(double{w[i]} - double{before[i]}, 2);
+        power += double{before[i]} * double{before[i]};
+      }
+    }
+    const double weights =
+        perplexity(compute, *base_of(file, rounded, compute, WeightFormat::kF32), reference);
+    rounded.clear();
+    const double served = perplexity(
+        compute, *base_of(file, tensors, compute, {WeightFormat::kF32, plugin_of(f)}), reference);
+    std::printf(
+        "  %-17s relative error %.5f | perplexity, weights alone %.4f (%+.2f %%) | served %.4f "
+        "(%+.2f %%)\n",
+        f.name, std::sqrt(error / power), weights, (weights / exact - 1) * 100, served,
+        (served / exact - 1) * 100);
+    std::fflush(stdout);
+  }
+}
+
+struct Shape {
+  int64_t n, k;
+};
+
+/// Fastest of 30 passes over all matrices, one row each, in seconds. run(i): matrix i.
+template <typename F>
+double fastest_pass(Pool& pool, size_t matrices, const F& run) {
+  double best = 1e9;
+  for (int pass = 0; pass < 30; ++pass) {
+    pool.begin_engine_step();
+    const auto start = std::chrono::steady_clock::now();
+    for (size_t i = 0; i < matrices; ++i) run(i);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    pool.end_engine_step();
+    best = std::min(best, took.count());
+  }
+  return best;
+}
+
+void report(const std::string& what, double bytes, double weights, double seconds) {
+  std::printf("  %-17s %.4f bytes a weight | %6.1f MB | %6.2f ms | %5.1f GB/s | %5.0f passes/s\n",
+              what.c_str(), bytes / weights, bytes / 1e6, seconds * 1e3, bytes / seconds * 1e-9,
+              1 / seconds);
+  std::fflush(stdout);
+}
+
+void decode_pass(const ModelFile& file, const NamedTensors& tensors, Machine& machine) {
+  const Ops& ops = *machine.compute.ops;
+  const QuantOps& quant = cpu_quant_ops(best_cpu_isa());
+  const OpContext& context = machine.compute.context;
+  std::vector<Shape> shapes;
+  std::vector<const float*> sources;
+  double weights = 0;
+  for (const auto& [name, w] : tensors) {
+    if (!is_matrix(file, name)) continue;
+    shapes.push_back({file.tensors().at(name).shape[0], file.tensors().at(name).shape[1]});
+    sources.push_back(w.data());
+    weights += static_cast<double>(w.size());
+  }
+  const Floats x = random_floats(1 << 16, 5);
+  Floats y(1 << 16);
+  const auto prepared = aligned(1 << 18);
+  const auto pass = [&](const std::string& what, const auto& pack, const auto& run) {
+    std::vector<std::shared_ptr<char>> memory;
+    double bytes = 0;
+    for (size_t i = 0; i < shapes.size(); ++i) pack(i, memory, bytes);
+    report(what, bytes, weights, fastest_pass(machine.pool, shapes.size(), [&](size_t i) {
+             LinearArgs a;
+             a.rows = 1;
+             a.n_weights = 1;
+             a.x = x.data(), a.x_stride = shapes[i].k, a.x_prepared = prepared.get();
+             a.w[0] = {WeightFormat::kBF16, shapes[i].n, shapes[i].k, nullptr};
+             a.y[0] = y.data(), a.y_stride[0] = shapes[i].n;
+             run(i, memory, a);
+           }));
+  };
+  using Memory = std::vector<std::shared_ptr<char>>;
+  pass(
+      "bf16",
+      [&](size_t i, Memory& memory, double& bytes) {
+        const int64_t size = ops.packed_bytes(WeightFormat::kBF16, shapes[i].n, shapes[i].k);
+        memory.push_back(aligned(size));
+        ops.pack(context, WeightFormat::kBF16, shapes[i].n, shapes[i].k, sources[i], false,
+                 memory.back().get());
+        bytes += static_cast<double>(size);
+      },
+      [&](size_t i, const Memory& memory, LinearArgs& a) {
+        a.w[0].data = memory[i].get();
+        if (ops.prepared_bytes(WeightFormat::kBF16, 1, a.w[0].k) > 0)
+          ops.prepare(context, WeightFormat::kBF16, 1, a.w[0].k, a.x, a.x_stride, prepared.get());
+        ops.linear(context, a);
+      });
+  for (const Form& f : kForms) {
+    pass(
+        f.name,
+        [&](size_t i, Memory& memory, double& bytes) {
+          const int64_t n = shapes[i].n, k = shapes[i].k;
+          memory.push_back(aligned(quant_packed_bytes(f.of(n, k), n, k)));
+          memory.push_back(aligned(quant_scale_bytes(f.of(n, k), n, k)));
+          quant.quantize(context, f.of(n, k), n, k, sources[i], memory[2 * i].get(),
+                         memory[2 * i + 1].get());
+          bytes += static_cast<double>(quant_packed_bytes(f.of(n, k), n, k) +
+                                       quant_scale_bytes(f.of(n, k), n, k));
+        },
+        [&](size_t i, const Memory& memory, LinearArgs& a) {
+          QuantLinearArgs q{f.of(a.w[0].n, a.w[0].k), a, {memory[2 * i + 1].get()}};
+          q.linear.w[0].data = memory[2 * i].get();
+          quant.prepare(context, 1, a.w[0].k, a.x, a.x_stride, prepared.get());
+          quant.linear(context, q);
+        });
+  }
+}
+
+int run(bool decode_only) {
+  Machine machine;
+  const auto file = ModelFile::open(smollm2_path());
+  if (!file.ok()) {
+    std::fprintf(stderr, "%s\n", file.status().message().c_str());
+    return 1;
+  }
+  NamedTensors tensors = tensors_of(**file);
+  std::printf("%s, %d threads\none decode pass over all matrices\n", machine.compute.ops->name,
+              machine.pool.threads());
+  decode_pass(**file, tensors, machine);
+  if (decode_only) return 0;
+  const Json reference = read_json(data_path("smollm2/reference.json"));
+  std::printf("weights of the file\n");
+  compare(**file, tensors, machine, reference);
+  add_noise(**file, tensors);
+  std::printf("weights with noise of %.0f %% (seed %u)\n", double{kNoise} * 100, kSeed);
+  compare(**file, tensors, machine, reference);
+  return 0;
+}
+
+}  // namespace
+}  // namespace ds::test
+
+int main(int argc, char** argv) {
+  return ds::test::run(argc > 1 && std::string(argv[1]) == "decode");
+}

@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights of 8 and 4 bits on every table: the promise of quantize, linear against double precision
+// on the same codes, and the bits of a row alone and in company.
+#include "kernels/quant.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+
+#include "kernels/pool.h"
+#include "tests/kernels/cases.h"
+
+namespace ds::test {
+namespace {
+
+constexpr float kLoraScale = 0.5f;
+constexpr QuantFormat kFormats[] = {{8, 32}, {8, 0}, {4, 32}, {4, 0}};
+
+std::string named(QuantFormat f) {
+  return "int" + std::to_string(f.bits) + (f.group == 0 ? " per channel" : " group 32");
+}
+
+uint32_t random_seed() {
+  const char* given = std::getenv("DS_SEED");
+  const uint32_t seed = given != nullptr ? static_cast<uint32_t>(std::atoi(given)) : 7;
+  std::printf("DS_SEED=%u\n", seed);
+  return seed;
+}
+
+struct Quantized {
+  QuantFormat format;
+  int64_t n, k;
+  std::shared_ptr<char> packed, scales;
+
+  Quantized(const QuantOps& ops, const OpContext& context, QuantFormat f, int64_t n, int64_t k,
+            const Floats& w)
+      : format(f),
+        n(n),
+        k(k),
+        packed(aligned(quant_packed_bytes(f, n, k))),
+        scales(aligned(quant_scale_bytes(f, n, k))) {
+    ops.quantize(context, f, n, k, w.data(), packed.get(), scales.get());
+  }
+  Floats weights(const QuantOps& ops) const {
+    Floats out(static_cast<size_t>(n * k), NAN);
+    ops.dequantize({}, {format, n, k, packed.get(), scales.get()}, out.data());
+    return out;
+  }
+  bool equals(const Quantized& o) const {
+    return std::memcmp(packed.get(), o.packed.get(), quant_packed_bytes(format, n, k)) == 0 &&
+           std::memcmp(scales.get(), o.scales.get(), quant_scale_bytes(format, n, k)) == 0;
+  }
+};
+
+class QuantTest : public testing::TestWithParam<CpuIsa> {
+ protected:
+  const QuantOps& quant = cpu_quant_ops(GetParam());
+  const Ops& ops = cpu_ops(GetParam());
+};
+
+/// Rows of every kind that has broken a quantizer: one row of each kind in turn.
+Floats extreme_rows(int64_t n, int64_t k, uint32_t seed) {
+  Floats w = random_floats(static_cast<size_t>(n * k), seed);
+  std::mt19937 random(seed);
+  for (int64_t r = 0; r < n; ++r) {
+    float* row = &w[r * k];
+    const auto any = static_cast<int64_t>(random() % static_cast<uint64_t>(k));
+    switch (r % 11) {
+      case 1:
+        std::fill_n(row, k, 0.0f);
+        break;
+      case 2:
+        row[any] = 1e6f;
+        break;
+      case 3:
+        row[any] = -3e36f;
+        break;
+      case 4:
+        for (int64_t j = 0; j < k; ++j) row[j] *= 1e-41f;
+        break;
+      case 5:
+        for (int64_t j = 0; j < k; ++j) row[j] *= 1e-29f;
+        break;
+      case 6:
+        std::fill_n(row, k, 0.37f);
+        break;
+      case 7:
+        for (int64_t j = 0; j < k; ++j) row[j] = std::fabs(row[j]) + 5.0f;
+        break;
+      case 8:
+        for (int64_t j = 0; j < k; ++j) row[j] = j % 2 == 0 ? 1e37f : -1e37f;
+        break;
+      case 9:
+        std::fill_n(row, k, -0.0f);
+        row[any] = -1.0f;
+        break;
+      case 10:
+        for (int64_t j = 0; j < k; ++j) row[j] *= std::exp(4 * row[j]);
+        break;
+      default:
+        break;
+    }
+  }
+  return w;
+}
+
+TEST_P(QuantTest, KeepsItsPromiseOnRandomAndExtremeRows) {
+  const uint32_t seed = random_seed();
+  for (const QuantFormat f : kFormats) {
+    for (const int64_t k : {1, 31, 33, 64, 576, 1000}) {
+      const int64_t n = 37;
+      const Floats w = extreme_rows(n, k, seed);
+      const Floats got = Quantized(quant, {}, f, n, k, w).weights(quant);
+      for (int64_t r = 0; r < n; ++r) {
+        double largest = 0, error = 0;
+        for (int64_t j = r * k; j < (r + 1) * k; ++j) {
+          ASSERT_TRUE(std::isfinite(got[j])) << named(f) << " row " << r;
+          largest = std::max(largest, std::fabs(double{w[j]}));
+          error = std::max(error, std::fabs(double{w[j]} - double{got[j]}));
+        }
+        const double promise = largest < 1e-30 ? 1.0 : double{quant_rel_tol(f)};
+        EXPECT_LE(error, promise * largest) << named(f) << " k " << k << " row " << r;
+      }
+    }
+  }
+}
+
+/// Against the plain grid, 15 steps from the smallest to the largest weight of a group.
+TEST_P(QuantTest, FourBitsFitBetterThanThePlainGrid) {
+  std::mt19937 random(random_seed());
+  std::normal_distribution<float> normal;
+  const int64_t n = 32, k = 640;
+  Floats w(static_cast<size_t>(n * k));
+  for (float& v : w) v = normal(random);
+  const Floats got = Quantized(quant, {}, {4, 32}, n, k, w).weights(quant);
+  double squared = 0, plain = 0;
+  for (size_t g = 0; g < w.size(); g += 32) {
+    const auto [low, high] = std::minmax_element(&w[g], &w[g] + 32);
+    const double step = (double{*high} - double{*low}) / 15;
+    for (size_t j = g; j < g + 32; ++j) {
+      const double u = std::nearbyint((double{w[j]} - double{*low}) / step);
+      plain += std::pow(double{w[j]} - (double{*low} + u * step), 2);
+      squared += std::pow(double{w[j]} - double{got[j]}, 2);
+    }
+  }
+  std::printf("squared error %.3f of the plain grid's\n", squared / plain);
+  EXPECT_LT(squared, 0.92 * plain);
+}
+
+TEST_P(QuantTest, AllTablesAndThreadsChooseEqualCodes) {
+  const int64_t n = 50, k = 167;
+  const Floats w = extreme_rows(n, k, random_seed());
+  Pool three(3);
+  for (const QuantFormat f : kFormats) {
+    const Quantized here(quant, {three.engine()}, f, n, k, w);
+    EXPECT_TRUE(here.equals(Quantized(quant, {}, f, n, k, w))) << named(f);
+    const QuantOps& scalar = cpu_quant_ops(CpuIsa::kScalar);
+    const Quantized there(scalar, {}, f, n, k, w);
+    EXPECT_TRUE(here.equals(there)) << named(f);
+    EXPECT_EQ(here.weights(quant), there.weights(scalar)) << named(f);
+  }
+}
+
+TEST_P(QuantTest, FakeGivesWhatTheCodesGiveAndItsGradientStopsOutside) {
+  const int64_t n = 35, k = 150;
+  Floats w = extreme_rows(n, k, random_seed());
+  for (const QuantFormat f : kFormats) {
+    Floats wq(w.size(), NAN), dw = random_floats(w.size(), 5);
+    const Floats before = dw, dwq = random_floats(w.size(), 6);
+    quant.fake({}, f, n, k, w.data(), wq.data());
+    const Quantized q(quant, {}, f, n, k, w);
+    EXPECT_EQ(wq, q.weights(quant)) << named(f);
+    quant.fake_backward({}, f, n, k, w.data(), dwq.data(), dw.data());
+    int64_t inside = 0;
+    for (size_t i = 0; i < w.size(); ++i) {
+      if (dw[i] == before[i] + dwq[i]) {
+        ++inside;
+      } else {  // only where rounding moved the weight by more than half a step of any neighbour
+        EXPECT_EQ(dw[i], before[i]);
+        EXPECT_GT(std::fabs(w[i] - wq[i]), 0.0f);
+      }
+    }
+    EXPECT_GT(inside, static_cast<int64_t>(w.size() * 9 / 10)) << named(f);
+    Floats same = w;
+    quant.fake({}, f, n, k, same.data(), same.data());
+    EXPECT_EQ(same, wq) << named(f);
+  }
+}
+
+/// One linear call on codes. The problem's weights are what is quantized.
+struct QuantProblem {
+  LinearProblem p;
+  QuantFormat format;
+  std::vector<Floats> wq;  // what the codes mean
+
+  QuantProblem(const LinearShape& shape, QuantFormat f) : p(shape), format(f) {}
+
+  /// Rows `rows` (all if empty) as [weights][rows][n].
+  Floats run(CpuIsa isa, const OpContext& context, std::vector<int64_t> rows = {}) {
+    const QuantOps& quant = cpu_quant_ops(isa);
+    const Ops& ops = cpu_ops(isa);
+    const LinearShape& s = p.shape;
+    if (rows.empty()) {
+      rows.resize(static_cast<size_t>(s.rows));
+      std::iota(rows.begin(), rows.end(), 0);
+    }
+    const auto count = static_cast<int64_t>(rows.size());
+    Floats x, residual;
+    std::vector<int32_t> slots;
+    for (const int64_t r : rows) {
+      x.insert(x.end(), p.x.begin() + r * s.k, p.x.begin() + (r + 1) * s.k);
+      x.insert(x.end(), 3, NAN);  // stride
+      residual.insert(residual.end(), p.residual.begin() + r * s.n[0],
+                      p.residual.begin() + (r + 1) * s.n[0]);
+      slots.push_back(p.slots[r]);
+    }
+    QuantLinearArgs q{format, {}, {}};
+    LinearArgs& a = q.linear;
+    a.rows = count;
+    a.x = x.data();
+    a.x_stride = s.k + 3;
+    a.n_weights = static_cast<int>(s.n.size());
+    a.epilogue = s.epilogue;
+    a.residual = s.epilogue == Epilogue::kResidual ? residual.data() : nullptr;
+    prepared = aligned(quant_prepared_bytes(count, s.k));
+    quant.prepare(context, count, s.k, a.x, a.x_stride, prepared.get());
+    a.x_prepared = prepared.get();
+    const auto outputs = s.epilogue == Epilogue::kSwiglu ? 1 : s.n.size();
+    Floats out(static_cast<size_t>(count *
+                                   std::accumulate(s.n.begin(), s.n.begin() + outputs, int64_t{0})),
+               NAN);
+    std::vector<Quantized> weights;
+    wq.clear();
+    float* y = out.data();
+    for (size_t i = 0; i < s.n.size(); ++i) {
+      weights.emplace_back(quant, context, format, s.n[i], s.k, p.w[i]);
+      wq.push_back(weights.back().weights(quant));
+      a.w[i] = {WeightFormat::kBF16, s.n[i], s.k, weights.back().packed.get()};
+      q.scales[i] = weights.back().scales.get();
+      a.bias[i] = s.bias ? p.b[i].data() : nullptr;
+      a.y[i] = i < outputs ? y : nullptr;
+      a.y_stride[i] = s.n[i];
+      y += count * s.n[i];
+    }
+    std::vector<std::shared_ptr<char>> kept;
+    LoraSlots lora;
+    Floats t(s.n.size() * static_cast<size_t>(count * kLoraRank));
+    if (s.lora_slots > 0) fill(lora, ops, context, kept);
+    lora.slot_of_row = slots.data();
+    lora.t = t.data();
+    if (s.lora_slots > 0) a.lora = &lora;
+    quant.linear(context, q);
+    return out;
+  }
+
+  void fill(LoraSlots& lora, const Ops& ops, const OpContext& context,
+            std::vector<std::shared_ptr<char>>& kept) const {
+    const LinearShape& s = p.shape;
+    const auto pack = [&](int64_t n, int64_t k, const Floats& w) {
+      kept.push_back(aligned(ops.packed_bytes(s.format, n, k)));
+      ops.pack(context, s.format, n, k, w.data(), false, kept.back().get());
+      return WeightView{s.format, n, k, kept.back().get()};
+    };
+    lora.n_slots = s.lora_slots;
+    for (int slot = 0; slot < s.lora_slots; ++slot) {
+      for (size_t i = 0; i < s.n.size(); ++i) {
+        lora.pair[slot][i] = {pack(kLoraRank, s.k, p.lora_a[slot][i]),
+                              pack(s.n[i], kLoraRank, p.lora_b[slot][i]), kLoraScale};
+      }
+    }
+  }
+
+  /// After run() on all rows: double precision on the same codes of weights and input.
+  Vec expect() const {
+    const LinearShape& s = p.shape;
+    Vec x(p.x.size());
+    for (int64_t r = 0; r < s.rows; ++r) {
+      const auto* row =
+          reinterpret_cast<const QuantInput*>(prepared.get() + r * quant_prepared_bytes(1, s.k));
+      for (int64_t j = 0; j < s.k; ++j) {
+        x[r * s.k + j] = double{row[j / 32].scale} * row[j / 32].q[j % 32];
+      }
+    }
+    LinearProblem exact = p;  // low-rank parts, bias: of the input as it is
+    for (size_t i = 0; i < s.n.size(); ++i) std::fill(exact.w[i].begin(), exact.w[i].end(), 0.0f);
+    exact.shape.epilogue = Epilogue::kNone;
+    Vec y = exact.expect();
+    size_t at = 0;
+    for (size_t i = 0; i < s.n.size(); ++i) {
+      for (const double v : reference::matmul(s.rows, s.n[i], s.k, x, as_double(wq[i])))
+        y[at++] += v;
+    }
+    const auto first = static_cast<size_t>(s.rows * s.n[0]);
+    for (size_t j = 0; j < first; ++j) {
+      if (s.epilogue == Epilogue::kResidual) y[j] += double{p.residual[j]};
+      if (s.epilogue == Epilogue::kSwiglu) y[j] = reference::silu(y[j]) * y[first + j];
+    }
+    if (s.epilogue == Epilogue::kSwiglu) y.resize(first);
+    return y;
+  }
+
+  std::shared_ptr<char> prepared;
+};
+
+const LinearShape kShapes[] = {
+    {.rows = 9, .k = 576, .n = {37, 70, 16}},
+    {.rows = 5, .k = 33, .n = {17, 17}, .epilogue = Epilogue::kSwiglu},
+    {.rows = 70, .k = 1536, .n = {50}, .epilogue = Epilogue::kResidual, .bias = true},
+    {.rows = 1, .k = 7, .n = {1}},
+    {.rows = 3, .k = 64, .n = {130, 130}, .epilogue = Epilogue::kSwiglu, .bias = true},
+};
+const LinearShape kLowRankShapes[] = {
+    {.rows = 200, .k = 131, .n = {37, 70, 16}, .bias = true, .lora_slots = 3},
+    {.rows = 200, .k = 576, .n = {100, 100}, .epilogue = Epilogue::kSwiglu, .lora_slots = 2},
+    {.rows = 200,
+     .k = 300,
+     .n = {96},
+     .format = WeightFormat::kF32,
+     .epilogue = Epilogue::kResidual,
+     .bias = true,
+     .lora_slots = 1},
+};
+
+TEST_P(QuantTest, LinearEqualsDoublePrecisionOnTheSameCodes) {
+  for (const QuantFormat f : kFormats) {
+    for (const LinearShape& s : kShapes) {
+      QuantProblem q(s, f);
+      const Floats got = q.run(GetParam(), {});
+      EXPECT_LT(error_of(got, q.expect()), 2e-5) << named(f) << " k " << s.k;
+    }
+    for (const LinearShape& s : kLowRankShapes) {
+      QuantProblem q(s, f);
+      const Floats got = q.run(GetParam(), {});
+      // B t is a product of BF16 pairs there.
+      const double tolerance = s.format == WeightFormat::kBF16 && rounds_to_bf16(ops) ? 2e-2 : 2e-5;
+      EXPECT_LT(error_of(got, q.expect()), tolerance) << named(f) << " k " << s.k;
+    }
+  }
+}
+
+TEST_P(QuantTest, RowsDoNotSeeEachOtherNorTheThreads) {
+  Pool two(2);
+  for (const QuantFormat f : kFormats) {
+    for (const LinearShape& s : kLowRankShapes) {
+      QuantProblem q(s, f);
+      const Floats all = q.run(GetParam(), {two.engine()});
+      EXPECT_EQ(all, q.run(GetParam(), {})) << named(f);
+      const size_t outputs = s.epilogue == Epilogue::kSwiglu ? 1 : s.n.size();
+      for (int64_t count : {1, 2, 3, 4, 5, 7, 12, 97}) {
+        std::vector<int64_t> rows;
+        for (int64_t i = 0; i < count; ++i) rows.push_back((count + i * 37) % s.rows);
+        const Floats some = q.run(GetParam(), {two.engine()}, rows);
+        int64_t at_all = 0, at = 0;
+        for (size_t w = 0; w < outputs; ++w) {
+          for (const int64_t r : rows) {
+            EXPECT_EQ(0, std::memcmp(&all[at_all + r * s.n[w]], &some[at],
+                                     static_cast<size_t>(s.n[w]) * sizeof(float)))
+                << named(f) << " weight " << w << " row " << r << " among " << count;
+            at += s.n[w];
+          }
+          at_all += s.rows * s.n[w];
+        }
+      }
+    }
+  }
+}
+
+TEST_P(QuantTest, InputKeepsItsGroupsApartAndShowsWhatIsNotFinite) {
+  const int64_t k = 100;
+  Floats x = random_floats(static_cast<size_t>(k), random_seed());
+  x[3] = 1e20f;  // only its own group pays
+  const auto prepared = aligned(quant_prepared_bytes(1, k));
+  quant.prepare({}, 1, k, x.data(), k, prepared.get());
+  const auto* groups = reinterpret_cast<const QuantInput*>(prepared.get());
+  for (int64_t j = 0; j < k; ++j) {
+    const QuantInput& g = groups[j / 32];
+    EXPECT_LE(std::fabs(g.scale * static_cast<float>(g.q[j % 32]) - x[j]), 0.501f * g.scale);
+    EXPECT_LT(j < 32 ? 0.0f : g.scale, 0.1f);
+  }
+  for (int64_t j = k; j < 128; ++j) EXPECT_EQ(groups[3].q[j % 32], 0);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    x[40] = bad;
+    quant.prepare({}, 1, k, x.data(), k, prepared.get());
+    EXPECT_TRUE(std::isnan(groups[1].scale));
+    EXPECT_FALSE(std::isnan(groups[2].scale));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, QuantTest, testing::ValuesIn(supported_isas()), [](const auto& info) {
+  return std::to_string(static_cast<int>(info.param));
+});
+
+}  // namespace
+}  // namespace ds::test
