@@ -68,6 +68,24 @@ std::vector<Operation> operations_of(const ds_component& component) {
     case DS_KIND_ATTENTION:
       all = attention_operations();
       break;
+    case DS_KIND_ENCODER:
+      all = encoder_operations();
+      break;
+    case DS_KIND_QUANTIZER:
+      all = quantizer_operations();
+      break;
+    case DS_KIND_LEARNER:
+      all = learner_operations();
+      break;
+    case DS_KIND_CURRICULUM:
+      all = curriculum_operations();
+      break;
+    case DS_KIND_RETRIEVER:
+      all = retriever_operations();
+      break;
+    case DS_KIND_TOOL:
+      all = tool_operations();
+      break;
     default:
       break;
   }

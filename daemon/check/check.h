@@ -100,9 +100,21 @@ std::vector<Check> contract_checks();  ///< level 1
 std::vector<Check> sweep_checks();
 std::vector<Check> state_checks();
 std::vector<Check> attention_checks();  ///< level 2
+std::vector<Check> quantizer_checks();
+std::vector<Check> encoder_checks();
+std::vector<Check> learner_checks();
+std::vector<Check> curriculum_checks();
+std::vector<Check> retriever_checks();
+std::vector<Check> tool_checks();
 std::vector<Check> determinism_checks();
 std::vector<Check> hostile_checks();  ///< level 3
 
 std::vector<Operation> attention_operations();
+std::vector<Operation> quantizer_operations();
+std::vector<Operation> encoder_operations();
+std::vector<Operation> learner_operations();
+std::vector<Operation> curriculum_operations();
+std::vector<Operation> retriever_operations();
+std::vector<Operation> tool_operations();
 
 }  // namespace ds::check

@@ -138,7 +138,8 @@ void run_component(Run& run, const JudgedFile& file, uint32_t index, const Descr
 std::vector<Check> all_checks() {
   std::vector<Check> out;
   for (auto* part : {load_checks, contract_checks, sweep_checks, state_checks, attention_checks,
-                     determinism_checks, hostile_checks}) {
+                     quantizer_checks, encoder_checks, learner_checks, curriculum_checks,
+                     retriever_checks, tool_checks, determinism_checks, hostile_checks}) {
     for (Check& check : part()) out.push_back(std::move(check));
   }
   return out;

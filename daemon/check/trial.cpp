@@ -27,6 +27,12 @@ std::byte* Trial::memory(size_t bytes) {
   return memory_.back().data();
 }
 
+std::byte* Trial::buffer(size_t bytes) {
+  memory_.emplace_back(bytes, false, options.guard_buffers ? 0 : kSlack);
+  std::memset(memory_.back().data(), 0, bytes);
+  return memory_.back().data();
+}
+
 std::byte* Trial::place(const PlacedStruct& item, size_t index) {
   const size_t full = item.bytes.size();
   const bool hit = options.damage.index == index;
@@ -98,7 +104,7 @@ const ds_tensor* Trial::tensor(const char* name, ds_dtype dtype, std::vector<int
   return &t;
 }
 
-const ds_call* Trial::call(uint64_t workspace_bytes) {
+const ds_call* Trial::call(uint64_t workspace_bytes, uint64_t step) {
   const size_t slack = options.exact_workspace ? 0 : kSlack;
   memory_.emplace_back(workspace_bytes, false, slack);
   ds_call c{};
@@ -108,6 +114,7 @@ const ds_call* Trial::call(uint64_t workspace_bytes) {
   c.cancel = &cancel_;
   c.deadline_ns = options.deadline_ns;
   c.seed = options.seed;
+  c.step = step;
   return give("ds_call", c);
 }
 

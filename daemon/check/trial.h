@@ -101,7 +101,9 @@ class Trial {
   }
   /// Memory that lives as long as the trial; 64-byte aligned.
   std::byte* memory(size_t bytes);
-  const ds_call* call(uint64_t workspace_bytes);
+  /// The same as a plain buffer of an argument: guarded if the tensors are.
+  std::byte* buffer(size_t bytes);
+  const ds_call* call(uint64_t workspace_bytes, uint64_t step = 0);
 
   // --- Calling ---
   /// Runs one function of the plugin. False = it failed, or `stop` was asked for: end the trial.
