@@ -327,7 +327,8 @@ Findings banned_words(const Source& file) {
     ban(R"(.*\b(secure_)?getenv\b.*)", "getenv: use Config", "daemon/(config|main|ctl/.*)\\.?.*");
     ban(R"(.*\bstd::(cout|cerr)\b.*)", "iostream: use log.h", "daemon/ctl/.*");
     ban(R"(.*\busing namespace\b.*)", "using namespace in a header", ".*\\.cpp");
-    ban(R"(.*\b(malloc|realloc|strcpy|sprintf|atoi|rand)\s*\(.*)", "unsafe C function", "daemon/check/allocations\\.cpp");
+    ban(R"(.*\b(malloc|realloc|strcpy|sprintf|atoi|rand)\s*\(.*)", "unsafe C function",
+        "daemon/check/allocations\\.cpp");
     return banned;
   }();
   Findings found;

@@ -28,7 +28,7 @@ struct Settings {
   Json config = Json::object();
   uint64_t seed = 1;
   uint64_t iterations = 2000;  ///< of the hostile checks
-  int timeout_ms = 60000;      ///< of a check
+  int timeout_ms = 120000;     ///< of a check
 };
 
 /// A component in the child that checks it.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Level 3: no memory at the k-th allocation, state streams full of noise, many instances at once.
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <thread>
 
@@ -13,11 +14,25 @@ namespace {
 
 constexpr uint64_t kMaxRefused = 2000;
 
+/// Half of a check's time: what goes on for long stops there and says how far it came.
+class TimeBox {
+ public:
+  explicit TimeBox(const Bench& bench)
+      : end_(Clock::now() + std::chrono::milliseconds(bench.settings.timeout_ms / 2)) {}
+  bool over() const { return Clock::now() > end_; }
+  std::string note() const { return over() ? ", then the time was up" : ""; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point end_;
+};
+
 /// Every allocation of every operation is refused once; and every one of create.
 Verdict no_memory(Bench& bench) {
   if (!allocations_are_ours()) return skipped("not possible in a sanitizer's build");
+  const TimeBox time(bench);
   uint64_t refused = 0;
-  for (uint64_t k = 1; k <= kMaxRefused; ++k) {
+  for (uint64_t k = 1; k <= kMaxRefused && !time.over(); ++k) {
     now_doing("create without its allocation " + std::to_string(k));
     HostTable host;
     ds_instance* out = nullptr;
@@ -35,7 +50,7 @@ Verdict no_memory(Bench& bench) {
   }
   for (const Operation& operation : operations_of(bench.component)) {
     const Trace whole = trace_of(bench, operation);
-    for (uint64_t k = 1; k <= kMaxRefused; ++k) {
+    for (uint64_t k = 1; k <= kMaxRefused && !time.over(); ++k) {
       TrialOptions options;
       options.refuse = k;
       const Trace trace = trace_of(bench, operation, options);
@@ -46,7 +61,7 @@ Verdict no_memory(Bench& bench) {
                       ": it gave 0 and other results");
     }
   }
-  return pass(std::to_string(refused) + " allocations refused");
+  return pass(std::to_string(refused) + " allocations refused" + time.note());
 }
 
 Verdict no_host_memory(Bench& bench) {
@@ -70,7 +85,9 @@ Verdict noise(Bench& bench) {
   std::mt19937_64 rng(bench.settings.seed);
   const std::vector<Operation> operations = operations_of(bench.component);
   std::unique_ptr<Instance> instance;
-  for (uint64_t i = 0; i < bench.settings.iterations; ++i) {
+  const TimeBox time(bench);
+  uint64_t i = 0;
+  for (; i < bench.settings.iterations && !time.over(); ++i) {
     // A new one now and then: what it remembers would only slow it down.
     if (i % 32 == 0) instance = std::make_unique<Instance>(bench);
     if (!*instance) return failed(instance->text());
@@ -95,8 +112,8 @@ Verdict noise(Bench& bench) {
       return failed(std::string(operation.name) + " wrote outside a tensor (seed " +
                     std::to_string(bench.settings.seed) + ", iteration " + std::to_string(i) + ")");
   }
-  return pass(std::to_string(bench.settings.iterations) + " iterations, seed " +
-              std::to_string(bench.settings.seed));
+  return pass(std::to_string(i) + " iterations, seed " + std::to_string(bench.settings.seed) +
+              time.note());
 }
 
 Verdict many_at_once(Bench& bench) {

@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
   std::string file, json, component, config = "{}";
   int level = 2;
   ds::check::Settings settings;
-  double timeout_s = 60;
+  double timeout_s = 120;
   app.add_option("--level", level, "0 to 3; each includes those below")->check(CLI::Range(0, 3));
   app.add_option("--json", json, "write the report to this file");
   app.add_option("--seed", settings.seed, "of random inputs");
