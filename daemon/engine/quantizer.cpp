@@ -11,10 +11,10 @@
 namespace ds {
 namespace {
 
-ds_call host_call(const OpContext& context) {
+ds_call host_call(const BlamedParallel& pool) {
   ds_call call{};
   call.size = sizeof call;
-  call.parallel = context.parallel;
+  call.parallel = pool.get();
   return call;
 }
 
@@ -186,6 +186,7 @@ Result<LinearScratch::Plan> Quantizer::plan(const ds_qformat& format, int64_t ro
 Result<ds_qformat> Quantizer::format(int64_t n, int64_t k) const {
   ds_qformat out{};
   out.size = sizeof out;
+  const PluginRunning running(plugin_->who());
   ds_status st{};
   DS_TRY(plugin_status(name(), table_.format(plugin_->handle(), n, k, &out, &st), st));
   out = full_struct(&out);
@@ -212,9 +213,10 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
   out->view.scales = out->scales.data();
   out->view.zeros = out->zeros.data();
   const Matrix source(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
-  const ds_call call = host_call(context);
+  const BlamedParallel pool(context.parallel, plugin_->who());
+  const ds_call call = host_call(pool);
   ds_status st{};
-  const auto lock = plugin_->one_call();
+  const auto held = plugin_->one_call();
   DS_TRY(plugin_status(name(),
                        table_.quantize(plugin_->handle(), &call, abi_str(weight_name),
                                        &source.tensor, &out->view, &st),
@@ -226,9 +228,10 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
 Status Quantizer::dequantize(const OpContext& context, const QuantWeight& weight, float* w) const {
   const int64_t n = weight.view.n, k = weight.view.k;
   const Matrix out(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
-  const ds_call call = host_call(context);
+  const BlamedParallel pool(context.parallel, plugin_->who());
+  const ds_call call = host_call(pool);
   ds_status st{};
-  const auto lock = plugin_->one_call();
+  const auto held = plugin_->one_call();
   return plugin_status(
       name(), table_.dequantize(plugin_->handle(), &call, &weight.view, &out.tensor, &st), st);
 }
@@ -244,10 +247,11 @@ Result<bool> Quantizer::accepts(const QuantWeight& weight) const {
 Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* const> weights,
                       const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const {
   const ds_qformat& format = weights[0]->format;
-  ds_call call = host_call(context);
+  const BlamedParallel pool(context.parallel, plugin_->who());
+  ds_call call = host_call(pool);
   ds_status st;
   st.len = 0;
-  const auto lock = plugin_->one_call();
+  const auto held = plugin_->one_call();
   DS_ASSIGN(const LinearScratch::Plan plan, this->plan(format, args.rows, args.w[0].k, scratch));
   call.workspace = scratch.workspace.at_least(plan.workspace_bytes);
   call.workspace_bytes = plan.workspace_bytes;
