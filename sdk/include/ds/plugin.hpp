@@ -375,9 +375,12 @@ inline constexpr ds_instance_ops instance_ops = [] {
   return o;
 }();
 
-#define DS_SDK_FITS(table, member)                             \
-  static_assert(                                               \
-      !requires { &T::member; } || table<T>.member != nullptr, \
+// GCC does not take the address of a function as constant under -fsanitize=undefined (bug 71962):
+// then nothing is said here.
+#define DS_SDK_FITS(table, member)                                                      \
+  static_assert(                                                                        \
+      !requires { &T::member; } || !__builtin_constant_p(table<T>.member != nullptr) || \
+          table<T>.member != nullptr,                                                   \
       #member ": the class has it, but with another signature than the SDK calls")
 
 /// An optional member that is slightly off would be passed over in silence: refuses it.
