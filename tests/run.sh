@@ -49,6 +49,7 @@ run_tests() {
   fi
 }
 
+ds_packages+=(clang)  # plugins are built with both compilers, and the ABI is measured with this one
 setup_packages
 setup_model
 setup_venv
