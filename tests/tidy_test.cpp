@@ -131,7 +131,7 @@ Findings library_wrapped(const Source& file) {
     for (const auto& [header, home] : std::vector<std::pair<const char*, const char*>>{
              {"rocksdb/.*", "storage/column_store\\.cpp"},
              {"zmq\\.h(pp)?", "daemon/serve/(data|event)_socket\\.cpp"},
-             {"nlohmann/.*", "storage/json\\.(h|cpp)"},
+             {"nlohmann/.*", "storage/json\\.(h|cpp)|modules/(retrievers|tools)/.*\\.cpp"},
              {"boost/beast/.*", "daemon/serve/http_(server|connection)\\.(h|cpp)"},
              {"boost/.*", "daemon/(serve/.*|main\\.cpp)"},
              {"spdlog/.*", "daemon/log\\.cpp"},
@@ -139,7 +139,7 @@ Findings library_wrapped(const Source& file) {
              {"CLI/.*", "daemon/(main|ctl/(main|arguments))\\.cpp"},
              {"openssl/.*", "storage/(hash|signature)\\.cpp"},
              {"valijson/.*", "daemon/plugin/plugin_config\\.cpp"},
-             {"xxhash\\.h", "storage/.*\\.cpp"},
+             {"xxhash\\.h", "storage/.*\\.cpp|modules/retrievers/.*\\.cpp"},
              {"utf8proc\\.h", "daemon/engine/.*\\.cpp"},
              {"histedit\\.h", "daemon/ctl/line_editor\\.cpp"},
              {"(cuda|cublas|cudnn|nccl|cooperative_groups|mma).*", "kernels/cuda/.*"},
