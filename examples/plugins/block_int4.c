@@ -58,7 +58,8 @@ static ds_code format(ds_instance* self, int64_t n, int64_t k, ds_qformat* out, 
 
 /* A weight as the plain f32 [n, k] it must be, and the memory of q large enough for it. */
 static ds_code check(const ds_tensor* w, const ds_qweight* q, int writes_w, ds_status* st) {
-  if (w == NULL || q == NULL) return fail(st, DS_E_ARG, "arguments missing", 1, 0);
+  if (w == NULL || !DS_SEES(ds_qweight, q, scales)) /* rule R1: look at no field beyond its size */
+    return fail(st, DS_E_ARG, "arguments missing", 1, 0);
   if (w->dtype.code != DS_FLOAT || w->dtype.bits != 32 || w->dtype.lanes != 1)
     return fail(st, DS_E_DTYPE, "bits of w", w->dtype.bits, 32);
   if (w->device.type == DS_DEV_CUDA) return fail(st, DS_E_DEVICE, "device of w", DS_DEV_CUDA, 1);
@@ -115,6 +116,9 @@ static ds_code quantize(ds_instance* self, const ds_call* call, ds_str name, con
   job.packed = (uint8_t*)out->packed;
   job.scales = (float*)out->scales;
   job.k = out->k;
+  for (int64_t i = 0; i < out->n * out->k; ++i)
+    if (!isfinite(job.w[i]))
+      return fail(st, DS_E_NUMERIC, "finite weights before one that is not", i, out->n * out->k);
   call->parallel->run(call->parallel->ctx, out->n, quantize_row, &job);
   return DS_OK;
 }

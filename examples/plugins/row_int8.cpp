@@ -27,7 +27,10 @@ struct row_int8 {
     const auto scale = ds::sdk::scales<float>(q, q.n);
     ds::sdk::parallel_for(call, q.n, [&](std::int64_t row) {
       float top = 0;
-      for (auto i = row * q.k; i < (row + 1) * q.k; ++i) top = std::max(top, std::fabs(from[i]));
+      for (auto i = row * q.k; i < (row + 1) * q.k; ++i) {
+        if (!std::isfinite(from[i])) throw ds::sdk::error(DS_E_NUMERIC, "w: NaN or infinity");
+        top = std::max(top, std::fabs(from[i]));
+      }
       scale[row] = top / 127;
       for (auto i = row * q.k; i < (row + 1) * q.k; ++i)
         to[i] = static_cast<std::int8_t>(top > 0 ? std::lround(from[i] / top * 127) : 0);

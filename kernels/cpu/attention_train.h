@@ -77,7 +77,7 @@ inline void attention_train(const OpContext& context, const TrainAttentionArgs& 
     attend(
         q, h.prefix_blocks() + ceil_div(row + rows, kKeys),
         [&](int64_t i) { return h.block(i, row + rows); }, a.out + h.query(row),
-        a.lse + h.stat(row), a.n_heads);
+        a.lse != nullptr ? a.lse + h.stat(row) : nullptr, a.n_heads);
   });
 }
 

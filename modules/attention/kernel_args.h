@@ -128,6 +128,7 @@ inline TrainAttentionArgs training_args(const ds_call& call, const ds_attn_args&
     const std::initializer_list<std::int64_t> shape = {tokens, s.n_kv_heads, s.head_dim};
     sequences[b].prefix = tokens;
     sequences[b].prefix_k = sdk::flat<const float>(train.prefix_k[b], "prefix_k", shape).data();
+    if (train.prefix_v == nullptr) throw sdk::error(DS_E_ARG, "prefix_v: missing");
     sequences[b].prefix_v = sdk::flat<const float>(train.prefix_v[b], "prefix_v", shape).data();
   }
   const std::initializer_list<std::int64_t> kv_shape = {s.rows, s.n_kv_heads, s.head_dim};

@@ -211,8 +211,15 @@ struct WindowGlobal {
         table_ = sdk::flat<const std::int32_t>(kv.block_table, "block_table", {s.batch, pages})
                      .subspan(b * static_cast<std::size_t>(pages), static_cast<std::size_t>(pages));
         if (kv.page_extra == nullptr) throw sdk::error(DS_E_ARG, "page_extra: missing");
-        extra_ = static_cast<char*>(kv.page_extra->data);
-        extra_stride_ = kv.page_extra->strides[0];
+        extra_stride_ = sdk::dim(kv.page_extra, "page_extra", 2, 1);  // a host may round it up
+        const std::int64_t needed = heads_ * kKvPageTokens * std::int64_t{sizeof(float)};
+        if (extra_stride_ < needed || extra_stride_ % std::int64_t{sizeof(float)} != 0)
+          throw sdk::error(DS_E_SHAPE, "page_extra: " + std::to_string(extra_stride_) +
+                                           " bytes a page, planned " + std::to_string(needed));
+        extra_ = reinterpret_cast<char*>(
+            sdk::flat<std::uint8_t>(kv.page_extra, "page_extra",
+                                    {sdk::dim(kv.k_pages, "k_pages", 4, 0), extra_stride_})
+                .data());
       } else {
         const ds_train_view train = sdk::widened(a.train);
         prefix_ = first_position(a, b, 0);

@@ -192,7 +192,7 @@ typedef struct ds_quantizer {
   /* [serial] opt. Calibration: inputs x f32 [T, k] of the weight `name` (HF path), before quantize.
    */
   ds_code (*observe)(ds_instance*, const ds_call*, ds_str name, const ds_tensor* x, ds_status*);
-  /* [serial] w f32 [n, k] into the memory of out. */
+  /* [serial] w f32 [n, k] into the memory of out. DS_E_NUMERIC if w holds NaN or infinity. */
   ds_code (*quantize)(ds_instance*, const ds_call*, ds_str name, const ds_tensor* w,
                       const ds_qweight* out, ds_status*);
   ds_code (*dequantize)(ds_instance*, const ds_call*, const ds_qweight*, const ds_tensor* w,
