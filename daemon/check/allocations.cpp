@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "check/allocations.h"
 
+#include <dlfcn.h>
 #include <malloc.h>
 
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
+#include <cstring>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define DS_CHECK_OWN_MALLOC 0
@@ -47,9 +49,19 @@ AllocationPause::~AllocationPause() { watching = was_; }
 #if DS_CHECK_OWN_MALLOC
 namespace {
 
-bool refuse() {
+/// The C library's own needs are not the plugin's: without memory for a thread's TLS it aborts.
+bool from_c_library(void* caller) {
+  Dl_info info{};
+  if (dladdr(caller, &info) == 0 || info.dli_fname == nullptr) return false;
+  const char* slash = std::strrchr(info.dli_fname, '/');
+  const char* file = slash != nullptr ? slash + 1 : info.dli_fname;
+  return std::strncmp(file, "libc.so", 7) == 0 || std::strncmp(file, "ld-linux", 8) == 0;
+}
+
+bool refuse(void* caller) {
   using namespace ds::check;
-  return watching && ++count == refuse_at;
+  if (!watching || refuse_at == 0) return false;
+  return !from_c_library(caller) && ++count == refuse_at;
 }
 void* counted(void* p) {
   if (p != nullptr)
@@ -74,22 +86,27 @@ void* __libc_memalign(size_t, size_t);
 void __libc_free(void*);
 
 #define DS_REPLACES __attribute__((visibility("default")))
-DS_REPLACES void* malloc(size_t n) { return refuse() ? nullptr : counted(__libc_malloc(n)); }
+DS_REPLACES void* malloc(size_t n) {
+  return refuse(__builtin_return_address(0)) ? nullptr : counted(__libc_malloc(n));
+}
 DS_REPLACES void* calloc(size_t n, size_t each) {
-  return refuse() ? nullptr : counted(__libc_calloc(n, each));
+  return refuse(__builtin_return_address(0)) ? nullptr : counted(__libc_calloc(n, each));
 }
 DS_REPLACES void* realloc(void* p, size_t n) {
-  if (refuse()) return nullptr;
+  if (refuse(__builtin_return_address(0))) return nullptr;
   uncounted(p);
   void* out = __libc_realloc(p, n);
   return counted(out == nullptr && n != 0 ? p : out) == out ? out : nullptr;
 }
 DS_REPLACES void* memalign(size_t align, size_t n) {
-  return refuse() ? nullptr : counted(__libc_memalign(align, n));
+  return refuse(__builtin_return_address(0)) ? nullptr : counted(__libc_memalign(align, n));
 }
-DS_REPLACES void* aligned_alloc(size_t align, size_t n) { return memalign(align, n); }
+DS_REPLACES void* aligned_alloc(size_t align, size_t n) {
+  return refuse(__builtin_return_address(0)) ? nullptr : counted(__libc_memalign(align, n));
+}
 DS_REPLACES int posix_memalign(void** out, size_t align, size_t n) {
-  void* p = memalign(align, n);
+  if (refuse(__builtin_return_address(0))) return ENOMEM;
+  void* p = counted(__libc_memalign(align, n));
   if (p == nullptr) return ENOMEM;
   *out = p;
   return 0;

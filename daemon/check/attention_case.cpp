@@ -273,6 +273,7 @@ TrainResult train(Trial& t, const AttentionCase& c, const std::vector<float>& do
                 [&](ds_status* st) { return table.prefill(t.instance, call, args, st); }))
     return {};
   TrainResult out;
+  if (a.out == nullptr) return out;
   t.add_output(a.out);
   out.out = copy_of(a.out);
   if (table.backward == nullptr || dout.empty()) return out;

@@ -18,7 +18,7 @@ struct AttentionCase {
     int64_t rows = 0, keys = 0;
   };
   int64_t heads = 4, kv_heads = 2, head_dim = 16;
-  float scale = 0.25f;
+  float scale = 0.3f;  ///< not 1 / sqrt(head_dim), which a plugin might assume
   bool bf16 = false;
   std::vector<Sequence> sequences;
   std::vector<float> q;     ///< [all rows, heads, head_dim]

@@ -120,6 +120,7 @@ void run_component(Run& run, const JudgedFile& file, uint32_t index, const Descr
     if (!sound || broken != check.needs.end()) {
       const std::string why = sound ? *broken : "an earlier check";
       run.add({component.name, check.name, skipped(why + " did not pass"), 0});
+      bad.insert(check.name);
       continue;
     }
     const bool good = run.run(component.name, check.name,
