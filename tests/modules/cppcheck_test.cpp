@@ -194,6 +194,22 @@ TEST_F(CppcheckTest, OpensNoFileThatTheTextNames) {
   EXPECT_EQ(with_rule(found, "nullPointer")->line, 4u);
 }
 
+TEST_F(CppcheckTest, TheProgramGetsNoIncludeDirective) {
+  fake("cat text.cpp >" + (folder_ / "seen").string() +
+       "\nprintf '<results version=\"2\"><errors/></results>' >&2\n");
+  ModuleFile tool("tool_cppcheck");
+  std::vector<Found> found;
+  const auto seen = [&](std::string_view text) {
+    EXPECT_EQ(analyse(tool, text, found), DS_OK) << tool.text();
+    return content("seen");
+  };
+  EXPECT_EQ(seen("#include <a>\n# include_next \"b\""), "#Include <a>\n# Include_next \"b\"");
+  EXPECT_EQ(seen("#in\\\nclu\\ \r\nde <a>"), "#In\\\nclu\\ \r\nde <a>");
+  EXPECT_EQ(seen("#i\?\?/\nnclude <a>"), "#I\?\?/\nnclude <a>");
+  EXPECT_EQ(seen("in clude inc\\lude inclu"), "in clude inc\\lude inclu");
+  EXPECT_EQ(seen("\xff\xfe#\0i\0"), "  #");
+}
+
 TEST_F(CppcheckTest, HostileTextEndsInTime) {
   if (!real()) GTEST_SKIP() << "cppcheck is not installed";
   const char* given = std::getenv("DS_SEED");
