@@ -28,6 +28,9 @@ Status keep_in(const WeightForm& form, Bases& bases, Versions& versions) {
   return reloaded;
 }
 
+/// Whether a plugin that was there before is not: the daemon then starts without it.
+bool left_out(const Plugins& plugins) { return !plugins.list()["refused"].empty(); }
+
 Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot) {
   DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_ATTENTION, name));
   slot.set(std::make_shared<Attention>(found.instance, found.generation));
@@ -42,6 +45,7 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   options.modules = modules_folder();
   options.data = data;
   DS_ASSIGN(options.config, parse_json(config.text("plugins.config")));
+  report_plugin_crashes(Plugins::crash_report(data));
   PluginServices services;
   services.log = [](int32_t level, std::string_view component, std::string_view text) {
     const LogLevel ours = level >= DS_LOG_ERROR  ? LogLevel::kError
@@ -62,13 +66,24 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   for (const Json& refused : plugins->list()["refused"])
     log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
   const std::string attention = config.text("serve.attention");
-  DS_TRY(attend_with(*plugins, attention, slot).in("serve.attention"));
+  const Status attends = attend_with(*plugins, attention, slot);
+  if (!attends.ok() && !left_out(*plugins)) return attends.in("serve.attention");
+  if (!attends.ok()) {
+    log(LogLevel::kError, "plugin", attends.message() + "; attending with dense instead");
+    DS_TRY(attend_with(*plugins, "dense", slot).in("serve.attention"));
+  }
   return plugins;
 }
 
 Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name) {
   if (name == "file") return WeightForm(packed_format(config));
-  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_QUANTIZER, name));
+  const auto serving = plugins.find(DS_KIND_QUANTIZER, name);
+  if (!serving.ok() && left_out(plugins) && config.text("model.quant") == name) {
+    log(LogLevel::kError, "plugin",
+        serving.status().message() + "; weights as in the file instead");
+    return WeightForm(packed_format(config));
+  }
+  DS_ASSIGN(const Plugins::Serving found, serving);
   return WeightForm(packed_format(config),
                     std::make_shared<Quantizer>(found.instance, found.generation));
 }

@@ -18,7 +18,7 @@ ds_python=/usr/bin/python3
 ds_packages=(
   g++ cmake ninja-build ccache git ca-certificates
   librocksdb-dev libzmq3-dev libboost1.81-dev libssl-dev libedit-dev
-  nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libspdlog-dev libutf8proc-dev libxxhash-dev libvalijson-dev
+  nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libspdlog-dev libutf8proc-dev libxxhash-dev libvalijson-dev libpugixml-dev
   libgtest-dev libgmock-dev
   python3 python3-venv python3-pip python3-zmq
 )

@@ -49,6 +49,8 @@ run_tests() {
   fi
 }
 
+# clang: plugins are built with it, too, and the ABI is measured with it. cppcheck: a module runs it.
+ds_packages+=(clang cppcheck)
 setup_packages
 setup_model
 setup_venv

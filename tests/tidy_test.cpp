@@ -131,7 +131,7 @@ Findings library_wrapped(const Source& file) {
     for (const auto& [header, home] : std::vector<std::pair<const char*, const char*>>{
              {"rocksdb/.*", "storage/column_store\\.cpp"},
              {"zmq\\.h(pp)?", "daemon/serve/(data|event)_socket\\.cpp"},
-             {"nlohmann/.*", "storage/json\\.(h|cpp)"},
+             {"nlohmann/.*", "storage/json\\.(h|cpp)|modules/(retrievers|tools)/.*\\.cpp"},
              {"boost/beast/.*", "daemon/serve/http_(server|connection)\\.(h|cpp)"},
              {"boost/.*", "daemon/(serve/.*|main\\.cpp)"},
              {"spdlog/.*", "daemon/log\\.cpp"},
@@ -139,7 +139,8 @@ Findings library_wrapped(const Source& file) {
              {"CLI/.*", "daemon/(main|check/main|ctl/(main|arguments))\\.cpp"},
              {"openssl/.*", "storage/(hash|signature)\\.cpp"},
              {"valijson/.*", "daemon/plugin/plugin_config\\.cpp"},
-             {"xxhash\\.h", "storage/.*\\.cpp"},
+             {"pugixml\\.hpp", "modules/tools/.*\\.cpp"},
+             {"xxhash\\.h", "storage/.*\\.cpp|modules/retrievers/.*\\.cpp"},
              {"utf8proc\\.h", "daemon/engine/.*\\.cpp"},
              {"histedit\\.h", "daemon/ctl/line_editor\\.cpp"},
              {"(cuda|cublas|cudnn|nccl|cooperative_groups|mma).*", "kernels/cuda/.*"},
@@ -324,7 +325,8 @@ Findings banned_words(const Source& file) {
         "daemon/(main|ctl/main)\\.cpp|sdk/.*\\.hpp");
     ban(R"((?!.*(unique_ptr|shared_ptr)\b).*\bnew\s+\w.*)", "naked new", "sdk/.*\\.hpp");
     ban(R"((?!.*=\s*delete).*\bdelete\b.*)", "delete", "sdk/.*\\.hpp");
-    ban(R"(.*\b(secure_)?getenv\b.*)", "getenv: use Config", "daemon/(config|main|ctl/.*)\\.?.*");
+    ban(R"(.*\b(secure_)?getenv\b.*)", "getenv: use Config",
+        "(daemon/(config|main|ctl/.*)|modules/tools/.*)\\.?.*");
     ban(R"(.*\bstd::(cout|cerr)\b.*)", "iostream: use log.h", "daemon/ctl/.*");
     ban(R"(.*\busing namespace\b.*)", "using namespace in a header", ".*\\.cpp");
     ban(R"(.*\b(malloc|realloc|strcpy|sprintf|atoi|rand)\s*\(.*)", "unsafe C function",

@@ -43,6 +43,10 @@ struct Text {
   bool flag = false;
 };
 
+struct ToolOptions {
+  std::string name, file, language;
+};
+
 struct Texts {
   std::vector<std::string> texts;
 };
@@ -200,6 +204,13 @@ void declare_plugin(CLI::App& app, Command& chosen) {
   const auto live = request("configure", "change live settings", plugin_configure);
   live.app->add_option("NAME", live.options->name)->required();
   live.app->add_option("KEY=VALUE", live.options->config)->required();
+  const auto tool = declare<ToolOptions>(
+      plugin, "run", "what a tool finds in a source file (exit 8: something)", chosen,
+      [](Session& s, const ToolOptions& o) { return plugin_run(s, o.name, o.file, o.language); });
+  tool.app->add_option("NAME", tool.options->name, "a component of kind tool: cppcheck")
+      ->required();
+  tool.app->add_option("FILE", tool.options->file)->required();
+  tool.app->add_option("--language", tool.options->language, "c, c++, python ...");
   declare_plugin_files(plugin, chosen);
 }
 

@@ -73,6 +73,9 @@ int plugin_rollback(Session& session, const std::string& name);
 int plugin_retire(Session& session, const std::string& name);
 int plugin_check(Session& session, const std::vector<std::string>& arguments);
 int plugin_sign(Session& session, const std::string& key, const std::string& file);
+/// `language` empty: by the file's name.
+int plugin_run(Session& session, const std::string& name, const std::string& file,
+               const std::string& language);
 int plugin_keygen(Session& session, const std::string& name);
 
 int version_list(Session& session);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// plugin: what is loaded, why a file is not, load and swap, sign, check.
+// plugin: what is loaded, why a file is not, load and swap, sign, check, run a tool.
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <map>
 
 #include "ctl/commands.h"
 #include "ctl/output.h"
@@ -88,7 +89,51 @@ int run_beside(Session& session, const std::string& program, std::vector<std::st
   return WEXITSTATUS(status) == 1 ? kNotGood : WEXITSTATUS(status);
 }
 
+/// Empty: no idea.
+std::string language_of(const std::string& file) {
+  static const std::map<std::string, std::string> by_ending = {
+      {".c", "c"},           {".cc", "c++"},  {".cpp", "c++"},   {".cxx", "c++"},
+      {".h", "c++"},         {".hh", "c++"},  {".hpp", "c++"},   {".py", "python"},
+      {".rs", "rust"},       {".go", "go"},   {".java", "java"}, {".js", "javascript"},
+      {".ts", "typescript"}, {".sh", "shell"}};
+  const auto at = by_ending.find(std::filesystem::path(file).extension().string());
+  return at != by_ending.end() ? at->second : "";
+}
+
+/// "a.cpp:3:11: error: Null pointer dereference [nullPointer]"
+std::string finding_line(const std::string& file, const Json& finding) {
+  std::string place = file;
+  if (const int64_t line = integer_at(finding, "line"); line > 0) {
+    place += ":" + std::to_string(line);
+    if (const int64_t column = integer_at(finding, "column"); column > 0)
+      place += ":" + std::to_string(column);
+  }
+  return place + ": " + text_at(finding, "severity") + ": " + text_at(finding, "message") + " [" +
+         text_at(finding, "rule") + "]\n";
+}
+
 }  // namespace
+
+int plugin_run(Session& session, const std::string& name, const std::string& file,
+               const std::string& language) {
+  Json body = {{"path", file}, {"language", language.empty() ? language_of(file) : language}};
+  if (body["language"] == "")
+    return session.fail_as(kUsage, "usage", file + ": its name does not tell the language",
+                           "--language c++, for example");
+  const auto text = posix_file_system().read(file);
+  if (!text.ok()) return session.fail(text.status());
+  body["text"] = *text;
+  const auto reply = session.post("/ds/v1/tools/" + url_encode(name), body, Patience::kLong);
+  if (!reply.ok()) return session.fail(reply.status(), kListHint);
+  const auto& findings = list_at(*reply, "findings");
+  if (session.json()) {
+    session.document("ds.ToolFindings/1", *reply);
+  } else {
+    for (const Json& finding : findings) session.print(finding_line(file, finding));
+    if (flag_at(*reply, "truncated")) session.print(file + ": there is more\n");
+  }
+  return findings.empty() ? kDone : kNotGood;
+}
 
 int plugin_create(Session& session, const NewPlugin& wanted) {
   NewPlugin here = wanted;

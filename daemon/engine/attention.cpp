@@ -33,6 +33,7 @@ Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
   ds_plan plan{};
   plan.size = sizeof plan;
   ds_status st{};
+  const PluginRunning running(plugin_->who());
   DS_TRY(plugin_status(name(), table_.plan(plugin_->handle(), &args, &plan, &st), st));
   plan = full_struct(&plan);
   constexpr uint64_t kLimit = uint64_t{1} << 40;
@@ -45,18 +46,24 @@ Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
 
 Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {
   const auto run = one_row_each && table_.decode != nullptr ? table_.decode : table_.prefill;
-  const auto lock = plugin_->one_call();
+  const auto held = plugin_->one_call();
+  const BlamedParallel pool(call.parallel, plugin_->who());
+  ds_call blamed = call;
+  blamed.parallel = pool.get();
   ds_status st;
   st.len = 0;
-  const ds_code code = run(plugin_->handle(), &call, &args, &st);
+  const ds_code code = run(plugin_->handle(), &blamed, &args, &st);
   return code == DS_OK ? Status() : plugin_status(name(), code, st);
 }
 
 Status Attention::backward(const ds_call& call, const ds_attn_args& args) const {
-  const auto lock = plugin_->one_call();
+  const auto held = plugin_->one_call();
+  const BlamedParallel pool(call.parallel, plugin_->who());
+  ds_call blamed = call;
+  blamed.parallel = pool.get();
   ds_status st;
   st.len = 0;
-  const ds_code code = table_.backward(plugin_->handle(), &call, &args, &st);
+  const ds_code code = table_.backward(plugin_->handle(), &blamed, &args, &st);
   return code == DS_OK ? Status() : plugin_status(name(), code, st);
 }
 

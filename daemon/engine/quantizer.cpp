@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 
 #include "engine/plugin_key.h"
@@ -10,10 +11,10 @@
 namespace ds {
 namespace {
 
-ds_call host_call(const OpContext& context) {
+ds_call host_call(const BlamedParallel& pool) {
   ds_call call{};
   call.size = sizeof call;
-  call.parallel = context.parallel;
+  call.parallel = pool.get();
   return call;
 }
 
@@ -136,6 +137,11 @@ void add_bias(const LinearArgs& args) {
   }
 }
 
+uint64_t next_serial() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 uint32_t wanted_parts(const LinearArgs& args) {
   uint32_t wanted = 0;
   if (args.lora != nullptr) wanted |= DS_LINEAR_LORA;
@@ -153,11 +159,34 @@ Quantizer::Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t gene
     : plugin_(std::move(plugin)),
       table_(plugin_->table<ds_quantizer>()),
       generation_(generation),
-      key_(plugin_key(*plugin_)) {}
+      key_(plugin_key(*plugin_)),
+      serial_(next_serial()) {}
+
+Result<LinearScratch::Plan> Quantizer::plan(const ds_qformat& format, int64_t rows, int64_t k,
+                                            LinearScratch& scratch) const {
+  for (const LinearScratch::Plan& p : scratch.plans) {
+    if (p.quantizer == serial_ && p.rows == rows && p.k == k && p.layout == format.layout_id)
+      return p;
+  }
+  ds_plan asked{};
+  asked.size = sizeof asked;
+  if (table_.plan != nullptr) {
+    ds_status st{};
+    DS_TRY(
+        plugin_status(name(), table_.plan(plugin_->handle(), &format, rows, k, &asked, &st), st));
+    asked = full_struct(&asked);
+  }
+  constexpr size_t kKept = 8;
+  if (scratch.plans.size() == kKept) scratch.plans.erase(scratch.plans.begin());
+  scratch.plans.push_back(
+      {serial_, rows, k, format.layout_id, asked.workspace_bytes, asked.prepared_bytes});
+  return scratch.plans.back();
+}
 
 Result<ds_qformat> Quantizer::format(int64_t n, int64_t k) const {
   ds_qformat out{};
   out.size = sizeof out;
+  const PluginRunning running(plugin_->who());
   ds_status st{};
   DS_TRY(plugin_status(name(), table_.format(plugin_->handle(), n, k, &out, &st), st));
   out = full_struct(&out);
@@ -184,9 +213,10 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
   out->view.scales = out->scales.data();
   out->view.zeros = out->zeros.data();
   const Matrix source(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
-  const ds_call call = host_call(context);
+  const BlamedParallel pool(context.parallel, plugin_->who());
+  const ds_call call = host_call(pool);
   ds_status st{};
-  const auto lock = plugin_->one_call();
+  const auto held = plugin_->one_call();
   DS_TRY(plugin_status(name(),
                        table_.quantize(plugin_->handle(), &call, abi_str(weight_name),
                                        &source.tensor, &out->view, &st),
@@ -198,9 +228,10 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
 Status Quantizer::dequantize(const OpContext& context, const QuantWeight& weight, float* w) const {
   const int64_t n = weight.view.n, k = weight.view.k;
   const Matrix out(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
-  const ds_call call = host_call(context);
+  const BlamedParallel pool(context.parallel, plugin_->who());
+  const ds_call call = host_call(pool);
   ds_status st{};
-  const auto lock = plugin_->one_call();
+  const auto held = plugin_->one_call();
   return plugin_status(
       name(), table_.dequantize(plugin_->handle(), &call, &weight.view, &out.tensor, &st), st);
 }
@@ -216,15 +247,12 @@ Result<bool> Quantizer::accepts(const QuantWeight& weight) const {
 Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* const> weights,
                       const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const {
   const ds_qformat& format = weights[0]->format;
-  ds_call call = host_call(context);
+  const BlamedParallel pool(context.parallel, plugin_->who());
+  ds_call call = host_call(pool);
   ds_status st;
   st.len = 0;
-  ds_plan plan{};
-  plan.size = sizeof plan;
-  const auto lock = plugin_->one_call();
-  if (table_.plan != nullptr)
-    DS_TRY(plugin_status(
-        name(), table_.plan(plugin_->handle(), &format, args.rows, args.w[0].k, &plan, &st), st));
+  const auto held = plugin_->one_call();
+  DS_ASSIGN(const LinearScratch::Plan plan, this->plan(format, args.rows, args.w[0].k, scratch));
   call.workspace = scratch.workspace.at_least(plan.workspace_bytes);
   call.workspace_bytes = plan.workspace_bytes;
   std::array<const ds_qweight*, kMaxFusedWeights> views{};
@@ -250,13 +278,13 @@ Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* con
   }
   if (plan.prepared_bytes > 0 && table_.prepare != nullptr) {
     void* prepared = scratch.prepared.at_least(plan.prepared_bytes);
-    DS_TRY(plugin_status(name(),
-                         table_.prepare(plugin_->handle(), &call, &format, args.rows, args.w[0].k,
-                                        args.x, args.x_stride, prepared, &st),
-                         st));
+    const ds_code code = table_.prepare(plugin_->handle(), &call, &format, args.rows, args.w[0].k,
+                                        args.x, args.x_stride, prepared, &st);
+    if (code != DS_OK) return plugin_status(name(), code, st);
     out.x_prepared = prepared;
   }
-  return plugin_status(name(), table_.linear(plugin_->handle(), &call, &out, &st), st);
+  const ds_code code = table_.linear(plugin_->handle(), &call, &out, &st);
+  return code == DS_OK ? Status() : plugin_status(name(), code, st);
 }
 
 Status Quantizer::linear(const Ops& ops, const OpContext& context,

@@ -26,7 +26,15 @@ struct QuantWeight {
 
 /// Memory of the linear calls; grows to what they need and stays.
 struct LinearScratch {
+  /// What a quantizer said a call needs: asked once for each shape.
+  struct Plan {
+    uint64_t quantizer;  ///< Quantizer::serial()
+    int64_t rows, k;
+    uint32_t layout;
+    uint64_t workspace_bytes, prepared_bytes;
+  };
   Buffer prepared, workspace, up, lora;
+  std::vector<Plan> plans;
 };
 
 /// One generation of a quantizer component. Immutable.
@@ -36,6 +44,7 @@ class Quantizer {
 
   std::string_view name() const { return plugin_->name(); }
   uint64_t generation() const { return generation_; }
+  uint64_t serial() const { return serial_; }  ///< of this object, never another's
   /// Part of the key of KV pages: file and config.
   uint64_t key() const { return key_; }
   /// Whether it multiplies; else its weights are served as dequantize() gives them.
@@ -56,12 +65,14 @@ class Quantizer {
 
  private:
   Result<ds_qformat> format(int64_t n, int64_t k) const;
+  Result<LinearScratch::Plan> plan(const ds_qformat& format, int64_t rows, int64_t k,
+                                   LinearScratch& scratch) const;
   Status run(const OpContext& context, std::span<const QuantWeight* const> weights,
              const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const;
 
   std::shared_ptr<const PluginInstance> plugin_;
   ds_quantizer table_;
-  uint64_t generation_, key_;
+  uint64_t generation_, key_, serial_;
 };
 
 }  // namespace ds

@@ -213,6 +213,8 @@ Result<std::shared_ptr<const PluginLibrary>> PluginLibrary::load(const FileConte
   Result<PluginFile> judged = inspect_plugin(bytes);
   if (!judged.ok()) return judged.status().in(file.path);
   DS_ASSIGN(const int fd, memory_file(judged->id, file.bytes));
+  const std::string who = file.sha256 + " " + judged->id;
+  const PluginRunning running(who.c_str());  // constructors of the file run, too
   void* handle = dlopen(("/proc/self/fd/" + std::to_string(fd)).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* why = dlerror();
@@ -245,6 +247,7 @@ Result<std::shared_ptr<PluginInstance>> PluginInstance::create(
   DS_ASSIGN(made->config_,
             make_plugin_config(made->name(), text_of(component.config_schema), config));
   ds_status st{};
+  const PluginRunning running(made->who());
   const ds_code code = component.create(made->library().host(), made->config_.get(),
                                         {DS_DEV_CPU, 0}, &made->handle_, &st);
   if (code != DS_OK) {
@@ -257,13 +260,21 @@ Result<std::shared_ptr<PluginInstance>> PluginInstance::create(
 }
 
 PluginInstance::~PluginInstance() {
+  const PluginRunning running(who_.c_str());
   if (handle_ != nullptr) ops_.destroy(handle_);
 }
 
 std::string_view PluginInstance::name() const { return text_of(component_.name); }
 
-std::unique_lock<std::mutex> PluginInstance::one_call() const {
-  if ((component_.caps & DS_CAP_REENTRANT) != 0) return {};
+PluginInstance::PluginInstance(std::shared_ptr<const PluginLibrary> library,
+                               const ds_component& component)
+    : library_(std::move(library)),
+      component_(component),
+      who_(library_->sha256() + " " + library_->id() + "/" + std::string(text_of(component.name))) {
+}
+
+std::unique_lock<std::mutex> PluginInstance::lock_unless(uint64_t caps) const {
+  if ((component_.caps & caps) != 0) return {};
   return std::unique_lock(calls_);
 }
 
@@ -276,7 +287,7 @@ Status PluginInstance::reconfigure(const Json& values) {
                        " cannot change while it runs; reload the plugin with it");
   if (ops_.reconfigure == nullptr) return unsupported(std::string(name()) + ": has no reconfigure");
   ds_status st{};
-  const std::unique_lock lock(calls_);
+  const Call call = alone();
   const ds_code code = ops_.reconfigure(handle_, next.get(), &st);
   if (code != DS_OK) return plugin_status(name(), code, st);
   config_ = std::move(next);
@@ -295,7 +306,7 @@ Result<std::string> PluginInstance::save() const {
   };
   const ds_sink sink{sizeof sink, 0, &out, write};
   ds_status st{};
-  const std::unique_lock lock(calls_);
+  const Call call = alone();
   const ds_code code = ops_.save(handle_, &sink, &st);
   if (code != DS_OK) return plugin_status(name(), code, st);
   return out;
@@ -313,12 +324,13 @@ Status PluginInstance::restore(const std::string& state, std::string_view saved_
   };
   const ds_source source{sizeof source, 0, &rest, read};
   ds_status st{};
-  const std::unique_lock lock(calls_);
+  const Call call = alone();
   return plugin_status(name(), ops_.restore(handle_, &source, abi_str(saved_by_version), &st), st);
 }
 
 Status PluginInstance::health() const {
   if (ops_.health == nullptr) return {};
+  const PluginRunning running(who_.c_str());
   ds_status st{};
   return plugin_status(name(), ops_.health(handle_, &st), st);
 }

@@ -15,6 +15,7 @@
 #include "ds/plugin.h"
 #include "ds/status.h"
 #include "plugin/abi.h"
+#include "plugin/crash_report.h"
 #include "plugin/plugin_config.h"
 #include "plugin/plugin_file.h"
 
@@ -78,8 +79,15 @@ class PluginInstance {
   Table table() const {
     return full_struct(static_cast<const Table*>(component_.table));
   }
-  /// Held around a [serial] or [hot] call; not locked when the component is reentrant.
-  std::unique_lock<std::mutex> one_call() const;
+  /// Held around each call: a crash in it has a name, and [serial] and [hot] ones do not overlap
+  /// unless the component is reentrant.
+  struct Call {
+    PluginRunning running;
+    std::unique_lock<std::mutex> lock;
+  };
+  Call one_call() const { return {PluginRunning(who_.c_str()), lock_unless(DS_CAP_REENTRANT)}; }
+  /// "<sha256> org.acme.nf4/my-nf4"
+  const char* who() const { return who_.c_str(); }
 
   Status reconfigure(const Json& config);
   Result<std::string> save() const;
@@ -87,10 +95,12 @@ class PluginInstance {
   Status health() const;
 
  private:
-  PluginInstance(std::shared_ptr<const PluginLibrary> library, const ds_component& component)
-      : library_(std::move(library)), component_(component) {}
+  PluginInstance(std::shared_ptr<const PluginLibrary> library, const ds_component& component);
+  std::unique_lock<std::mutex> lock_unless(uint64_t caps) const;
+  Call alone() const { return {PluginRunning(who_.c_str()), lock_unless(0)}; }
   const std::shared_ptr<const PluginLibrary> library_;
   const ds_component component_;
+  const std::string who_;
   ds_instance_ops ops_{};
   std::unique_ptr<ds_config> config_;
   ds_instance* handle_ = nullptr;

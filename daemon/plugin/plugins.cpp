@@ -27,6 +27,7 @@ Result<std::unique_ptr<Plugins>> Plugins::open(PluginOptions options, PluginServ
                                                FileSystem& fs, Clock& clock) {
   std::unique_ptr<Plugins> out(new Plugins(std::move(options), std::move(services), fs, clock));
   DS_TRY(out->trust_.read());
+  DS_TRY(out->take_crash_report());
   out->scan_modules();
   DS_TRY(out->scan_installed());
   return out;
@@ -49,16 +50,42 @@ void Plugins::scan_modules() {
   }
 }
 
-Status Plugins::scan_installed() {
+Result<Json> Plugins::installed() const {
   const std::string list = installed_list(options_);
-  if (!fs_.exists(list)) return {};
+  if (!fs_.exists(list)) return Json::array();
   DS_ASSIGN(const std::string text, fs_.read(list));
   Result<Json> entries = parse_json(text);
-  if (!entries.ok() || !entries->is_array())
-    return entries.ok() ? corrupt(list + ": expected an array") : entries.status().in(list);
-  for (const Json& entry : *entries) {
+  if (!entries.ok()) return entries.status().in(list);
+  if (!entries->is_array()) return corrupt(list + ": expected an array");
+  return entries;
+}
+
+/// Marks the installed file that the last process crashed in. A built-in module stays: without it
+/// there may be nothing to serve with.
+Status Plugins::take_crash_report() {
+  const std::string report = crash_report(options_.data);
+  if (!fs_.exists(report)) return {};
+  DS_ASSIGN(const std::string text, fs_.read(report));
+  const std::string sha256 = text.substr(0, text.find(' '));
+  const std::string signal = text.substr(std::min(text.rfind(' ') + 1, text.size()));
+  DS_ASSIGN(Json entries, installed());
+  for (Json& entry : entries) {
+    if (entry.value("sha256", "") == sha256)
+      entry["crashed"] = signal.substr(0, signal.find_first_of("\n"));
+  }
+  DS_TRY(write_file_atomically(fs_, installed_list(options_), dump_json(entries, 2) + "\n"));
+  return fs_.remove_all(report);
+}
+
+Status Plugins::scan_installed() {
+  DS_ASSIGN(const Json entries, installed());
+  for (const Json& entry : entries) {
     const auto added = [&]() -> Status {
       DS_ASSIGN(const std::string sha256, get_string(entry, "sha256"));
+      DS_ASSIGN(const std::string crashed, get_string(entry, "crashed", ""));
+      if (!crashed.empty())
+        return unavailable("the daemon crashed in it (" + crashed +
+                           "); `plugin load FILE --trust` lets it in again");
       DS_ASSIGN(FileContent file, read_plugin_file(options_.data + "/" + sha256 + ".so"));
       if (file.sha256 != sha256)
         return corrupt(file.path + ": SHA-256 is " + file.sha256 + ", expected " + sha256);
@@ -68,7 +95,10 @@ Status Plugins::scan_installed() {
       const Json* config = ds::find(entry, "config");
       return add(file, std::string(kInstalled), by, config != nullptr ? *config : Json()).status();
     }();
-    if (!added.ok()) refused_.emplace_back(dump_json(entry), added.message());
+    if (!added.ok()) {
+      const std::string path = entry.value("path", "?");
+      refused_.emplace_back(path, path + ": " + added.message());
+    }
   }
   return {};
 }
@@ -192,12 +222,7 @@ Status Plugins::remember(const FileContent& file, const std::string& trusted_by,
                          const Json& config) {
   DS_TRY(fs_.make_directories(options_.data));
   DS_TRY(write_file_atomically(fs_, options_.data + "/" + file.sha256 + ".so", file.bytes));
-  Json entries = Json::array();
-  const std::string list = installed_list(options_);
-  if (fs_.exists(list)) {
-    DS_ASSIGN(const std::string text, fs_.read(list));
-    DS_ASSIGN(entries, parse_json(text));
-  }
+  DS_ASSIGN(const Json entries, installed());
   Json kept = Json::array();
   for (const Json& entry : entries) {  // a newer build of the same file takes its place
     if (entry.value("path", "") != file.path) kept.push_back(entry);
@@ -207,7 +232,7 @@ Status Plugins::remember(const FileContent& file, const std::string& trusted_by,
                   {"trusted_by", trusted_by},
                   {"config", config},
                   {"installed_ms", clock_.unix_ms()}});
-  return write_file_atomically(fs_, list, dump_json(kept, 2) + "\n");
+  return write_file_atomically(fs_, installed_list(options_), dump_json(kept, 2) + "\n");
 }
 
 Result<Json> Plugins::load(const std::string& path, bool trust, const Json& config) {

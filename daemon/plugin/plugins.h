@@ -40,8 +40,10 @@ class Plugins {
   /// A swap: called after it, on the thread that made it, with no lock held.
   using OnSwap = std::function<void(uint32_t kind, const std::string& name, const Serving& next)>;
 
-  /// Loads the built-in modules and what was installed before. A file that is refused is logged and
-  /// stays in refused(); the others load.
+  /// Loads the built-in modules and what was installed before, except a file in which the daemon
+  /// crashed last time (report_plugin_crashes() with crash_report()). A file that is refused is
+  /// logged and stays in refused(); the others load.
+  static std::string crash_report(const std::string& data) { return data + "/crashed"; }
   static Result<std::unique_ptr<Plugins>> open(PluginOptions options, PluginServices services,
                                                FileSystem& fs, Clock& clock);
 
@@ -94,6 +96,7 @@ class Plugins {
   };
 
   Plugins(PluginOptions options, PluginServices services, FileSystem& fs, Clock& clock);
+  Status take_crash_report();
   void scan_modules();
   Status scan_installed();
   /// Adds the file's components, each as the serving one of a new slot or as a new generation.
@@ -102,6 +105,7 @@ class Plugins {
   Status make_instance(Slot& slot, Generation& generation, const ds_component& component) const;
   Status hand_over(const Slot& slot, Generation& next) const;
   Result<Slot*> slot_of(const std::string& name, Key* key = nullptr);
+  Result<Json> installed() const;  ///< entries of installed.json
   Status remember(const FileContent& file, const std::string& trusted_by, const Json& config);
   Json describe(const Key& key, const Slot& slot, const Generation& generation) const;
   Json config_of(std::string_view component) const;

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plugins over HTTP: what is loaded, why a file is not, load, reload, roll back, retire, configure.
+// Plugins over HTTP: what is loaded, why a file is not, load, reload, roll back, retire, configure;
+// and what a loaded tool finds in a text.
 #include <utility>
 
 #include "plugin/plugins.h"
+#include "plugin/tool_run.h"
 #include "serve/admin.h"
 
 namespace ds {
@@ -49,12 +51,26 @@ Result<Json> explain(Plugins& plugins, const Json& body) {
   return plugins.explain(path);
 }
 
+constexpr int64_t kToolNs = 120'000'000'000;  // a tool's own limit is mostly shorter
+
+Result<Json> find_faults(Service& service, const std::string& name, const Json& body) {
+  ToolRequest request;
+  DS_ASSIGN(request.language, get_string(body, "language"));
+  DS_ASSIGN(request.path, get_string(body, "path", ""));
+  DS_ASSIGN(request.text, get_string(body, "text"));
+  request.deadline_ns = service.parts.clock.monotonic_ns() + kToolNs;
+  request.stop = &service.end_tools;
+  DS_ASSIGN(const Plugins::Serving tool, service.parts.plugins->find(DS_KIND_TOOL, name));
+  return run_tool(*tool.instance, request);
+}
+
 }  // namespace
 
 void add_plugin_routes(Router& router, Service& service) {
   if (service.parts.plugins == nullptr) {
     router.add_planned("/ds/v1/plugins", "this daemon runs without plugins");
     router.add_planned("/ds/v1/plugins/*", "this daemon runs without plugins");
+    router.add_planned("/ds/v1/tools/*", "this daemon runs without plugins");
     return;
   }
   router.add(
@@ -67,6 +83,13 @@ void add_plugin_routes(Router& router, Service& service) {
                service.answer_from(service.quick, to, [&service, name = call.params[0]] {
                  return service.parts.plugins->show(name);
                });
+             });
+  router.add("POST", "/ds/v1/tools/{}", kInfer, BodyKind::kJson,
+             [&](RouteCall& call, const ResponderPtr& to) {
+               service.answer_from(service.slow, to,
+                                   [&service, name = call.params[0], body = std::move(call.body)] {
+                                     return find_faults(service, name, body);
+                                   });
              });
   const auto add = [&](const char* path, Work work) {
     router.add("POST", path, kAdmin, BodyKind::kJson,

@@ -137,6 +137,7 @@ void Server::State::wait_until_flushed(std::promise<void>& flushed,
 void Server::State::stop(int64_t drain_ms) {
   if (std::exchange(stopped, true)) return;
   service->draining = true;
+  __atomic_store_n(&service->end_tools, 1, __ATOMIC_RELAXED);
   if (thread.joinable()) {
     on_io([this] { http->stop_accepting(); });
     service->parts.engine.drain(drain_ms);

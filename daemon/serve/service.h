@@ -35,6 +35,7 @@ struct Service {
   int64_t started_ns = 0;
   Tokens tokens;
   std::atomic<bool> draining{false};
+  uint32_t end_tools = 0;                         ///< by __atomic functions; 1 = calls of tools end
   int64_t anonymous_epoch = 0;                    ///< IO thread
   std::set<std::shared_ptr<Follower>> followers;  ///< live event streams; IO thread
   std::atomic<int64_t> serving_since_ms{0};       ///< last change of the serving version

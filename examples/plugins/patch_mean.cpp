@@ -78,7 +78,7 @@ struct patch_mean {
       width = m.data->shape[1];
       if (pixels.empty()) throw ds::sdk::error(DS_E_SHAPE, "image: no pixels");
       columns = (width + patch - 1) / patch;
-      task_weight = m.weight;
+      task_weight = m.weight == 0 ? 1 : m.weight;  // 0 = not set
     }
     std::int64_t tokens() const { return columns * ((height + patch - 1) / patch); }
     std::array<float, channels> mean(std::int64_t token) const {  // of each channel, 0..1

@@ -97,6 +97,11 @@ void script_plugins(FakeControl& daemon) {
                                             "]}");
   for (const char* verb : {"reload", "rollback", "retire", "configure"})
     daemon.on(std::string("POST /ds/v1/plugins/") + verb, shown);
+  daemon.on("POST /ds/v1/tools/cppcheck", R"({"tool":"cppcheck","truncated":false,"findings":[
+{"path":"a.cpp","line":3,"column":11,"severity":"error","rule":"nullPointer",
+"message":"Null pointer dereference: q","confidence":1},
+{"path":"a.cpp","line":0,"column":0,"severity":"warning","rule":"noConfiguration","message":"none",
+"confidence":0.5}]})");
   daemon.on("POST /ds/v1/plugins/explain", R"({"path":"/opt/acme/window.so","loads":false,"steps":[
 {"step":"file","ok":true,"text":"regular file, owner and modes are fine, 1024 bytes"},
 {"step":"note","ok":false,"text":"ABI major 2, this host has 1"}]})");
@@ -271,6 +276,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"plugin_reload",
              {"plugin", "reload", "window-global", "--file", "/opt/acme/window.so"}},
         Case{"plugin_configure", {"plugin", "configure", "window-global", "window=32"}},
+        Case{"plugin_run", {"plugin", "run", "cppcheck", "/dev/null", "--language", "c"}},
+        Case{"plugin_run_json",
+             {"plugin", "run", "cppcheck", "/dev/null", "--language", "c", "-o", "json"}},
+        Case{"plugin_run_unknown", {"plugin", "run", "lint", "/dev/null", "--language", "c"}},
+        Case{"plugin_run_language", {"plugin", "run", "cppcheck", "/dev/null"}},
+        Case{"plugin_run_no_file", {"plugin", "run", "cppcheck", "/nonexistent/a.c"}},
         Case{"plugin_rollback", {"plugin", "rollback", "window-global"}},
         Case{"plugin_retire", {"plugin", "retire", "window-global", "-o", "json"}}),
     case_name);

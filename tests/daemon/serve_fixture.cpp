@@ -14,8 +14,8 @@
 #include <mutex>
 
 #if defined(__SANITIZE_THREAD__)
-// libzmq hands messages from thread to thread by lock-free queues, and RocksDB's memtable is read while
-// it is written; neither library is instrumented, so their own hand-overs look like races.
+// libzmq hands messages from thread to thread by lock-free queues, and RocksDB's memtable is read
+// while it is written; neither library is instrumented, so their own hand-overs look like races.
 extern "C" __attribute__((visibility("default"))) const char* __tsan_default_suppressions() {
   return "race:libzmq.so\nrace:librocksdb.so\n";
 }
@@ -42,10 +42,10 @@ ServerParts parts_of(Served& served) {
                     served.events,      system_clock_seam()};
   parts.tokenizer = served.model.model.tokenizer;
   parts.chat_template = *chat;
-  parts.model = {"tiny", served.model.model.base->sha256(), "llama", 1000, 0,
-                 served.model.path};
+  parts.model = {"tiny", served.model.model.base->sha256(), "llama", 1000, 0, served.model.path};
   parts.data_dir = served.run.path();
   parts.isa = "test";
+  parts.plugins = served.plugins;
   parts.learn.status = [&served] {
     return Json{{"state", served.paused ? "paused" : "idle"}, {"gate", {{"promoted", 3}}}};
   };
@@ -260,8 +260,8 @@ Json feedback(const std::string& client, int64_t epoch, int64_t seq, const std::
           {"epoch", epoch}, {"seq", seq},       {"record", {{"kind", "text"}, {"text", text}}}};
 }
 
-Served::Served(std::function<void(ServerOptions&, EngineOptions&)> change)
-    : model("tied", WeightFormat::kBF16), events(system_clock_seam()) {
+Served::Served(std::function<void(ServerOptions&, EngineOptions&)> change, Plugins* plugins_in)
+    : model("tied", WeightFormat::kBF16), events(system_clock_seam()), plugins(plugins_in) {
   ServerOptions options;
   options.run_dir = run.path();
   options.http_address = "127.0.0.1:0";

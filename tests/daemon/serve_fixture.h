@@ -81,7 +81,8 @@ Json feedback(const std::string& client, int64_t epoch, int64_t seq,
 /// Model, engine, server; options as the test wants them.
 class Served {
  public:
-  explicit Served(std::function<void(ServerOptions&, EngineOptions&)> change = nullptr);
+  explicit Served(std::function<void(ServerOptions&, EngineOptions&)> change = nullptr,
+                  Plugins* plugins = nullptr);
   /// As dsd does it: the server follows the settings, on a free port.
   static std::unique_ptr<Served> with_settings(const std::map<std::string, std::string>& settings);
   ~Served();
@@ -96,6 +97,7 @@ class Served {
   ScratchFolder run;
   Config config;
   EventBus events;
+  Plugins* const plugins;  ///< or null
   std::unique_ptr<Engine> engine;
   std::atomic<bool> paused{false};
   std::unique_ptr<Server> server;

@@ -69,7 +69,7 @@ TEST_F(ServeHttp, WrongMethodIs405AndNamesTheRightOne) {
 
 TEST_F(ServeHttp, PlannedRoutesAre501AndSayWhatIsMissing) {
   for (const char* path : {"/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/x/events",
-                           "/ds/v1/plugins", "/ds/v1/plugins/x", "/ds/v1/drift", "/"}) {
+                           "/ds/v1/plugins", "/ds/v1/plugins/x", "/ds/v1/tools/x", "/ds/v1/drift", "/"}) {
     const HttpAnswer answer = served->tcp().get(path);
     EXPECT_EQ(answer.status, 501) << path;
     EXPECT_THAT(answer.error("message"), HasSubstr("not built yet: ")) << path;

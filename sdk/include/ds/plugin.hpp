@@ -131,43 +131,70 @@ inline std::string shape_text(const std::int64_t* shape, std::size_t n) {
   return out + "]";
 }
 
-/// Elements of a contiguous host tensor of T, checked: type, device, writability, bounds. `shape`,
-/// if given, must be the tensor's; -1 in it fits any size.
-template <class T>
-std::span<T> flat(const ds_tensor* tensor, std::string_view name,
-                  std::initializer_list<std::int64_t> shape = {}) {
-  const auto refuse = [&](ds_code code, const std::string& why) -> error {
-    return {code, std::string(name) + ": " + why};
+/// What makes a tensor unusable to flat(): only called when something does.
+[[noreturn, gnu::cold, gnu::noinline]] inline void refuse_flat(
+    const ds_tensor* tensor, std::string_view name, ds_dtype want, bool writable,
+    std::size_t element, std::initializer_list<std::int64_t> shape) {
+  const auto refuse = [&](ds_code code, const std::string& why) {
+    throw error(code, std::string(name) + ": " + why);
   };
-  if (tensor == nullptr) throw refuse(DS_E_ARG, "missing");
+  if (tensor == nullptr) refuse(DS_E_ARG, "missing");
   const ds_tensor& t = *tensor;
-  constexpr ds_dtype want = dtype_of<T>();
   if (t.dtype.code != want.code || t.dtype.bits != want.bits || t.dtype.lanes != 1)
-    throw refuse(DS_E_DTYPE, "type code " + std::to_string(t.dtype.code) + " with " +
-                                 std::to_string(t.dtype.bits) + " bits, expected code " +
-                                 std::to_string(want.code) + " with " + std::to_string(want.bits));
-  if (t.device.type == DS_DEV_CUDA) throw refuse(DS_E_DEVICE, "on a GPU, expected host memory");
-  if (t.packing != DS_PACK_NONE) throw refuse(DS_E_SHAPE, "packed, expected plain rows");
-  if (!std::is_const_v<T> && (t.flags & DS_T_READONLY) != 0) throw refuse(DS_E_ARG, "read-only");
-  if (t.ndim < 0 || t.ndim > 8) throw refuse(DS_E_SHAPE, std::to_string(t.ndim) + " dimensions");
+    refuse(DS_E_DTYPE, "type code " + std::to_string(t.dtype.code) + " with " +
+                           std::to_string(t.dtype.bits) + " bits, expected code " +
+                           std::to_string(want.code) + " with " + std::to_string(want.bits));
+  if (t.device.type == DS_DEV_CUDA) refuse(DS_E_DEVICE, "on a GPU, expected host memory");
+  if (t.packing != DS_PACK_NONE) refuse(DS_E_SHAPE, "packed, expected plain rows");
+  if (writable && (t.flags & DS_T_READONLY) != 0) refuse(DS_E_ARG, "read-only");
+  if (t.ndim < 0 || t.ndim > 8) refuse(DS_E_SHAPE, std::to_string(t.ndim) + " dimensions");
   const auto dims = static_cast<std::size_t>(t.ndim);
   bool fits = shape.size() == 0 || shape.size() == dims;
   for (std::size_t i = 0; fits && i < shape.size(); ++i)
     fits = shape.begin()[i] == -1 || shape.begin()[i] == t.shape[i];
   if (!fits)
-    throw refuse(DS_E_SHAPE, shape_text(t.shape, dims) + ", expected " +
-                                 shape_text(shape.begin(), shape.size()));
+    refuse(DS_E_SHAPE,
+           shape_text(t.shape, dims) + ", expected " + shape_text(shape.begin(), shape.size()));
   std::int64_t count = 1;
   for (std::size_t i = dims; i-- > 0;) {
     if (t.shape[i] < 0 || (t.shape[i] > 1 && t.strides[i] != count))
-      throw refuse(DS_E_SHAPE, "not contiguous");
-    if (__builtin_mul_overflow(count, t.shape[i], &count))
-      throw refuse(DS_E_SHAPE, "shape overflows");
+      refuse(DS_E_SHAPE, "not contiguous");
+    if (__builtin_mul_overflow(count, t.shape[i], &count)) refuse(DS_E_SHAPE, "shape overflows");
   }
   const auto n = static_cast<std::uint64_t>(count);
-  if (t.byte_offset > t.bytes || n > (t.bytes - t.byte_offset) / sizeof(T))
-    throw refuse(DS_E_SHAPE, "buffer of " + std::to_string(t.bytes) + " bytes is too small");
-  if (n > 0 && t.data == nullptr) throw refuse(DS_E_ARG, "no data");
+  if (t.byte_offset > t.bytes || n > (t.bytes - t.byte_offset) / element)
+    refuse(DS_E_SHAPE, "buffer of " + std::to_string(t.bytes) + " bytes is too small");
+  throw error(DS_E_ARG, std::string(name) + ": no data");
+}
+
+/// Elements of a contiguous host tensor of T, checked: type, device, writability, bounds. `shape`,
+/// if given, must be the tensor's; -1 in it fits any size.
+template <class T>
+std::span<T> flat(const ds_tensor* tensor, std::string_view name,
+                  std::initializer_list<std::int64_t> shape = {}) {
+  constexpr ds_dtype want = dtype_of<T>();
+  constexpr bool writable = !std::is_const_v<T>;
+  const auto refuse = [&] { refuse_flat(tensor, name, want, writable, sizeof(T), shape); };
+  if (tensor == nullptr) refuse();
+  const ds_tensor& t = *tensor;
+  const auto dims = static_cast<std::size_t>(t.ndim);
+  if (t.dtype.code != want.code || t.dtype.bits != want.bits || t.dtype.lanes != 1 ||
+      t.device.type == DS_DEV_CUDA || t.packing != DS_PACK_NONE ||
+      (writable && (t.flags & DS_T_READONLY) != 0) || dims > 8 ||
+      (shape.size() != 0 && shape.size() != dims))
+    refuse();
+  std::int64_t count = 1;
+  for (std::size_t i = dims; i-- > 0;) {
+    const std::int64_t size = t.shape[i];
+    const bool fits = shape.size() == 0 || shape.begin()[i] == -1 || shape.begin()[i] == size;
+    if (!fits || size < 0 || (size > 1 && t.strides[i] != count) ||
+        __builtin_mul_overflow(count, size, &count))
+      refuse();
+  }
+  const auto n = static_cast<std::uint64_t>(count);
+  if (t.byte_offset > t.bytes || n > (t.bytes - t.byte_offset) / sizeof(T) ||
+      (n > 0 && t.data == nullptr))
+    refuse();
   return {reinterpret_cast<T*>(static_cast<char*>(t.data) + t.byte_offset),
           static_cast<std::size_t>(n)};
 }
@@ -348,9 +375,12 @@ inline constexpr ds_instance_ops instance_ops = [] {
   return o;
 }();
 
-#define DS_SDK_FITS(table, member)                             \
-  static_assert(                                               \
-      !requires { &T::member; } || table<T>.member != nullptr, \
+// GCC does not take the address of a function as constant under -fsanitize=undefined (bug 71962):
+// then nothing is said here.
+#define DS_SDK_FITS(table, member)                                                      \
+  static_assert(                                                                        \
+      !requires { &T::member; } || !__builtin_constant_p(table<T>.member != nullptr) || \
+          table<T>.member != nullptr,                                                   \
       #member ": the class has it, but with another signature than the SDK calls")
 
 /// An optional member that is slightly off would be passed over in silence: refuses it.

@@ -19,7 +19,7 @@ typedef struct ds_media {
                      [samples, channels] in -1..1 · VIDEO u8 [frames, height, width, channels] */
   double rate;    /* AUDIO Hz, VIDEO frames per second, else 0 */
   double start_s; /* where it begins in a longer stream */
-  float weight;   /* the task's weight of this modality: the output is multiplied by it */
+  float weight;   /* the task's weight of this modality: the output is multiplied by it; 0 = 1 */
   uint32_t flags;
 } ds_media;
 
@@ -43,7 +43,8 @@ typedef struct ds_encoder {
   const ds_str* tensor_names; /* tensors of the model that it reads, "model.embed_tokens.weight" */
   uint32_t tensor_count;
   uint32_t reserved;
-  /* [any] Tokens and width for this media (pure). `tensors` and `out` are not there yet. */
+  /* [any] Tokens and width for this media (pure). `out` is not there yet; of `tensors` only the
+   * shapes count, their data may be missing. */
   ds_code (*plan)(ds_instance*, const ds_encode_args*, ds_plan*, ds_status*);
   ds_code (*encode)(ds_instance*, const ds_call*, const ds_encode_args*, ds_status*); /* [hot] */
   ds_code (*backward)(ds_instance*, const ds_call*, const ds_encode_args*,
@@ -191,7 +192,7 @@ typedef struct ds_quantizer {
   /* [serial] opt. Calibration: inputs x f32 [T, k] of the weight `name` (HF path), before quantize.
    */
   ds_code (*observe)(ds_instance*, const ds_call*, ds_str name, const ds_tensor* x, ds_status*);
-  /* [serial] w f32 [n, k] into the memory of out. */
+  /* [serial] w f32 [n, k] into the memory of out. DS_E_NUMERIC if w holds NaN or infinity. */
   ds_code (*quantize)(ds_instance*, const ds_call*, ds_str name, const ds_tensor* w,
                       const ds_qweight* out, ds_status*);
   ds_code (*dequantize)(ds_instance*, const ds_call*, const ds_qweight*, const ds_tensor* w,
