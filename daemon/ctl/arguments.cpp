@@ -155,12 +155,14 @@ void declare_plugin_files(CLI::App& plugin, Command& chosen) {
   made.app->add_option("--lang", made.options->language, "c++ or c");
   made.app->add_option("--id", made.options->id, "reverse domain (default: org.example.NAME)");
   made.app->add_option("--in", made.options->parent, "where the folder is made");
-  const auto check = declare<Texts>(
+  const auto check = declare<CheckRequest>(
       plugin, "check", "run the conformance kit on a file, without a daemon (exit 8: fails)",
-      chosen, [](Session& s, const Texts& o) { return plugin_check(s, o.texts); });
-  check.app->add_option("FILE", check.options->texts, "the file, and options of ds-plugin-check")
-      ->required();
-  check.app->prefix_command();
+      chosen, [](Session& s, const CheckRequest& o) { return plugin_check(s, o); });
+  check.app->add_option("FILE", check.options->file)->required();
+  check.app
+      ->add_option("--level", check.options->level, "0 load, 1 contract, 2 numerics, 3 hostile")
+      ->check(CLI::Range(0, 3));
+  check.app->add_option("--report", check.options->report, "write the results as JSON");
   const auto sign =
       declare<Text>(plugin, "sign", "write FILE.sig, without a daemon", chosen,
                     [](Session& s, const Text& o) { return plugin_sign(s, o.second, o.text); });

@@ -71,7 +71,11 @@ int plugin_reload(Session& session, const PluginRequest& request);
 int plugin_configure(Session& session, const PluginRequest& request);
 int plugin_rollback(Session& session, const std::string& name);
 int plugin_retire(Session& session, const std::string& name);
-int plugin_check(Session& session, const std::vector<std::string>& arguments);
+struct CheckRequest {
+  std::string file, report;  ///< report: "" = none
+  int level = 2;
+};
+int plugin_check(Session& session, const CheckRequest& request);
 int plugin_sign(Session& session, const std::string& key, const std::string& file);
 /// `language` empty: by the file's name.
 int plugin_run(Session& session, const std::string& name, const std::string& file,

@@ -245,8 +245,11 @@ int plugin_retire(Session& session, const std::string& name) {
   return change(session, "/ds/v1/plugins/retire", {{"name", name}}, "tidied");
 }
 
-int plugin_check(Session& session, const std::vector<std::string>& arguments) {
-  return run_beside(session, "ds-plugin-check", arguments);
+int plugin_check(Session& session, const CheckRequest& request) {
+  std::vector<std::string> arguments = {"--level", std::to_string(request.level)};
+  if (!request.report.empty()) arguments.insert(arguments.end(), {"--json", request.report});
+  arguments.push_back(request.file);
+  return run_beside(session, "ds-plugin-check", std::move(arguments));
 }
 
 int plugin_sign(Session& session, const std::string& key, const std::string& file) {
