@@ -10,7 +10,7 @@
 namespace ds::check {
 namespace {
 
-constexpr int64_t kVocabulary = 64;
+constexpr int64_t kVocabulary = 64, kModelWidth = 48;  // of the model tensors that it reads
 
 struct Media {
   uint32_t modality = 0;
@@ -73,11 +73,13 @@ std::vector<float> floats_of(const ds_tensor* t) {
   return {begin, begin + t->bytes / sizeof(float)};
 }
 
-/// The model's tensors that it reads, as [vocabulary, width] of FP32: the kit knows no other shape.
+/// The model's tensors that it reads, as [vocabulary, model width] of FP32: the kit knows no other
+/// shape.
 using Tensors = std::vector<std::vector<float>>;
-Tensors tensors_for(const ds_encoder& table, int64_t width, uint64_t seed) {
+Tensors tensors_for(const ds_encoder& table, uint64_t seed) {
   std::mt19937_64 rng(seed);
-  Tensors out(table.tensor_count, std::vector<float>(static_cast<size_t>(kVocabulary * width)));
+  Tensors out(table.tensor_count,
+              std::vector<float>(static_cast<size_t>(kVocabulary * kModelWidth)));
   for (auto& tensor : out) {
     for (float& x : tensor) x = std::uniform_real_distribution<float>(-1, 1)(rng);
   }
@@ -94,7 +96,15 @@ Encoded encode(Trial& t, const Media& m, float weight, const std::vector<float>*
   media.data = t.tensor("media", m.dtype, m.shape, m.bytes.data());
   media.rate = m.rate;
   media.weight = weight;
+  Tensors own;
+  if (tensors == nullptr) tensors = &own;
+  if (tensors->empty()) *tensors = tensors_for(table, t.options.content + 3);
+  std::vector<const ds_tensor*> read, gradients;
+  for (const auto& values : *tensors)
+    read.push_back(
+        t.tensor("model tensor", kF32, {kVocabulary, kModelWidth}, values.data(), false, false));
   ds_encode_args a{};
+  a.tensors = read.data();
   a.flags = dout != nullptr ? DS_ENCODE_TRAIN : 0;
   a.media = t.give("ds_media", media);
   ds_plan* room = t.take<ds_plan>("ds_plan");
@@ -111,14 +121,6 @@ Encoded encode(Trial& t, const Media& m, float weight, const std::vector<float>*
                "]");
     return out;
   }
-  Tensors own;
-  if (tensors == nullptr) tensors = &own;
-  if (tensors->empty()) *tensors = tensors_for(table, out.width, t.options.content + 3);
-  std::vector<const ds_tensor*> read, gradients;
-  for (const auto& values : *tensors)
-    read.push_back(
-        t.tensor("model tensor", kF32, {kVocabulary, out.width}, values.data(), false, false));
-  a.tensors = read.data();
   a.out = t.tensor("out", kF32, {out.tokens, out.width}, nullptr, true);
   a.saved = plan.saved_bytes != 0 ? t.memory(plan.saved_bytes) : nullptr;
   const ds_call* call = t.call(plan.workspace_bytes);
@@ -134,7 +136,8 @@ Encoded encode(Trial& t, const Media& m, float weight, const std::vector<float>*
   gradient.resize(out.out.size(), 0.5f);
   a.dout = t.of("dout", kF32, {out.tokens, out.width}, gradient);
   for (size_t i = 0; i < tensors->size(); ++i)
-    gradients.push_back(t.tensor("dtensor", kF32, {kVocabulary, out.width}, nullptr, true, false));
+    gradients.push_back(
+        t.tensor("dtensor", kF32, {kVocabulary, kModelWidth}, nullptr, true, false));
   a.dtensors = gradients.data();
   call = t.call(plan.workspace_bytes);
   args = t.give("ds_encode_args", a);
@@ -178,15 +181,15 @@ std::vector<float> encoded(Bench& bench, const Media& m, float weight) {
 Verdict weight_scales(Bench& bench) {
   for (const Media& m : offered_media(bench)) {
     const std::vector<float> one = encoded(bench, m, 1), half = encoded(bench, m, 0.5f),
-                             none = encoded(bench, m, 0);
-    if (one.empty() || half.size() != one.size() || none.size() != one.size())
+                             unset = encoded(bench, m, 0);
+    if (one.empty() || half.size() != one.size() || unset.size() != one.size())
       return failed("encode failed");
     for (size_t i = 0; i < one.size(); ++i) {
       if (!std::isfinite(one[i])) return failed("element " + std::to_string(i) + " is not finite");
-      if (std::abs(half[i] - 0.5f * one[i]) > 1e-5f * (1 + std::abs(one[i])) || none[i] != 0)
-        return failed("element " + std::to_string(i) + " with weights 1, 0.5 and 0 is " +
+      if (std::abs(half[i] - 0.5f * one[i]) > 1e-5f * (1 + std::abs(one[i])) || unset[i] != one[i])
+        return failed("element " + std::to_string(i) + " with weights 1, 0.5 and 0 (= 1) is " +
                       std::to_string(one[i]) + ", " + std::to_string(half[i]) + " and " +
-                      std::to_string(none[i]));
+                      std::to_string(unset[i]));
     }
   }
   return pass();

@@ -27,7 +27,7 @@ struct encoder {
     const auto in = samples(a);
     const std::int64_t tokens = static_cast<std::int64_t>(in.size()) / piece;
     const auto out = ds::sdk::flat<float>(a.out, "out", {tokens, width});
-    const float w = F == ignores_weight ? 1.0f : ds::sdk::widened(a.media).weight;
+    const float w = F == ignores_weight ? 1.0f : weight_of(a);
     for (std::int64_t t = 0; t < tokens; ++t)
       for (std::int64_t i = 0; i < width; ++i)
         out[t * width + i] = w * weight.value()[i] * mean(in, t);
@@ -36,13 +36,17 @@ struct encoder {
     const auto in = samples(a);
     const std::int64_t tokens = static_cast<std::int64_t>(in.size()) / piece;
     const auto dout = ds::sdk::flat<const float>(a.dout, "dout", {tokens, width});
-    const float w = ds::sdk::widened(a.media).weight * (F == wrong_gradient ? 2.0f : 1.0f);
+    const float w = weight_of(a) * (F == wrong_gradient ? 2.0f : 1.0f);
     for (std::int64_t t = 0; t < tokens; ++t)
       for (std::int64_t i = 0; i < width; ++i)
         weight.gradient()[i] += w * dout[t * width + i] * mean(in, t);
   }
 
  private:
+  static float weight_of(const ds_encode_args& a) {
+    const float given = ds::sdk::widened(a.media).weight;
+    return given != 0 ? given : 1;
+  }
   static std::span<const float> samples(const ds_encode_args& a) {
     const ds_media m = ds::sdk::widened(a.media);
     if (m.modality != DS_MOD_AUDIO) throw ds::sdk::error(DS_E_UNSUPPORTED, "modality");
