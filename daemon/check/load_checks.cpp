@@ -43,7 +43,7 @@ std::string contents(const ds_plugin& p) {
 }
 
 Verdict entry_is_repeatable(const JudgedFile& file) {
-  const auto entry = load_entry(file.bytes);
+  const auto entry = load_entry(file.note.id, file.bytes);
   if (!entry.ok()) return failed(entry.status().message());
   HostTable host;
   std::string error;
@@ -77,7 +77,7 @@ Verdict entry_is_repeatable(const JudgedFile& file) {
 
 /// For the checks behind entry_is_repeatable, which has seen the call succeed.
 Result<const ds_plugin*> descriptor(const JudgedFile& file, HostTable& host) {
-  DS_ASSIGN(const auto entry, load_entry(file.bytes));
+  DS_ASSIGN(const auto entry, load_entry(file.note.id, file.bytes));
   std::string error;
   const ds_plugin* p = enter(entry, host.table(), error);
   if (!error.empty()) return invalid(error);

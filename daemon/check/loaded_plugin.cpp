@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "check/loaded_plugin.h"
 
-#include <dlfcn.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -56,24 +54,6 @@ Result<JudgedFile> judge_file(const std::string& path) {
   out.sha256 = sha256_hex(out.bytes);
   DS_ASSIGN(out.note, inspect_plugin(out.bytes));
   return out;
-}
-
-Result<ds_plugin_entry_fn> load_entry(std::span<const std::byte> bytes) {
-  // The descriptor stays open: a reused number would give glibc's handle of the file before.
-  const int fd = memfd_create("driftstone-plugin", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return io_error(std::string("memfd_create: ") + std::strerror(errno));
-  for (size_t at = 0; at < bytes.size();) {
-    const ssize_t n = write(fd, bytes.data() + at, bytes.size() - at);
-    if (n <= 0) return io_error(std::string("memfd: ") + std::strerror(errno));
-    at += static_cast<size_t>(n);
-  }
-  fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-  const std::string path = "/proc/self/fd/" + std::to_string(fd);
-  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) return unavailable(std::string("dlopen: ") + dlerror());
-  void* entry = dlsym(handle, DS_ENTRY_NAME);
-  if (entry == nullptr) return invalid("no " DS_ENTRY_NAME);
-  return reinterpret_cast<ds_plugin_entry_fn>(entry);
 }
 
 }  // namespace ds::check

@@ -12,6 +12,7 @@
 #include "ds/status.h"
 #include "plugin/abi.h"
 #include "plugin/elf_file.h"
+#include "plugin/load_entry.h"
 
 namespace ds::check {
 
@@ -24,9 +25,6 @@ struct JudgedFile {
 Result<std::vector<std::byte>> read_file(const std::string& path);
 std::string sha256_hex(std::span<const std::byte> bytes);
 Result<JudgedFile> judge_file(const std::string& path);
-
-/// The entry of the file, mapped into this process for good.
-Result<ds_plugin_entry_fn> load_entry(std::span<const std::byte> bytes);
 
 /// What a component is checked with.
 struct Subject {

@@ -24,7 +24,7 @@ std::string_view outcome_name(Outcome outcome) {
 /// One component in the child: loads the file anew and builds the bench.
 Verdict in_bench(const JudgedFile& file, uint32_t index, const Settings& settings,
                  const std::function<Verdict(Bench&)>& run) {
-  const auto entry = load_entry(file.bytes);
+  const auto entry = load_entry(file.note.id, file.bytes);
   if (!entry.ok()) return failed(entry.status().message());
   static HostTable* const host = [] {  // a plugin may keep it until the process ends
     static HostTable table;
@@ -88,7 +88,7 @@ std::vector<Described> describe(const JudgedFile& file, Report& report) {
   const ChildResult child = run_in_child(
       [&] {
         Json all = Json::array();
-        const auto entry = load_entry(file.bytes);
+        const auto entry = load_entry(file.note.id, file.bytes);
         HostTable host;
         const ds_plugin* p = nullptr;
         ds_status st{};

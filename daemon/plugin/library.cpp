@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin/library.h"
 
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
 #include "plugin/elf_file.h"
+#include "plugin/load_entry.h"
 
 namespace ds {
 
@@ -80,29 +75,6 @@ struct HostTable {
 namespace {
 
 constexpr uint64_t kComponentLimit = 64;
-
-/// The bytes as an open, sealed file in memory. It stays open for the life of the process.
-Result<int> memory_file(const std::string& name, const std::string& bytes) {
-  const int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return io_error(name + ": memory file: " + std::strerror(errno));
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t wrote = write(fd, bytes.data() + done, bytes.size() - done);
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote <= 0) {
-      const std::string why = std::strerror(errno);
-      close(fd);
-      return io_error(name + ": memory file: " + why);
-    }
-    done += static_cast<size_t>(wrote);
-  }
-  if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0) {
-    const std::string why = std::strerror(errno);
-    close(fd);
-    return io_error(name + ": sealing: " + why);
-  }
-  return fd;
-}
 
 bool usable_name(std::string_view name) {
   return !name.empty() && name.size() <= 64 &&
@@ -212,23 +184,16 @@ Result<std::shared_ptr<const PluginLibrary>> PluginLibrary::load(const FileConte
                                          file.bytes.size());
   Result<PluginFile> judged = inspect_plugin(bytes);
   if (!judged.ok()) return judged.status().in(file.path);
-  DS_ASSIGN(const int fd, memory_file(judged->id, file.bytes));
   const std::string who = file.sha256 + " " + judged->id;
   const PluginRunning running(who.c_str());  // constructors of the file run, too
-  void* handle = dlopen(("/proc/self/fd/" + std::to_string(fd)).c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    const char* why = dlerror();
-    close(fd);
-    return broken(file.path, why != nullptr ? why : "cannot be loaded");
-  }
-  const auto entry = reinterpret_cast<ds_plugin_entry_fn>(dlsym(handle, DS_ENTRY_NAME));
-  if (entry == nullptr) return broken(file.path, std::string(DS_ENTRY_NAME) + " is missing");
+  const Result<ds_plugin_entry_fn> entry = load_entry(judged->id, bytes);
+  if (!entry.ok()) return entry.status().in(file.path);
   auto library = std::make_shared<PluginLibrary>();
   library->services_ = &services;
   library->path_ = file.path;
   library->sha256_ = file.sha256;
   library->host_ = HostTable::table(library.get());
-  DS_TRY(library->read_descriptor(entry, judged->id, judged->kinds));
+  DS_TRY(library->read_descriptor(*entry, judged->id, judged->kinds));
   return std::shared_ptr<const PluginLibrary>(std::move(library));
 }
 

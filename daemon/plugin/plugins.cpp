@@ -153,8 +153,9 @@ Result<std::vector<Plugins::Swap>> Plugins::add(const FileContent& file, const s
     made.loaded_ms = clock_.unix_ms();
     made.config = !config.is_null() ? config : now != nullptr ? now->config : config_of(key.second);
     const bool in_use = now != nullptr && now->instance != nullptr;
-    // What nobody has asked for yet is created when somebody does.
-    if (in_use || now != nullptr) DS_TRY(make_instance(slot, made, component));
+    // The first of a component is created when somebody asks for it; what takes another's place has
+    // to work before.
+    if (now != nullptr) DS_TRY(make_instance(slot, made, component));
     slot.before = slot.serving;
     slot.generations.push_back(std::move(made));
     slot.serving = slot.generations.size() - 1;

@@ -4,13 +4,10 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/pool.h"
+
 namespace ds {
 namespace {
-
-void run_in_turn(void*, int64_t count, ds_task_fn task, void* user) {
-  for (int64_t i = 0; i < count; ++i) task(user, i);
-}
-constexpr ds_parallel kInTurn{sizeof(ds_parallel), 1, nullptr, &run_in_turn};
 
 /// A contiguous tensor in host memory with its own shape.
 struct Small {
@@ -82,7 +79,7 @@ Status test_attention(const PluginInstance& plugin) {
   std::vector<double> workspace(full_struct(&plan).workspace_bytes / sizeof(double) + 9);
   ds_call call{};
   call.size = sizeof call;
-  call.parallel = &kInTurn;
+  call.parallel = serial_parallel();
   const auto at = reinterpret_cast<uintptr_t>(workspace.data());
   call.workspace = reinterpret_cast<void*>((at + 63) / 64 * 64);
   call.workspace_bytes = full_struct(&plan).workspace_bytes;
@@ -116,7 +113,7 @@ Status test_quantizer(const PluginInstance& plugin) {
   weight.packed = packed.data(), weight.scales = scales.data(), weight.zeros = zeros.data();
   ds_call call{};
   call.size = sizeof call;
-  call.parallel = &kInTurn;
+  call.parallel = serial_parallel();
   DS_TRY(plugin_status(
       plugin.name(),
       table.quantize(plugin.handle(), &call, abi_str("self-test"), &w_t.tensor, &weight, &st), st));

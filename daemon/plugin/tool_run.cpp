@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin/tool_run.h"
 
+#include "kernels/pool.h"
+
 namespace ds {
 namespace {
 
 constexpr size_t kMostFindings = 10'000;
-
-void run_in_turn(void*, int64_t count, ds_task_fn task, void* user) {
-  for (int64_t i = 0; i < count; ++i) task(user, i);
-}
-constexpr ds_parallel kInTurn{sizeof(ds_parallel), 1, nullptr, &run_in_turn};
 
 const char* severity_name(uint32_t severity) {
   return severity == DS_SEVERITY_ERROR  ? "error"
@@ -53,7 +50,7 @@ Result<Json> run_tool(const PluginInstance& tool, const ToolRequest& request) {
     return Status(Code::kUnsupported, std::string(tool.name()) + ": has no findings in a text");
   ds_call call{};
   call.size = sizeof call;
-  call.parallel = &kInTurn;
+  call.parallel = serial_parallel();
   call.cancel = request.stop;
   call.deadline_ns = request.deadline_ns;
   Findings found{request.path};

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plugin/load_entry.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace ds {
+namespace {
+
+Result<int> memory_file(const std::string& name, std::span<const std::byte> bytes) {
+  const int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return io_error(std::string("memory file: ") + std::strerror(errno));
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t wrote = write(fd, bytes.data() + done, bytes.size() - done);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote <= 0) {
+      const std::string why = std::strerror(errno);
+      close(fd);
+      return io_error("memory file: " + why);
+    }
+    done += static_cast<size_t>(wrote);
+  }
+  if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0) {
+    const std::string why = std::strerror(errno);
+    close(fd);
+    return io_error("sealing: " + why);
+  }
+  return fd;
+}
+
+}  // namespace
+
+Result<ds_plugin_entry_fn> load_entry(const std::string& name, std::span<const std::byte> bytes) {
+  DS_ASSIGN(const int fd, memory_file(name, bytes));
+  void* handle = dlopen(("/proc/self/fd/" + std::to_string(fd)).c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    const char* why = dlerror();
+    close(fd);
+    return Status(Code::kPlugin, why != nullptr ? why : "cannot be loaded");
+  }
+  void* entry = dlsym(handle, DS_ENTRY_NAME);
+  if (entry == nullptr) return Status(Code::kPlugin, DS_ENTRY_NAME " is missing");
+  return reinterpret_cast<ds_plugin_entry_fn>(entry);
+}
+
+}  // namespace ds
