@@ -3,22 +3,30 @@
 
 #include <algorithm>
 
+#include "engine/kv_cache.h"
 #include "engine/plugin_key.h"
 
 namespace ds {
 namespace {
 
-constexpr size_t kAlign = 64;
-
-ds_call host_call(const OpContext& context, std::vector<std::byte>& workspace, uint64_t bytes) {
-  if (workspace.size() < bytes + kAlign) workspace.resize(static_cast<size_t>(bytes) + kAlign);
-  const auto at = reinterpret_cast<uintptr_t>(workspace.data());
+ds_call host_call(const OpContext& context, Buffer& workspace, uint64_t bytes) {
   ds_call call{};
   call.size = sizeof call;
   call.parallel = context.parallel;
-  call.workspace = workspace.data() + (kAlign - at % kAlign) % kAlign;
+  call.workspace = workspace.at_least(static_cast<size_t>(bytes));
   call.workspace_bytes = bytes;
   return call;
+}
+
+/// What serving and training arguments share; the rest is zero.
+ds_attn_args attn_args(size_t batch, int64_t max_rows, int64_t max_keys, float scale) {
+  ds_attn_args args{};
+  args.size = sizeof args;
+  args.batch = static_cast<uint32_t>(batch);
+  args.max_rows = static_cast<uint32_t>(max_rows);
+  args.max_keys = static_cast<uint32_t>(max_keys);
+  args.scale = scale;
+  return args;
 }
 
 }  // namespace
@@ -44,45 +52,23 @@ Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
   return plan;
 }
 
-Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {
-  const auto run = one_row_each && table_.decode != nullptr ? table_.decode : table_.prefill;
+Status Attention::run(Function function, const ds_call& call, const ds_attn_args& args) const {
   const auto held = plugin_->one_call();
   const BlamedParallel pool(call.parallel, plugin_->who());
   ds_call blamed = call;
   blamed.parallel = pool.get();
   ds_status st;
   st.len = 0;
-  const ds_code code = run(plugin_->handle(), &blamed, &args, &st);
+  const ds_code code = function(plugin_->handle(), &blamed, &args, &st);
   return code == DS_OK ? Status() : plugin_status(name(), code, st);
+}
+
+Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {
+  return run(one_row_each && table_.decode != nullptr ? table_.decode : table_.prefill, call, args);
 }
 
 Status Attention::backward(const ds_call& call, const ds_attn_args& args) const {
-  const auto held = plugin_->one_call();
-  const BlamedParallel pool(call.parallel, plugin_->who());
-  ds_call blamed = call;
-  blamed.parallel = pool.get();
-  ds_status st;
-  st.len = 0;
-  const ds_code code = table_.backward(plugin_->handle(), &blamed, &args, &st);
-  return code == DS_OK ? Status() : plugin_status(name(), code, st);
-}
-
-void TensorView::set(void* data, ds_dtype dtype, size_t element_bytes,
-                     std::initializer_list<int64_t> shape) {
-  std::copy(shape.begin(), shape.end(), shape_.begin());
-  int64_t stride = 1;
-  for (size_t i = shape.size(); i-- > 0;) {
-    strides_[i] = stride;
-    stride *= shape_[i];
-  }
-  tensor_ = {};
-  tensor_.data = data;
-  tensor_.device = {DS_DEV_CPU, 0};
-  tensor_.ndim = static_cast<int32_t>(shape.size());
-  tensor_.dtype = dtype;
-  tensor_.shape = shape_.data();
-  tensor_.strides = strides_.data();
-  tensor_.bytes = static_cast<uint64_t>(stride) * element_bytes;
+  return run(table_.backward, call, args);
 }
 
 Status ServingAttention::begin(const Attention& attention, const OpContext& context,
@@ -102,22 +88,20 @@ Status ServingAttention::begin(const Attention& attention, const OpContext& cont
     max_keys = std::max(max_keys, keys);
   }
   one_row_each_ = max_rows == 1;
-  const int64_t width = (max_keys + kKvPageTokens - 1) / kKvPageTokens;
+  const int64_t width = pages_for(max_keys);
   table_.assign(static_cast<size_t>(batch * width), 0);
   for (size_t b = 0; b < sequences.size(); ++b) {
-    const int64_t used = (lengths_[b] + kKvPageTokens - 1) / kKvPageTokens;
-    std::copy_n(sequences[b].pages, used, table_.begin() + static_cast<int64_t>(b) * width);
+    std::copy_n(sequences[b].pages, pages_for(lengths_[b]),
+                table_.begin() + static_cast<int64_t>(b) * width);
   }
   const int64_t d = kv.head_dim;
-  q_.set(static_cast<float*>(nullptr), {rows, n_heads, d});
-  out_.set(static_cast<float*>(nullptr), {rows, n_heads, d});
-  rows_view_.set(rows_.data(), {batch + 1});
-  lengths_view_.set(lengths_.data(), {batch});
-  table_view_.set(table_.data(), {batch, width});
-  const bool f32 = kv.dtype == KvDtype::kF32;
-  const ds_dtype element = f32 ? ds_dtype{DS_FLOAT, 32, 1} : ds_dtype{DS_BFLOAT, 16, 1};
+  for (TensorView* t : {&q_, &out_}) t->set(nullptr, kAbiF32, {rows, n_heads, d});
+  rows_view_.set(rows_.data(), kAbiI32, {batch + 1});
+  lengths_view_.set(lengths_.data(), kAbiI32, {batch});
+  table_view_.set(table_.data(), kAbiI32, {batch, width});
+  const ds_dtype element = kv.dtype == KvDtype::kF32 ? kAbiF32 : kAbiBf16;
   for (TensorView* pages : {&k_, &v_})
-    pages->set(nullptr, element, f32 ? 4 : 2, {n_pages, kv.n_kv_heads, kKvPageTokens, d});
+    pages->set(nullptr, element, {n_pages, kv.n_kv_heads, kKvPageTokens, d});
   kv_ = {};
   kv_.size = sizeof kv_;
   kv_.page_tokens = kKvPageTokens;
@@ -125,16 +109,11 @@ Status ServingAttention::begin(const Attention& attention, const OpContext& cont
   kv_.v_pages = v_.get();
   kv_.block_table = table_view_.get();
   kv_.lengths = lengths_view_.get();
-  args_ = {};
-  args_.size = sizeof args_;
-  args_.batch = static_cast<uint32_t>(batch);
-  args_.max_rows = static_cast<uint32_t>(max_rows);
-  args_.max_keys = static_cast<uint32_t>(max_keys);
+  args_ = attn_args(sequences.size(), max_rows, max_keys, scale);
   args_.q = q_.get();
   args_.out = out_.get();
   args_.rows = rows_view_.get();
   args_.kv = &kv_;
-  args_.scale = scale;
   DS_ASSIGN(const ds_plan plan, attention.plan(args_));
   constexpr uint64_t kExtraLimit = 1 << 20;
   if (plan.page_extra_bytes > kExtraLimit)
@@ -151,9 +130,8 @@ Status ServingAttention::begin(const Attention& attention, const OpContext& cont
 Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const KvView& kv,
                                std::byte* extra, int64_t extra_stride) {
   if (page_extra_bytes_ > 0) {
-    extra_.set(reinterpret_cast<uint8_t*>(extra), {n_pages_, page_extra_bytes_});
-    extra_.set_bytes(static_cast<uint64_t>(n_pages_ * extra_stride));
-    extra_.set_stride(0, extra_stride);
+    extra_.set(extra, kAbiU8, {n_pages_, page_extra_bytes_});
+    extra_.set_row_stride(extra_stride, static_cast<uint64_t>(n_pages_ * extra_stride));
   }
   args_.layer = layer;
   q_.move_to(q);
@@ -181,14 +159,14 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention,
       auto& view = views->emplace_back();
       if (s.prefix == 0) continue;
       view = std::make_unique<TensorView>();
-      view->set(static_cast<float*>(nullptr), {s.prefix, n_kv_heads, head_dim});
+      view->set(nullptr, kAbiF32, {s.prefix, n_kv_heads, head_dim});
     }
   }
   for (TensorView* t : {&q_, &out_, &dout_, &dq_})
-    t->set(static_cast<float*>(nullptr), {rows, n_heads, head_dim});
+    t->set(nullptr, kAbiF32, {rows, n_heads, head_dim});
   for (TensorView* t : {&k_, &v_, &dk_, &dv_})
-    t->set(static_cast<float*>(nullptr), {rows, n_kv_heads, head_dim});
-  rows_view_.set(rows_.data(), {std::ssize(rows_)});
+    t->set(nullptr, kAbiF32, {rows, n_kv_heads, head_dim});
+  rows_view_.set(rows_.data(), kAbiI32, {std::ssize(rows_)});
   train_ = {};
   train_.size = sizeof train_;
   train_.k = k_.get();
@@ -200,16 +178,11 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention,
   }
   train_.prefix_k = prefix_k_at_.data();
   train_.prefix_v = prefix_v_at_.data();
-  args_ = {};
-  args_.size = sizeof args_;
-  args_.batch = static_cast<uint32_t>(batch);
-  args_.max_rows = static_cast<uint32_t>(max_rows);
-  args_.max_keys = static_cast<uint32_t>(max_keys);
+  args_ = attn_args(sequences.size(), max_rows, max_keys, scale);
   args_.q = q_.get();
   args_.out = out_.get();
   args_.rows = rows_view_.get();
   args_.train = &train_;
-  args_.scale = scale;
   DS_ASSIGN(const ds_plan plan, attention_->plan(args_));
   saved_bytes_ = static_cast<size_t>(plan.saved_bytes);
   call_ = host_call(context, workspace_, plan.workspace_bytes);

@@ -3,7 +3,6 @@
 // takes, and the arguments of its calls built once per step.
 #pragma once
 
-#include <array>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -11,8 +10,10 @@
 #include <vector>
 
 #include "ds/status.h"
+#include "engine/buffer.h"
 #include "kernels/ops.h"
 #include "plugin/library.h"
+#include "plugin/tensor_view.h"
 
 namespace ds {
 
@@ -34,6 +35,9 @@ class Attention {
   Status backward(const ds_call& call, const ds_attn_args& args) const;
 
  private:
+  using Function = ds_code (*)(ds_instance*, const ds_call*, const ds_attn_args*, ds_status*);
+  Status run(Function function, const ds_call& call, const ds_attn_args& args) const;
+
   std::shared_ptr<const PluginInstance> plugin_;
   ds_attention table_;
   uint64_t generation_, key_;
@@ -58,32 +62,6 @@ class AttentionSlot {
   std::shared_ptr<const Attention> current_;
 };
 
-/// A ds_tensor with its shape: contiguous, in host memory.
-class TensorView {
- public:
-  TensorView() = default;
-  TensorView(const TensorView&) = delete;
-  template <class T>
-  void set(T* data, std::initializer_list<int64_t> shape) {
-    set(const_cast<void*>(static_cast<const void*>(data)), dtype_of<T>(), sizeof(T), shape);
-  }
-  void set(void* data, ds_dtype dtype, size_t element_bytes, std::initializer_list<int64_t> shape);
-  void set_bytes(uint64_t bytes) { tensor_.bytes = bytes; }
-  void set_stride(size_t i, int64_t elements) { strides_[i] = elements; }
-  void move_to(const void* data) { tensor_.data = const_cast<void*>(data); }
-  const ds_tensor* get() const { return &tensor_; }
-
- private:
-  template <class T>
-  static constexpr ds_dtype dtype_of() {
-    if constexpr (std::is_floating_point_v<T>) return {DS_FLOAT, 8 * sizeof(T), 1};
-    if constexpr (std::is_signed_v<T>) return {DS_INT, 8 * sizeof(T), 1};
-    return {DS_UINT, 8 * sizeof(T), 1};
-  }
-  ds_tensor tensor_{};
-  std::array<int64_t, 4> shape_{}, strides_{};
-};
-
 /// The serving calls of one step: begin(), then layer() for each layer. Keeps its memory.
 class ServingAttention {
  public:
@@ -102,7 +80,7 @@ class ServingAttention {
   const Attention* attention_ = nullptr;
   bool one_row_each_ = false;
   std::vector<int32_t> rows_, lengths_, table_;
-  std::vector<std::byte> workspace_;
+  Buffer workspace_;
   int64_t n_pages_ = 0, page_extra_bytes_ = 0;
   TensorView q_, out_, rows_view_, lengths_view_, table_view_, k_, v_, extra_;
   ds_kv_view kv_{};
@@ -114,7 +92,7 @@ class ServingAttention {
 class TrainingAttention {
  public:
   struct Sequence {
-    int64_t row0 = 0, n_rows = 0, prefix = 0;
+    int64_t n_rows = 0, prefix = 0;  ///< in the order of the rows, which they cover
   };
   struct Pointers {  ///< of one layer
     const float *q = nullptr, *k = nullptr, *v = nullptr;
@@ -143,7 +121,7 @@ class TrainingAttention {
   std::shared_ptr<const Attention> attention_;
   size_t saved_bytes_ = 0;
   std::vector<int32_t> rows_;
-  std::vector<std::byte> workspace_;
+  Buffer workspace_;
   TensorView q_, out_, rows_view_, k_, v_, dout_, dq_, dk_, dv_;
   std::vector<std::unique_ptr<TensorView>> prefix_k_, prefix_v_;
   std::vector<const ds_tensor*> prefix_k_at_, prefix_v_at_;

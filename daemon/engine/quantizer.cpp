@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "engine/plugin_key.h"
+#include "plugin/tensor_view.h"
 
 namespace ds {
 namespace {
@@ -18,31 +19,11 @@ ds_call host_call(const BlamedParallel& pool) {
   return call;
 }
 
-/// A matrix [n, k] for the length of a call.
-struct Matrix {
-  int64_t shape[2], strides[2];
-  ds_tensor tensor{};
-  Matrix(const void* data, int64_t n, int64_t k, ds_dtype dtype, uint64_t bytes, uint32_t packing)
-      : shape{n, k}, strides{k, 1} {
-    tensor.data = const_cast<void*>(data);
-    tensor.device = {DS_DEV_CPU, 0};
-    tensor.ndim = 2;
-    tensor.dtype = dtype;
-    tensor.shape = shape;
-    tensor.strides = strides;
-    tensor.bytes = bytes;
-    tensor.packing = packing;
-  }
-  Matrix(const Matrix&) = delete;
-};
-
-constexpr ds_dtype kFloat{DS_FLOAT, 32, 1}, kBrain{DS_BFLOAT, 16, 1};
-
 /// The low-rank parts of a call in the ABI's form.
 struct AbiSlots {
   std::array<ds_lora_pair, kMaxLoraSlots * kMaxFusedWeights> pairs{};
   std::array<const ds_lora_pair*, kMaxLoraSlots * kMaxFusedWeights> at{};
-  std::vector<std::unique_ptr<Matrix>> tensors;
+  std::vector<std::unique_ptr<TensorView>> tensors;
   ds_lora_slots slots{};
 
   AbiSlots(const LoraSlots& from, int n_weights) {
@@ -70,10 +51,10 @@ struct AbiSlots {
     const bool f32 = w.format == WeightFormat::kF32;
     const int64_t panels = (w.n + 15) / 16;
     const int64_t bytes = f32 ? panels * w.k * 64 : panels * ((w.k + 1) / 2) * 64;
-    tensors.push_back(std::make_unique<Matrix>(w.data, w.n, w.k, f32 ? kFloat : kBrain,
-                                               static_cast<uint64_t>(bytes),
-                                               f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16));
-    return &tensors.back()->tensor;
+    auto& view = tensors.emplace_back(std::make_unique<TensorView>(
+        w.data, f32 ? kAbiF32 : kAbiBf16, std::initializer_list{w.n, w.k}));
+    view->set_packing(f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16, static_cast<uint64_t>(bytes));
+    return view->get();
   }
 };
 
@@ -212,14 +193,14 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
   out->view.packed = out->packed.data();
   out->view.scales = out->scales.data();
   out->view.zeros = out->zeros.data();
-  const Matrix source(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
+  const TensorView source(w, kAbiF32, {n, k});
   const BlamedParallel pool(context.parallel, plugin_->who());
   const ds_call call = host_call(pool);
   ds_status st{};
   const auto held = plugin_->one_call();
   DS_TRY(plugin_status(name(),
-                       table_.quantize(plugin_->handle(), &call, abi_str(weight_name),
-                                       &source.tensor, &out->view, &st),
+                       table_.quantize(plugin_->handle(), &call, abi_str(weight_name), source.get(),
+                                       &out->view, &st),
                        st)
              .in(weight_name));
   return out;
@@ -227,13 +208,13 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
 
 Status Quantizer::dequantize(const OpContext& context, const QuantWeight& weight, float* w) const {
   const int64_t n = weight.view.n, k = weight.view.k;
-  const Matrix out(w, n, k, kFloat, static_cast<uint64_t>(n * k) * sizeof(float), DS_PACK_NONE);
+  const TensorView out(w, kAbiF32, {n, k});
   const BlamedParallel pool(context.parallel, plugin_->who());
   const ds_call call = host_call(pool);
   ds_status st{};
   const auto held = plugin_->one_call();
   return plugin_status(
-      name(), table_.dequantize(plugin_->handle(), &call, &weight.view, &out.tensor, &st), st);
+      name(), table_.dequantize(plugin_->handle(), &call, &weight.view, out.get(), &st), st);
 }
 
 Result<bool> Quantizer::accepts(const QuantWeight& weight) const {

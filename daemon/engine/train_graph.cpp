@@ -113,7 +113,7 @@ void TrainGraph::begin_attention(const TrainBatch& batch) {
   const ModelConfig& c = config_;
   std::vector<TrainingAttention::Sequence> sequences;
   for (const TrainBatch::Sequence& s : batch.sequences)
-    sequences.push_back({s.row0, s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
+    sequences.push_back({s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
   const Status begun = attention_.begin(
       compute_.attention->current(), compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
       1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids));

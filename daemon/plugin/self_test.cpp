@@ -5,33 +5,10 @@
 #include <vector>
 
 #include "kernels/pool.h"
+#include "plugin/tensor_view.h"
 
 namespace ds {
 namespace {
-
-/// A contiguous tensor in host memory with its own shape.
-struct Small {
-  int64_t shape[4], strides[4];
-  ds_tensor tensor{};
-  Small(void* data, ds_dtype dtype, std::vector<int64_t> dims) {
-    int64_t count = 1;
-    for (size_t i = dims.size(); i-- > 0;) {
-      shape[i] = dims[i];
-      strides[i] = count;
-      count *= dims[i];
-    }
-    tensor.data = data;
-    tensor.device = {DS_DEV_CPU, 0};
-    tensor.ndim = static_cast<int32_t>(dims.size());
-    tensor.dtype = dtype;
-    tensor.shape = shape;
-    tensor.strides = strides;
-    tensor.bytes = static_cast<uint64_t>(count) * dtype.bits / 8;
-  }
-  Small(const Small&) = delete;
-};
-
-constexpr ds_dtype kF32{DS_FLOAT, 32, 1}, kI32{DS_INT, 32, 1};
 
 std::vector<float> waves(size_t n, float step) {
   std::vector<float> out(n);
@@ -53,19 +30,19 @@ Status test_attention(const PluginInstance& plugin) {
   std::vector<float> q = waves(kRows * kHeads * kDim, 0.3f), k = waves(kPage * kDim, 0.7f),
                      v = waves(kPage * kDim, 1.1f), out(q.size(), NAN);
   int32_t rows[2] = {0, kRows}, length = kRows, page = 0;
-  const Small q_t(q.data(), kF32, {kRows, kHeads, kDim}),
-      out_t(out.data(), kF32, {kRows, kHeads, kDim}), k_t(k.data(), kF32, {1, 1, kPage, kDim}),
-      v_t(v.data(), kF32, {1, 1, kPage, kDim}), rows_t(rows, kI32, {2}),
-      length_t(&length, kI32, {1}), table_t(&page, kI32, {1, 1});
+  const TensorView q_t(q.data(), kAbiF32, {kRows, kHeads, kDim}),
+      out_t(out.data(), kAbiF32, {kRows, kHeads, kDim}),
+      k_t(k.data(), kAbiF32, {1, 1, kPage, kDim}), v_t(v.data(), kAbiF32, {1, 1, kPage, kDim}),
+      rows_t(rows, kAbiI32, {2}), length_t(&length, kAbiI32, {1}), table_t(&page, kAbiI32, {1, 1});
   ds_kv_view kv{};
   kv.size = sizeof kv;
   kv.page_tokens = kPage;
-  kv.k_pages = &k_t.tensor, kv.v_pages = &v_t.tensor;
-  kv.block_table = &table_t.tensor, kv.lengths = &length_t.tensor;
+  kv.k_pages = k_t.get(), kv.v_pages = v_t.get();
+  kv.block_table = table_t.get(), kv.lengths = length_t.get();
   ds_attn_args args{};
   args.size = sizeof args;
   args.batch = 1, args.max_rows = kRows, args.max_keys = kRows;
-  args.q = &q_t.tensor, args.out = &out_t.tensor, args.rows = &rows_t.tensor;
+  args.q = q_t.get(), args.out = out_t.get(), args.rows = rows_t.get();
   args.kv = &kv;
   args.scale = 0.25f;
   const auto table = plugin.table<ds_attention>();
@@ -74,8 +51,8 @@ Status test_attention(const PluginInstance& plugin) {
   plan.size = sizeof plan;
   DS_TRY(plugin_status(plugin.name(), table.plan(plugin.handle(), &args, &plan, &st), st));
   std::vector<std::byte> extra(full_struct(&plan).page_extra_bytes);
-  const Small extra_t(extra.data(), {DS_UINT, 8, 1}, {1, std::ssize(extra)});
-  if (!extra.empty()) kv.page_extra = &extra_t.tensor;
+  const TensorView extra_t(extra.data(), kAbiU8, {1, std::ssize(extra)});
+  if (!extra.empty()) kv.page_extra = extra_t.get();
   std::vector<double> workspace(full_struct(&plan).workspace_bytes / sizeof(double) + 9);
   ds_call call{};
   call.size = sizeof call;
@@ -91,7 +68,7 @@ Status test_attention(const PluginInstance& plugin) {
 Status test_quantizer(const PluginInstance& plugin) {
   constexpr int64_t kN = 16, kK = 64;
   std::vector<float> w = waves(kN * kK, 0.9f), back(w.size(), NAN);
-  const Small w_t(w.data(), kF32, {kN, kK}), back_t(back.data(), kF32, {kN, kK});
+  const TensorView w_t(w.data(), kAbiF32, {kN, kK}), back_t(back.data(), kAbiF32, {kN, kK});
   const auto table = plugin.table<ds_quantizer>();
   ds_status st{};
   ds_qformat format{};
@@ -116,15 +93,16 @@ Status test_quantizer(const PluginInstance& plugin) {
   call.parallel = serial_parallel();
   DS_TRY(plugin_status(
       plugin.name(),
-      table.quantize(plugin.handle(), &call, abi_str("self-test"), &w_t.tensor, &weight, &st), st));
+      table.quantize(plugin.handle(), &call, abi_str("self-test"), w_t.get(), &weight, &st), st));
   DS_TRY(plugin_status(plugin.name(),
-                       table.dequantize(plugin.handle(), &call, &weight, &back_t.tensor, &st), st));
+                       table.dequantize(plugin.handle(), &call, &weight, back_t.get(), &st), st));
   return all_finite(back, plugin.name());
 }
 
 }  // namespace
 
 Status self_test(const PluginInstance& instance) {
+  const PluginRunning running(instance.who());
   DS_TRY(instance.health());
   switch (instance.component().kind) {
     case DS_KIND_ATTENTION:

@@ -84,14 +84,14 @@ struct Call {
     output.assign(static_cast<size_t>(rows_n * kHeads * kDim), NAN);
     row_bounds[0] = 0, row_bounds[1] = static_cast<int32_t>(rows_n);
     length = static_cast<int32_t>(end);
-    q.set(p.q.data() + begin * kHeads * kDim, {rows_n, kHeads, kDim});
-    out.set(output.data(), {rows_n, kHeads, kDim});
-    rows.set(row_bounds, {2});
-    lengths.set(&length, {1});
-    table.set(p.pages.data(), {1, n_pages});
-    k.set(p.k_pages.data(), {n_pages, kKvHeads, 32, kDim});
-    v.set(p.v_pages.data(), {n_pages, kKvHeads, 32, kDim});
-    extra.set(p.extra.data(), {n_pages, 4096});
+    q.set(p.q.data() + begin * kHeads * kDim, kAbiF32, {rows_n, kHeads, kDim});
+    out.set(output.data(), kAbiF32, {rows_n, kHeads, kDim});
+    rows.set(row_bounds, kAbiI32, {2});
+    lengths.set(&length, kAbiI32, {1});
+    table.set(p.pages.data(), kAbiI32, {1, n_pages});
+    k.set(p.k_pages.data(), kAbiF32, {n_pages, kKvHeads, 32, kDim});
+    v.set(p.v_pages.data(), kAbiF32, {n_pages, kKvHeads, 32, kDim});
+    extra.set(p.extra.data(), kAbiU8, {n_pages, 4096});
     kv.size = sizeof kv;
     kv.page_tokens = 32;
     kv.k_pages = k.get(), kv.v_pages = v.get();
@@ -123,7 +123,7 @@ struct Call {
   /// [rows, heads, keys]
   std::vector<uint8_t> explain(const PluginInstance& plugin) {
     std::vector<uint8_t> seen(static_cast<size_t>(row_bounds[1] * kHeads) * args.max_keys);
-    read.set(seen.data(), {row_bounds[1], kHeads, args.max_keys});
+    read.set(seen.data(), kAbiU8, {row_bounds[1], kHeads, int64_t{args.max_keys}});
     ds_status st{};
     const ds_code code =
         plugin.table<ds_attention>().explain(plugin.handle(), &call, &args, read.get(), &st);
@@ -241,7 +241,7 @@ struct Training {
 
   double run(const std::shared_ptr<const PluginInstance>& plugin, Pool& pool, bool back) {
     TrainingAttention pass;
-    const TrainingAttention::Sequence sequence{0, kRows, kPrefix};
+    const TrainingAttention::Sequence sequence{kRows, kPrefix};
     const Status begun =
         pass.begin(std::make_shared<Attention>(plugin, 1), {pool.engine(), nullptr}, kHeads,
                    kKvHeads, kDim, kScale, {&sequence, 1}, kRows);
