@@ -63,7 +63,8 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   };
   DS_ASSIGN(auto plugins, Plugins::open(std::move(options), std::move(services),
                                         posix_file_system(), system_clock_seam()));
-  for (const Json& refused : plugins->list()["refused"])
+  const Json list = plugins->list();  // named: a temporary would be gone before the first turn
+  for (const Json& refused : list["refused"])
     log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
   const std::string attention = config.text("serve.attention");
   const Status attends = attend_with(*plugins, attention, slot);
