@@ -186,10 +186,12 @@ Result<std::shared_ptr<const PluginLibrary>> PluginLibrary::load(const FileConte
   if (!judged.ok()) return judged.status().in(file.path);
   const std::string who = file.sha256 + " " + judged->id;
   const PluginRunning running(who.c_str());  // constructors of the file run, too
-  const Result<ds_plugin_entry_fn> entry = load_entry(judged->id, bytes);
+  int file_at = -1;
+  const Result<ds_plugin_entry_fn> entry = load_entry(judged->id, bytes, &file_at);
   if (!entry.ok()) return entry.status().in(file.path);
   auto library = std::make_shared<PluginLibrary>();
   library->services_ = &services;
+  library->file_ = file_at;
   library->path_ = file.path;
   library->sha256_ = file.sha256;
   library->host_ = HostTable::table(library.get());
@@ -205,12 +207,16 @@ const ds_component* PluginLibrary::component(uint32_t kind, std::string_view nam
 }
 
 Result<std::shared_ptr<PluginInstance>> PluginInstance::create(
-    std::shared_ptr<const PluginLibrary> library, const ds_component& component,
-    const Json& config) {
+    std::shared_ptr<const PluginLibrary> library, const ds_component& component, const Json& config,
+    const IsolationOptions* isolation) {
   std::shared_ptr<PluginInstance> made(new PluginInstance(std::move(library), component));
   made->ops_ = full_struct(component.ops);
   DS_ASSIGN(made->config_,
             make_plugin_config(made->name(), text_of(component.config_schema), config));
+  if (isolation != nullptr) {
+    DS_TRY(made->create_isolated(*isolation));
+    return made;
+  }
   ds_status st{};
   const PluginRunning running(made->who());
   const ds_code code = component.create(made->library().host(), made->config_.get(),
@@ -222,6 +228,32 @@ Result<std::shared_ptr<PluginInstance>> PluginInstance::create(
   if (made->handle_ == nullptr)
     return Status(Code::kPlugin, std::string(made->name()) + ": create gave no instance");
   return made;
+}
+
+Status PluginInstance::create_isolated(const IsolationOptions& isolation) {
+  const std::string_view cannot = IsolatedInstance::cannot(component_.kind);
+  if (!cannot.empty())
+    return unsupported(std::string(name()) + ": cannot run isolated: " + std::string(cannot));
+  HelperLaunch launch;
+  launch.program = isolation.program;
+  launch.file = library_->file();
+  launch.kind = kind_name(component_.kind);
+  launch.component = name();
+  launch.path = library_->path();
+  launch.sha256 = library_->sha256();
+  launch.version = library_->version();
+  launch.arena_bytes = isolation.arena_bytes;
+  const auto log = [library = library_.get(), who = library_->id() + "/" + std::string(name())](
+                       int32_t level, std::string_view text) {
+    if (library->services().log) library->services().log(level, who, text);
+  };
+  DS_ASSIGN(auto made,
+            IsolatedInstance::create(isolation, std::move(launch), component_, config_->text, log));
+  component_ = IsolatedInstance::proxied(component_, isolated_table_);
+  ops_ = *component_.ops;
+  isolated_ = made.get();
+  handle_ = reinterpret_cast<ds_instance*>(made.release());
+  return {};
 }
 
 PluginInstance::~PluginInstance() {

@@ -16,6 +16,7 @@
 #include "ds/status.h"
 #include "plugin/abi.h"
 #include "plugin/crash_report.h"
+#include "plugin/isolated.h"
 #include "plugin/plugin_config.h"
 #include "plugin/plugin_file.h"
 
@@ -40,6 +41,8 @@ class PluginLibrary {
   const std::string& version() const { return version_; }
   const std::string& license() const { return license_; }
   uint32_t abi_minor() const { return abi_minor_; }
+  const PluginServices& services() const { return *services_; }
+  int file() const { return file_; }  ///< its sealed bytes
   const std::vector<ds_component>& components() const { return components_; }
   const ds_component* component(uint32_t kind, std::string_view name) const;
   const ds_host* host() const { return &host_; }
@@ -55,6 +58,7 @@ class PluginLibrary {
   const PluginServices* services_ = nullptr;
   std::string path_, sha256_, id_, version_, license_;
   uint32_t abi_minor_ = 0;
+  int file_ = -1;
   std::vector<ds_component> components_;  ///< in full
   ds_host host_{};
   std::atomic<int64_t> threads_{0}, host_bytes_{0};
@@ -63,9 +67,10 @@ class PluginLibrary {
 /// One component, created with one config. Destroyed with the last reference.
 class PluginInstance {
  public:
+  /// `isolation` given: in a helper process of its own.
   static Result<std::shared_ptr<PluginInstance>> create(
       std::shared_ptr<const PluginLibrary> library, const ds_component& component,
-      const Json& config);
+      const Json& config, const IsolationOptions* isolation = nullptr);
   ~PluginInstance();
   PluginInstance(const PluginInstance&) = delete;
 
@@ -73,6 +78,8 @@ class PluginInstance {
   const ds_component& component() const { return component_; }
   std::string_view name() const;
   ds_instance* handle() const { return handle_; }
+  /// What its helper process does; null if it has none.
+  const IsolatedInstance* isolated() const { return isolated_; }
   const Json& config() const { return config_->values; }
   /// The kind's table in full: ds_attention, ds_quantizer ...
   template <class Table>
@@ -99,7 +106,10 @@ class PluginInstance {
   std::unique_lock<std::mutex> lock_unless(uint64_t caps) const;
   Call alone() const { return {PluginRunning(who_.c_str()), lock_unless(0)}; }
   const std::shared_ptr<const PluginLibrary> library_;
-  const ds_component component_;
+  Status create_isolated(const IsolationOptions& isolation);
+  ds_component component_;
+  IsolatedTable isolated_table_;
+  const IsolatedInstance* isolated_ = nullptr;
   const std::string who_;
   ds_instance_ops ops_{};
   std::unique_ptr<ds_config> config_;

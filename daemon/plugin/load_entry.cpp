@@ -36,7 +36,8 @@ Result<int> memory_file(const std::string& name, std::span<const std::byte> byte
 
 }  // namespace
 
-Result<ds_plugin_entry_fn> load_entry(const std::string& name, std::span<const std::byte> bytes) {
+Result<ds_plugin_entry_fn> load_entry(const std::string& name, std::span<const std::byte> bytes,
+                                      int* file) {
   DS_ASSIGN(const int fd, memory_file(name, bytes));
   void* handle = dlopen(("/proc/self/fd/" + std::to_string(fd)).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
@@ -46,6 +47,7 @@ Result<ds_plugin_entry_fn> load_entry(const std::string& name, std::span<const s
   }
   void* entry = dlsym(handle, DS_ENTRY_NAME);
   if (entry == nullptr) return Status(Code::kPlugin, DS_ENTRY_NAME " is missing");
+  if (file != nullptr) *file = fd;
   return reinterpret_cast<ds_plugin_entry_fn>(entry);
 }
 

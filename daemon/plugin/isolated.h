@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// A component whose code runs in a helper process. To the rest of the daemon it is an instance like
+// any other: its functions send the call to the helper and wait for the reply.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ds/plugin.h"
+#include "ds/status.h"
+#include "plugin/flat.h"
+#include "plugin/helper_process.h"
+#include "plugin/restart_policy.h"
+
+namespace ds {
+
+struct IsolationOptions {
+  std::string program;                         ///< ds-plugin-helper; empty = nothing isolated
+  uint64_t arena_bytes = uint64_t{256} << 20;  ///< takes memory only where it is written
+  int64_t call_timeout_ns = 30'000'000'000;    ///< of calls without a deadline
+  int64_t grace_ns = 500'000'000;              ///< from the deadline until it is killed
+  RestartLimits restart;                       ///< times by `now`
+  std::function<int64_t()> now = &monotonic_ns;
+  /// "tool/cppcheck", "signal 11": on the thread whose call it was.
+  std::function<void(std::string_view component, std::string_view why)> on_death;
+};
+
+/// A component's functions as the daemon calls them when it runs isolated.
+struct IsolatedTable {
+  ds_instance_ops ops{};
+  ds_tool tool{};
+  ds_retriever retriever{};
+  ds_curriculum curriculum{};
+  ds_quantizer quantizer{};
+};
+
+class IsolatedInstance {
+ public:
+  /// Log lines of the plugin: level, text.
+  using Log = std::function<void(int32_t level, std::string_view text)>;
+
+  /// Why components of a kind cannot run isolated; empty if they can.
+  static std::string_view cannot(uint32_t kind);
+  /// `component`, with its create and functions replaced by those in `table`, which outlives it.
+  static ds_component proxied(const ds_component& component, IsolatedTable& table);
+
+  /// Starts the helper and creates the instance in it. `launch.file` outlives it.
+  static Result<std::unique_ptr<IsolatedInstance>> create(const IsolationOptions& options,
+                                                          HelperLaunch launch,
+                                                          const ds_component& component,
+                                                          std::string config, Log log);
+
+  /// Reads the results of a reply that says DS_OK; its code is the call's.
+  using Read = std::function<ds_code(FlatReader&)>;
+  /// `call` null: without deadline.
+  ds_code call(HelperOp op, const ds_call* call, const FlatWriter& arguments, const Read& read,
+               ds_status* st);
+  /// call(), of what the next helper has to be told again.
+  ds_code change(HelperOp op, const FlatWriter& arguments, const Read& read, ds_status* st);
+  ds_code health(ds_status* st);
+  ds_code reconfigure(std::string_view config, ds_status* st);
+  ds_code restore(std::string state, std::string_view saved_by_version, ds_status* st);
+
+  struct State {
+    pid_t pid;  ///< -1: none runs
+    uint64_t deaths;
+    const char* breaker;
+    bool open;
+  };
+  State state() const;
+
+ private:
+  struct Sent {
+    std::string_view request;
+    int64_t deadline_ns;
+    const uint32_t* cancel;
+  };
+  IsolatedInstance(const IsolationOptions& options, HelperLaunch launch,
+                   const ds_component& component, std::string config, Log log);
+  std::string request(HelperOp op, const ds_call* call, int64_t deadline_ns,
+                      std::string_view arguments) const;
+  ds_code run(HelperOp op, const ds_call* call, std::string_view arguments, const Read& read,
+              ds_status* st);
+  ds_code ensure_running(ds_status* st);
+  ds_code replay(ds_status* st);
+  ds_code exchange(const Sent& sent, const Read& read, ds_status* st);
+  ds_code judge(const std::string& reply, const Read& read, ds_status* st);
+  ds_code died(HelperProcess::End end, const std::string& why, ds_status* st);
+  void compact();
+
+  const IsolationOptions options_;
+  const HelperLaunch launch_;
+  const bool stateful_, remembers_;
+  const Log log_;
+  mutable std::mutex calls_;  ///< one at a time
+  std::unique_ptr<HelperProcess> process_;
+  // What the next helper gets: the last state that was saved, and the changes since. Saving after
+  // each change would copy everything each time; only replaying would grow without end. So it is
+  // saved when the changes since outweigh the state, where nothing waits for a commit.
+  std::string config_, state_, state_version_;
+  std::vector<std::pair<HelperOp, std::string>> changes_;
+  size_t changes_bytes_ = 0;
+  bool has_state_ = false;
+  mutable std::mutex known_;  ///< the two below: read while a call runs
+  RestartPolicy policy_;
+  pid_t pid_ = -1;
+  std::string last_death_;
+};
+
+/// Says what is wrong in a call's status.
+ds_code isolated_error(ds_status* st, ds_code code, std::string_view text, uint32_t flags = 0);
+
+}  // namespace ds

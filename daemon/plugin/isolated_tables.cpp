@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions of each kind that can run isolated: arguments to flat values, results back. What
+// comes back is judged before anything else sees it.
+#include <cmath>
+#include <span>
+
+#include "plugin/abi.h"
+#include "plugin/isolated.h"
+#include "plugin/plugin_config.h"
+#include "plugin/tensor_wire.h"
+#include "plugin/utf8.h"
+
+namespace ds {
+namespace {
+
+constexpr uint64_t kMostFindings = 100'000;
+
+IsolatedInstance& self(ds_instance* instance) {
+  return *reinterpret_cast<IsolatedInstance*>(instance);
+}
+
+/// `n` values of T into `out`.
+template <class T>
+ds_code read_array(FlatReader& from, T* out, uint64_t n) {
+  for (uint64_t i = 0; i < n && from.ok(); ++i) out[i] = from.get<T>();
+  return DS_OK;
+}
+
+ds_code read_sink(FlatReader& from, const ds_sink* sink) {
+  const std::string_view bytes = from.get_text();
+  return from.ok() ? sink->write(sink->ctx, bytes.data(), bytes.size()) : DS_E_INTERNAL;
+}
+
+/// Text for a sink that takes only text.
+ds_code read_text_sink(FlatReader& from, const ds_sink* sink) {
+  const std::string_view bytes = from.get_text();
+  if (!valid_utf8(bytes)) from.fail("a text is not UTF-8");
+  return from.ok() ? sink->write(sink->ctx, bytes.data(), bytes.size()) : DS_E_INTERNAL;
+}
+
+// --- All kinds ---
+
+void destroy(ds_instance* instance) { delete &self(instance); }
+
+ds_code health(ds_instance* instance, ds_status* st) { return self(instance).health(st); }
+
+ds_code reconfigure(ds_instance* instance, const ds_config* config, ds_status* st) {
+  return self(instance).reconfigure(text_of(config_json(config)), st);
+}
+
+ds_code save(ds_instance* instance, const ds_sink* sink, ds_status* st) {
+  return self(instance).call(
+      HelperOp::kSave, nullptr, {}, [&](FlatReader& from) { return read_sink(from, sink); }, st);
+}
+
+ds_code restore(ds_instance* instance, const ds_source* source, ds_str saved_by, ds_status* st) {
+  std::string state;
+  for (char part[65536];;) {
+    uint64_t got = 0;
+    if (const ds_code code = source->read(source->ctx, part, sizeof part, &got); code != DS_OK)
+      return code;
+    if (got == 0) break;
+    state.append(part, static_cast<size_t>(got));
+  }
+  return self(instance).restore(std::move(state), text_of(saved_by), st);
+}
+
+ds_code stats(ds_instance* instance, const ds_sink* json, ds_status* st) {
+  return self(instance).call(
+      HelperOp::kStats, nullptr, {}, [&](FlatReader& from) { return read_text_sink(from, json); },
+      st);
+}
+
+// --- Tool ---
+
+ds_code read_findings(FlatReader& from, void* ctx, ds_code (*emit)(void*, const ds_finding*)) {
+  constexpr uint64_t kLeast = 5 * sizeof(uint32_t) + 3 * sizeof(uint64_t) + sizeof(float);
+  const uint64_t n = from.get_count(kLeast);
+  if (n > kMostFindings) from.fail("it has too many findings");
+  for (uint64_t i = 0; i < n; ++i) {
+    ds_finding f{};
+    f.size = sizeof f;
+    f.severity = from.get<uint32_t>();
+    f.line = from.get<uint32_t>();
+    f.column = from.get<uint32_t>();
+    f.end_line = from.get<uint32_t>();
+    f.end_column = from.get<uint32_t>();
+    for (ds_str* text : {&f.rule, &f.message, &f.fix}) {
+      const std::string_view bytes = from.get_text();
+      if (!valid_utf8(bytes)) from.fail("a finding's text is not UTF-8");
+      *text = abi_str(bytes);
+    }
+    f.confidence = from.get<float>();
+    if (f.severity < DS_SEVERITY_ERROR || f.severity > DS_SEVERITY_NOTE)
+      from.fail("a finding's severity is none of the ABI's");
+    if (!(f.confidence >= 0 && f.confidence <= 1))
+      from.fail("a finding's confidence is not within 0 and 1");
+    if (!from.ok()) return DS_E_INTERNAL;
+    if (const ds_code code = emit(ctx, &f); code != DS_OK) return code;
+  }
+  return DS_OK;
+}
+
+ds_code analyse(ds_instance* instance, const ds_call* call, ds_str language, ds_str path,
+                ds_str text, void* ctx, ds_code (*emit)(void*, const ds_finding*), ds_status* st) {
+  FlatWriter to;
+  for (const ds_str s : {language, path, text}) to.put_text(text_of(s));
+  return self(instance).call(
+      HelperOp::kAnalyse, call, to,
+      [&](FlatReader& from) { return read_findings(from, ctx, emit); }, st);
+}
+
+ds_code invoke(ds_instance* instance, const ds_call* call, ds_str arguments, const ds_sink* result,
+               ds_status* st) {
+  FlatWriter to;
+  to.put_text(text_of(arguments));
+  return self(instance).call(
+      HelperOp::kInvoke, call, to, [&](FlatReader& from) { return read_text_sink(from, result); },
+      st);
+}
+
+// --- Retriever ---
+
+ds_code put(ds_instance* instance, uint64_t id, ds_str text, const ds_tensor* embedding,
+            ds_str meta, ds_status* st) {
+  FlatWriter to;
+  to.put(id);
+  to.put_text(text_of(text));
+  put_tensor(to, embedding, true);
+  to.put_text(text_of(meta));
+  return self(instance).change(HelperOp::kPut, to, {}, st);
+}
+
+ds_code erase(ds_instance* instance, const uint64_t* ids, uint64_t n, ds_status* st) {
+  FlatWriter to;
+  to.put(n);
+  for (const uint64_t id : std::span(ids, n)) to.put(id);
+  return self(instance).change(HelperOp::kErase, to, {}, st);
+}
+
+ds_code commit(ds_instance* instance, uint64_t* version, ds_status* st) {
+  const auto read = [&](FlatReader& from) { return read_array(from, version, 1); };
+  return self(instance).change(HelperOp::kCommit, {}, read, st);
+}
+
+ds_code search(ds_instance* instance, const ds_call* call, ds_str text, const ds_tensor* embedding,
+               ds_str filter, ds_hit* out, uint64_t max, uint64_t* n, ds_status* st) {
+  FlatWriter to;
+  to.put_text(text_of(text));
+  put_tensor(to, embedding, true);
+  to.put_text(text_of(filter));
+  to.put(max);
+  const auto read = [&](FlatReader& from) {
+    const uint64_t count = from.get_count(sizeof(uint64_t) + sizeof(float) + sizeof(uint32_t));
+    if (count > max) from.fail("it has more hits than were asked for");
+    for (uint64_t i = 0; i < count && from.ok(); ++i) {
+      out[i].id = from.get<uint64_t>();
+      out[i].score = from.get<float>();
+      out[i].flags = from.get<uint32_t>();
+      if (!std::isfinite(out[i].score)) from.fail("a hit's score is NaN or infinity");
+    }
+    *n = from.ok() ? count : 0;
+    return DS_OK;
+  };
+  return self(instance).call(HelperOp::kSearch, call, to, read, st);
+}
+
+ds_code fetch(ds_instance* instance, uint64_t id, const ds_sink* text, const ds_sink* meta,
+              ds_status* st) {
+  FlatWriter to;
+  to.put(id);
+  const auto read = [&](FlatReader& from) {
+    const ds_code code = read_text_sink(from, text);
+    return code == DS_OK ? read_text_sink(from, meta) : code;
+  };
+  return self(instance).call(HelperOp::kFetch, nullptr, to, read, st);
+}
+
+// --- Curriculum ---
+
+FlatWriter samples_of(const ds_sample* samples, uint64_t n) {
+  FlatWriter to;
+  to.put_text({reinterpret_cast<const char*>(samples), n * sizeof *samples});
+  return to;
+}
+
+ds_code pick(ds_instance* instance, const ds_call* call, const ds_sample* samples, uint64_t n,
+             uint64_t budget, uint64_t* keys, uint64_t* n_keys, ds_status* st) {
+  FlatWriter to = samples_of(samples, n);
+  to.put(budget);
+  const auto read = [&](FlatReader& from) {
+    const uint64_t count = from.get_count(sizeof(uint64_t));
+    if (count > budget) from.fail("it picks more than the budget");
+    read_array(from, keys, from.ok() ? count : 0);
+    *n_keys = from.ok() ? count : 0;
+    return DS_OK;
+  };
+  return self(instance).call(HelperOp::kPick, call, to, read, st);
+}
+
+ds_code score(ds_instance* instance, const ds_call* call, const ds_sample* samples, uint64_t n,
+              float* difficulty, ds_status* st) {
+  const auto read = [&](FlatReader& from) {
+    read_array(from, difficulty, n);
+    for (const float d : std::span(difficulty, from.ok() ? n : 0)) {
+      if (!std::isfinite(d)) from.fail("a difficulty is NaN or infinity");
+    }
+    return DS_OK;
+  };
+  return self(instance).call(HelperOp::kScore, call, samples_of(samples, n), read, st);
+}
+
+ds_code outcome(ds_instance* instance, const ds_sample* samples, uint64_t n, ds_status* st) {
+  return self(instance).change(HelperOp::kOutcome, samples_of(samples, n), {}, st);
+}
+
+// --- Quantizer: not its linear, so the daemon serves what dequantize gives ---
+
+ds_code format(ds_instance* instance, int64_t n, int64_t k, ds_qformat* out, ds_status* st) {
+  FlatWriter to;
+  to.put(n);
+  to.put(k);
+  const auto read = [&](FlatReader& from) {
+    ds_qformat f{};
+    const std::string_view bytes = from.get_text();
+    if (bytes.size() != sizeof f) from.fail("a format has another size");
+    if (!from.ok()) return DS_E_INTERNAL;
+    std::memcpy(&f, bytes.data(), sizeof f);
+    if (!std::isfinite(f.rel_tol)) from.fail("a format's tolerance is NaN or infinity");
+    f.fused = 0;
+    f.size = std::min<uint32_t>(out->size, sizeof f);
+    std::memcpy(out, &f, f.size);
+    return DS_OK;
+  };
+  return self(instance).call(HelperOp::kFormat, nullptr, to, read, st);
+}
+
+ds_code observe(ds_instance* instance, const ds_call*, ds_str name, const ds_tensor* x,
+                ds_status* st) {
+  FlatWriter to;
+  to.put_text(text_of(name));
+  put_tensor(to, x, true);
+  return self(instance).change(HelperOp::kObserve, to, {}, st);
+}
+
+void put_weight(FlatWriter& to, const ds_qweight& w, bool data) {
+  to.put(w.n);
+  to.put(w.k);
+  const ds_qformat f = full_struct(w.format);
+  to.put_text({reinterpret_cast<const char*>(&f), sizeof f});
+  to.put<uint8_t>(data);
+  if (!data) return;
+  to.put_text({static_cast<const char*>(w.packed), f.packed_bytes});
+  to.put_text({static_cast<const char*>(w.scales), f.scale_bytes});
+  to.put_text({static_cast<const char*>(w.zeros), f.zero_bytes});
+}
+
+void read_bytes(FlatReader& from, void* out, uint64_t n) {
+  const std::string_view bytes = from.get_text();
+  if (bytes.size() != n) from.fail("a buffer has another size");
+  if (from.ok() && n != 0) std::memcpy(out, bytes.data(), n);
+}
+
+ds_code quantize(ds_instance* instance, const ds_call* call, ds_str name, const ds_tensor* w,
+                 const ds_qweight* out, ds_status* st) {
+  FlatWriter to;
+  const ds_qweight weight = full_struct(out);
+  to.put_text(text_of(name));
+  put_tensor(to, w, true);
+  put_weight(to, weight, false);
+  const ds_qformat f = full_struct(weight.format);
+  const auto read = [&](FlatReader& from) {
+    read_bytes(from, weight.packed, f.packed_bytes);
+    read_bytes(from, weight.scales, f.scale_bytes);
+    read_bytes(from, weight.zeros, f.zero_bytes);
+    return DS_OK;
+  };
+  return self(instance).call(HelperOp::kQuantize, call, to, read, st);
+}
+
+ds_code dequantize(ds_instance* instance, const ds_call* call, const ds_qweight* weight,
+                   const ds_tensor* w, ds_status* st) {
+  FlatWriter to;
+  put_weight(to, full_struct(weight), true);
+  put_tensor(to, w, false);
+  const auto read = [&](FlatReader& from) {
+    read_bytes(from, w->data, w->bytes);
+    const auto* values = static_cast<const float*>(w->data);
+    for (const float v : std::span(values, from.ok() ? w->bytes / sizeof(float) : 0)) {
+      if (std::isfinite(v)) continue;
+      from.fail("a weight is NaN or infinity");
+      break;
+    }
+    return DS_OK;
+  };
+  return self(instance).call(HelperOp::kDequantize, call, to, read, st);
+}
+
+/// `ours` if the component has the function at all.
+template <class F>
+F if_there(F theirs, F ours) {
+  return theirs != nullptr ? ours : nullptr;
+}
+
+}  // namespace
+
+ds_component IsolatedInstance::proxied(const ds_component& component, IsolatedTable& t) {
+  ds_component out = component;
+  const ds_instance_ops ops = full_struct(component.ops);
+  t.ops.size = sizeof t.ops;
+  t.ops.destroy = &destroy;
+  t.ops.health = &ds::health;
+  t.ops.reconfigure = if_there(ops.reconfigure, &ds::reconfigure);
+  t.ops.save = if_there(ops.save, &save);
+  t.ops.restore = if_there(ops.restore, &ds::restore);
+  t.ops.stats = if_there(ops.stats, &stats);
+  out.ops = &t.ops;
+  out.get_interface = nullptr;
+  if (component.kind == DS_KIND_TOOL) {
+    const auto theirs = full_struct(static_cast<const ds_tool*>(component.table));
+    t.tool = {sizeof t.tool, 0, theirs.input_schema, if_there(theirs.analyse, &analyse),
+              if_there(theirs.invoke, &invoke)};
+    out.table = &t.tool;
+  } else if (component.kind == DS_KIND_RETRIEVER) {
+    t.retriever = {sizeof t.retriever, 0, &put, &erase, &commit, &search, &fetch};
+    out.table = &t.retriever;
+  } else if (component.kind == DS_KIND_CURRICULUM) {
+    const auto theirs = full_struct(static_cast<const ds_curriculum*>(component.table));
+    t.curriculum = {sizeof t.curriculum, 0, &pick, if_there(theirs.score, &score),
+                    if_there(theirs.outcome, &outcome)};
+    out.table = &t.curriculum;
+  } else {
+    const auto theirs = full_struct(static_cast<const ds_quantizer*>(component.table));
+    t.quantizer.size = sizeof t.quantizer;
+    t.quantizer.format = &format;
+    t.quantizer.observe = if_there(theirs.observe, &observe);
+    t.quantizer.quantize = &quantize;
+    t.quantizer.dequantize = &dequantize;
+    out.table = &t.quantizer;
+  }
+  return out;
+}
+
+}  // namespace ds

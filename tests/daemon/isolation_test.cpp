@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+// Components in helper processes: the same results as in this one, and what happens when the helper
+// dies, hangs or lies.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "plugin/flat.h"
+#include "plugin/library.h"
+#include "plugin/tool_run.h"
+#include "plugin/utf8.h"
+
+namespace ds {
+namespace {
+
+using testing::HasSubstr;
+
+const std::string kHelper = std::string(DS_BIN_DIR) + "/ds-plugin-helper";
+const std::string kModules = std::string(DS_BIN_DIR) + "/../modules/";
+const PluginServices kServices;
+
+size_t open_files() {
+  size_t n = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    (void)entry;
+    ++n;
+  }
+  return n;
+}
+
+size_t children() {
+  std::error_code none;
+  size_t n = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", none)) {
+    std::ifstream stat(entry.path() / "stat");
+    std::string text;
+    std::getline(stat, text);
+    const size_t end = text.rfind(") ");
+    if (end == std::string::npos) continue;
+    if (std::atol(text.c_str() + end + 4) == getpid()) ++n;
+  }
+  return n;
+}
+
+std::shared_ptr<const PluginLibrary> library(const std::string& path) {
+  const auto file = read_plugin_file(path);
+  if (!file.ok()) return nullptr;
+  auto loaded = PluginLibrary::load(*file, kServices);
+  return loaded.ok() ? *loaded : nullptr;
+}
+
+IsolationOptions options() {
+  IsolationOptions out;
+  out.program = kHelper;
+  out.arena_bytes = 1 << 22;
+  return out;
+}
+
+std::shared_ptr<PluginInstance> make(const std::shared_ptr<const PluginLibrary>& from,
+                                     const IsolationOptions* isolation) {
+  auto made = PluginInstance::create(from, from->components()[0], Json::object(), isolation);
+  EXPECT_TRUE(made.ok()) << made.status().message();
+  return made.ok() ? *made : nullptr;
+}
+
+Result<Json> analyse(const PluginInstance& tool, const std::string& text, int64_t deadline_ns = 0,
+                     const uint32_t* stop = nullptr) {
+  ToolRequest request;
+  request.language = "c++";
+  request.path = "a.cpp";
+  request.text = text;
+  request.deadline_ns = deadline_ns;
+  request.stop = stop;
+  return run_tool(tool, request);
+}
+
+std::string error_of(const Result<Json>& result) {
+  return result.ok() ? "ok: " + dump_json(*result) : result.status().message();
+}
+
+TEST(FlatTest, ReadsOnlyWhatIsThere) {
+  FlatWriter out;
+  out.put<uint32_t>(7);
+  out.put_text("seven");
+  for (size_t n = 0; n <= out.bytes().size(); ++n) {
+    FlatReader from(std::string_view(out.bytes()).substr(0, n));
+    const auto number = from.get<uint32_t>();
+    const std::string_view text = from.get_text();
+    const bool whole = n == out.bytes().size();
+    EXPECT_EQ(from.ok(), whole) << n;
+    EXPECT_EQ(number, n >= 4 ? 7u : 0u);
+    EXPECT_EQ(text, whole ? "seven" : "");
+  }
+}
+
+TEST(FlatTest, ACountIsNeverMoreThanFits) {
+  FlatWriter out;
+  out.put<uint64_t>(3);
+  out.put_raw("0123456789ab");
+  FlatReader fits(out.bytes()), beyond(out.bytes());
+  EXPECT_EQ(fits.get_count(4), 3u);
+  EXPECT_TRUE(fits.ok());
+  EXPECT_EQ(beyond.get_count(5), 0u);
+  EXPECT_FALSE(beyond.ok());
+}
+
+TEST(FlatTest, TellsUtf8FromOtherBytes) {
+  for (const std::string_view good : {"", "a", "\xc2\x80", "\xe2\x82\xac", "\xf0\x9f\x98\x80"})
+    EXPECT_TRUE(valid_utf8(good));
+  for (const std::string_view bad :
+       {std::string_view("\0", 1), std::string_view("\x80"), std::string_view("\xc0\x80"),
+        std::string_view("\xe0\x80\x80"), std::string_view("\xed\xa0\x80"),
+        std::string_view("\xf0\x9f"), std::string_view("\xf4\x90\x80\x80")})
+    EXPECT_FALSE(valid_utf8(bad));
+}
+
+TEST(RestartPolicyTest, WaitsTwiceAsLongEachTimeUpToALimit) {
+  RestartLimits limits;
+  limits.deaths = 100;
+  limits.first_wait_ns = 10, limits.longest_wait_ns = 50, limits.window_ns = 1'000'000;
+  RestartPolicy policy(limits);
+  std::vector<int64_t> waits;
+  for (int64_t now = 1; now <= 6; ++now) {
+    policy.died(now);
+    waits.push_back(policy.wait_ns(now));
+  }
+  EXPECT_THAT(waits, testing::ElementsAre(0, 10, 20, 40, 50, 50));
+  EXPECT_EQ(policy.wait_ns(1'000), 0);
+  policy.died(3'000'000);  // the others are outside the window
+  EXPECT_EQ(policy.wait_ns(3'000'000), 0);
+}
+
+TEST(RestartPolicyTest, OpensAfterTooManyDeathsThenGivesOneTry) {
+  RestartLimits limits;  // 3 in 60 s, then 30 s
+  RestartPolicy policy(limits);
+  constexpr int64_t kSecond = 1'000'000'000;
+  policy.died(0);
+  policy.died(30 * kSecond);
+  EXPECT_STREQ(policy.breaker(31 * kSecond), "closed");
+  policy.died(59 * kSecond);
+  EXPECT_TRUE(policy.open(59 * kSecond));
+  EXPECT_EQ(policy.wait_ns(60 * kSecond), 29 * kSecond);
+  EXPECT_STREQ(policy.breaker(89 * kSecond), "half-open");
+  EXPECT_EQ(policy.wait_ns(89 * kSecond), 0);
+  policy.died(90 * kSecond);  // the try failed
+  EXPECT_TRUE(policy.open(119 * kSecond));
+  EXPECT_STREQ(policy.breaker(121 * kSecond), "half-open");
+  policy.served();
+  EXPECT_STREQ(policy.breaker(121 * kSecond), "closed");
+  EXPECT_EQ(policy.deaths(), 4u);
+}
+
+TEST(IsolationTest, CppcheckFindsTheSameInAHelper) {
+  const auto from = library(kModules + "tool_cppcheck.so");
+  ASSERT_NE(from, nullptr);
+  const auto here = make(from, nullptr);
+  const IsolationOptions isolation = options();
+  const auto there = make(from, &isolation);
+  ASSERT_TRUE(here && there);
+  EXPECT_NE(there->isolated()->state().pid, getpid());
+  const std::string text = "int f() {\n  int a[2];\n  return a[3];\n}\n";
+  const Result<Json> ours = analyse(*here, text), theirs = analyse(*there, text);
+  ASSERT_TRUE(ours.ok() && theirs.ok()) << error_of(theirs);
+  EXPECT_FALSE((*ours)["findings"].empty());
+  EXPECT_EQ(*ours, *theirs);
+}
+
+class HangTest : public testing::Test {
+ protected:
+  void start() {
+    from_ = library(DS_HANG_PLUGIN);
+    ASSERT_NE(from_, nullptr);
+    isolation_.on_death = [this](std::string_view, std::string_view why) {
+      ++deaths_;
+      last_ = why;
+    };
+    tool_ = make(from_, &isolation_);
+    ASSERT_NE(tool_, nullptr);
+  }
+  IsolationOptions isolation_ = options();
+  std::shared_ptr<const PluginLibrary> from_;
+  std::shared_ptr<PluginInstance> tool_;
+  std::atomic<int> deaths_{0};
+  std::string last_;
+};
+
+TEST_F(HangTest, ADeathFailsOnlyItsCallAndIsTold) {
+  start();
+  const auto dead = analyse(*tool_, "abort");
+  EXPECT_THAT(error_of(dead), HasSubstr("hang: its helper process died in the call (signal 6)"));
+  EXPECT_EQ(dead.status().code(), Code::kPlugin);
+  EXPECT_EQ(deaths_, 1);
+  EXPECT_TRUE(analyse(*tool_, "fine").ok());
+}
+
+TEST_F(HangTest, TheBreakerOpensAndClosesByTheClock) {
+  int64_t now = 1;
+  isolation_.now = [&] { return now; };
+  start();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THAT(error_of(analyse(*tool_, "abort")), HasSubstr("died in the call"));
+    now += 1'000'000'000;
+  }
+  EXPECT_THAT(error_of(analyse(*tool_, "fine")),
+              HasSubstr("hang: its helper process died (signal 6) and did so too often; next"));
+  EXPECT_STREQ(tool_->isolated()->state().breaker, "open");
+  EXPECT_EQ(tool_->isolated()->state().pid, -1);
+  now += 30'000'000'000;
+  EXPECT_TRUE(analyse(*tool_, "fine").ok());
+  EXPECT_STREQ(tool_->isolated()->state().breaker, "closed");
+}
+
+TEST_F(HangTest, FiftyHangsEndAtTheirDeadline) {
+  isolation_.restart.deaths = 1000;
+  isolation_.restart.first_wait_ns = 0;
+  isolation_.grace_ns = 20'000'000;
+  start();
+  for (int i = 0; i < 50; ++i) {
+    const int64_t deadline = monotonic_ns() + 20'000'000;
+    const auto late = analyse(*tool_, "hang", deadline);
+    ASSERT_EQ(late.status().code(), Code::kDeadline) << error_of(late);
+    EXPECT_THAT(error_of(late), HasSubstr("hang: no answer until 20 ms after the deadline"));
+    ASSERT_TRUE(analyse(*tool_, "fine").ok());
+  }
+  EXPECT_EQ(deaths_, 50);
+}
+
+TEST_F(HangTest, ACallWithoutDeadlineHasTheDefaultOne) {
+  isolation_.call_timeout_ns = isolation_.grace_ns = 20'000'000;
+  start();
+  EXPECT_EQ(analyse(*tool_, "hang").status().code(), Code::kDeadline);
+}
+
+TEST_F(HangTest, CancellingReachesTheHelper) {
+  isolation_.grace_ns = 60'000'000'000;
+  start();
+  const uint32_t stop = 1;
+  EXPECT_THAT(error_of(analyse(*tool_, "stop", 0, &stop)), HasSubstr("stopped as told"));
+  EXPECT_EQ(deaths_, 0);
+}
+
+TEST_F(HangTest, WhatDoesNotStopIsKilled) {
+  isolation_.grace_ns = 20'000'000;
+  start();
+  const uint32_t stop = 1;
+  EXPECT_EQ(analyse(*tool_, "hang", 0, &stop).status().code(), Code::kCancelled);
+  EXPECT_EQ(deaths_, 1);
+}
+
+TEST_F(HangTest, TwoHundredKillsUnderLoadFailOnlyTheCallsInFlight) {
+  isolation_.restart.deaths = 1'000'000;  // the breaker would, rightly, end this test
+  isolation_.restart.first_wait_ns = 0;
+  const size_t files_before = (from_ = library(DS_HANG_PLUGIN), open_files());
+  start();
+  std::atomic<bool> done{false};
+  std::atomic<int> served{0}, failed{0};
+  std::vector<std::thread> callers;
+  for (int t = 0; t < 4; ++t) {
+    callers.emplace_back([&] {
+      while (!done) {
+        const auto result = analyse(*tool_, "fine");
+        if (result.ok()) {
+          ++served;
+        } else {
+          ++failed;
+          EXPECT_THAT(error_of(result), HasSubstr("died in the call (signal 9)"));
+        }
+      }
+    });
+  }
+  int64_t slowest = 0;
+  for (int i = 0; i < 200; ++i) {
+    pid_t pid = -1;
+    while ((pid = tool_->isolated()->state().pid) < 0) std::this_thread::yield();
+    const int before_deaths = deaths_;
+    const int64_t from = monotonic_ns();
+    kill(pid, SIGKILL);
+    while (deaths_ == before_deaths) std::this_thread::yield();
+    for (const int before = served; served == before;) std::this_thread::yield();
+    slowest = std::max(slowest, monotonic_ns() - from);
+  }
+  done = true;
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(deaths_, 200);
+  EXPECT_LE(failed, 200);
+  EXPECT_LT(slowest, 1'000'000'000);
+  RecordProperty("slowest_ms", static_cast<int>(slowest / 1'000'000));
+  tool_.reset();
+  EXPECT_EQ(children(), 0u);
+  EXPECT_LE(open_files(), files_before + 1);  // the library's own file, loaded again by start()
+}
+
+/// A component whose helper lies as `what` says.
+std::string lied(const std::string& what) {
+  ds_tool table{};
+  table.size = sizeof table;
+  table.analyse = [](ds_instance*, const ds_call*, ds_str, ds_str, ds_str, void*,
+                     ds_code (*)(void*, const ds_finding*),
+                     ds_status*) -> ds_code { return DS_OK; };
+  ds_instance_ops ops{};
+  ops.size = sizeof ops;
+  ds_component component{};
+  component.size = sizeof component;
+  component.kind = DS_KIND_TOOL;
+  component.name = abi_str("liar");
+  component.ops = &ops;
+  component.table = &table;
+  IsolationOptions isolation = options();
+  isolation.program = DS_HOSTILE_HELPER;
+  HelperLaunch launch;
+  launch.program = DS_HOSTILE_HELPER;
+  launch.file = 0;
+  launch.kind = "tool", launch.component = what, launch.arena_bytes = isolation.arena_bytes;
+  auto made = IsolatedInstance::create(isolation, launch, component, "{}", {});
+  if (!made.ok()) return made.status().message();
+  IsolatedTable proxies;
+  IsolatedInstance::proxied(component, proxies);
+  ds_status st{};
+  int findings = 0;
+  const auto emit = [](void* ctx, const ds_finding*) -> ds_code {
+    ++*static_cast<int*>(ctx);
+    return DS_OK;
+  };
+  const ds_code code = proxies.tool.analyse(reinterpret_cast<ds_instance*>(made->get()), nullptr,
+                                            {}, {}, {}, &findings, emit, &st);
+  if (code == DS_OK) return "ok";
+  EXPECT_EQ((*made)->state().pid, -1) << what;
+  return plugin_status("liar", code, st).message();
+}
+
+TEST(HostileHelperTest, GarbageIsRefusedWithTheReason) {
+  for (const auto& [what, why] : std::vector<std::pair<std::string, std::string>>{
+           {"code", "its code is none of the ABI's"},
+           {"text", "its text is broken"},
+           {"logs", "a count is beyond its end"},
+           {"count", "a count is beyond its end"},
+           {"short", "it ends too early"},
+           {"severity", "severity is none of the ABI's"},
+           {"utf8", "a finding's text is not UTF-8"},
+           {"nul", "a finding's text is not UTF-8"},
+           {"nan", "confidence is not within 0 and 1"},
+           {"tail", "something follows it"},
+           {"length", "a length is beyond its end"},
+           {"sequence", "its reply is to request"},
+           {"size", "its reply has 18446744073709551615 bytes"}})
+    EXPECT_THAT(lied(what),
+                testing::AllOf(HasSubstr("liar: garbage from its helper process"), HasSubstr(why)))
+        << what;
+}
+
+TEST(HostileHelperTest, FiftyRandomRepliesAreRefused) {
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const size_t before = open_files();
+  for (uint64_t i = 0; i < 50; ++i)
+    EXPECT_THAT(lied("random-" + std::to_string(seed + i)), HasSubstr("garbage")) << i;
+  EXPECT_EQ(open_files(), before);
+  EXPECT_EQ(children(), 0u);
+}
+
+}  // namespace
+}  // namespace ds
