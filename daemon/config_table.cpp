@@ -64,6 +64,11 @@ constexpr Setting kSettings[] = {
      "what weights are kept in: file = the tensors as stored, else a quantizer component"},
     {"plugins.config", kT, "{}", 0, 0, "", kRestart,
      "settings of plugins as JSON, by component: {\"window-global\": {\"window\": 64}}"},
+    {"plugins.isolation", kT, "{}", 0, 0, "", kRestart,
+     "where components run as JSON, by name: \"process\" or \"daemon\"; tools: process, others: "
+     "daemon"},
+    {"plugins.call_timeout", kD, "30s", kSecond, kDay, "", kRestart,
+     "longest call into a helper process that has no deadline of its own"},
     {"versions.keep", kI, "50", 2, 1e6, "", kRestart,
      "newest versions that stay, besides v1, the serving one, its parent and the pinned one"},
 

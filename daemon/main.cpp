@@ -253,7 +253,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   const Ops& ops = cpu_ops(best_cpu_isa());
   AttentionSlot attention;
   DS_ASSIGN(const std::unique_ptr<Plugins> plugins,
-            open_plugins(a.data + "/plugins", config, metrics, attention));
+            open_plugins(a.data + "/plugins", config, metrics, events, attention));
   const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
   VersionStore files(fs, a.data);

@@ -8,11 +8,33 @@
 namespace ds {
 namespace {
 
-/// The folder of the modules: beside the folder of this program.
-std::string modules_folder() {
+std::filesystem::path own_folder() {
   std::error_code error;
-  const auto self = std::filesystem::canonical("/proc/self/exe", error);
-  return (self.parent_path().parent_path() / "modules").string();
+  return std::filesystem::canonical("/proc/self/exe", error).parent_path();
+}
+
+/// The folder of the modules: beside the folder of this program.
+std::string modules_folder() { return (own_folder().parent_path() / "modules").string(); }
+
+/// Without the helper program beside this one all plugins run in the daemon.
+IsolationOptions isolation(const Config& config, Metrics& metrics, EventBus& events) {
+  IsolationOptions out;
+  out.program = (own_folder() / "ds-plugin-helper").string();
+  if (!posix_file_system().exists(out.program)) {
+    log(LogLevel::kWarn, "plugin", out.program + ": is not there; tools run in the daemon");
+    out.program.clear();
+  }
+  out.call_timeout_ns = config.integer("plugins.call_timeout") * 1'000'000;
+  out.on_death = [&metrics, &events](std::string_view component, std::string_view why) {
+    const std::string name(component);
+    log(LogLevel::kError, "plugin", name + ": its helper process ended: " + std::string(why));
+    metrics
+        .counter("ds_plugin_helper_deaths_total", "helper processes that ended unasked",
+                 {{"component", name}})
+        .add(1);
+    events.publish("plugin", {{"event", "died"}, {"component", name}, {"why", why}});
+  };
+  return out;
 }
 
 WeightFormat packed_format(const Config& config) {
@@ -40,11 +62,15 @@ Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slo
 }  // namespace
 
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
-                                              Metrics& metrics, AttentionSlot& slot) {
+                                              Metrics& metrics, EventBus& events,
+                                              AttentionSlot& slot) {
   PluginOptions options;
   options.modules = modules_folder();
   options.data = data;
   DS_ASSIGN(options.config, parse_json(config.text("plugins.config")));
+  DS_ASSIGN(options.places, parse_json(config.text("plugins.isolation")));
+  if (!options.places.is_object()) return invalid("plugins.isolation: expected an object of names");
+  options.isolation = isolation(config, metrics, events);
   report_plugin_crashes(Plugins::crash_report(data));
   PluginServices services;
   services.log = [](int32_t level, std::string_view component, std::string_view text) {

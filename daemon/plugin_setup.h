@@ -18,7 +18,8 @@ namespace ds {
 /// The modules beside this program and what `data` says was installed; `slot` gets the attention
 /// that serve.attention names. `metrics` outlives them.
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
-                                              Metrics& metrics, AttentionSlot& slot);
+                                              Metrics& metrics, EventBus& events,
+                                              AttentionSlot& slot);
 /// What model.quant = `name` means.
 Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name);
 

@@ -175,6 +175,9 @@ int plugin_show(Session& session, const std::string& name) {
        {"name", "kind", "summary", "id", "version", "license", "abi", "state", "generation",
         "users", "threads", "origin", "trusted_by", "path", "sha256", "config", "config_schema"})
     lines.emplace_back(key, text_at(*reply, key));
+  for (const char* key : {"runs_in", "pid", "deaths", "breaker"}) {
+    if (reply->contains(key)) lines.emplace_back(key, text_at(*reply, key));
+  }
   session.print(key_values(lines));
   Table table({"NAME", "KIND", "STATE", ">GENERATION", "VERSION", "ID", "ORIGIN", "SHA256"});
   for (const Json& item : list_at(*reply, "generations"))

@@ -27,13 +27,15 @@ ds_code isolated_error(ds_status* st, ds_code code, std::string_view text, uint3
   return code;
 }
 
-std::string_view IsolatedInstance::cannot(uint32_t kind) {
-  switch (kind) {
+std::string_view IsolatedInstance::cannot(const ds_component& component) {
+  switch (component.kind) {
     case DS_KIND_TOOL:
     case DS_KIND_RETRIEVER:
     case DS_KIND_CURRICULUM:
     case DS_KIND_QUANTIZER:
-      return {};
+      return (component.caps & DS_CAP_OUT_OF_PROCESS) != 0
+                 ? std::string_view()
+                 : "it does not say DS_CAP_OUT_OF_PROCESS";
     case DS_KIND_ENCODER:
       return "an encoder reads the model's tensors, which a helper process does not have";
     case DS_KIND_ATTENTION:

@@ -13,7 +13,7 @@
 #include "ds/plugin.h"
 #include "ds/status.h"
 #include "plugin/flat.h"
-#include "plugin/helper_process.h"
+#include "plugin/isolated_process.h"
 #include "plugin/restart_policy.h"
 
 namespace ds {
@@ -43,8 +43,8 @@ class IsolatedInstance {
   /// Log lines of the plugin: level, text.
   using Log = std::function<void(int32_t level, std::string_view text)>;
 
-  /// Why components of a kind cannot run isolated; empty if they can.
-  static std::string_view cannot(uint32_t kind);
+  /// Why a component cannot run isolated; empty if it can.
+  static std::string_view cannot(const ds_component& component);
   /// `component`, with its create and functions replaced by those in `table`, which outlives it.
   static ds_component proxied(const ds_component& component, IsolatedTable& table);
 

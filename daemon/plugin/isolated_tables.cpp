@@ -40,7 +40,9 @@ ds_code read_text_sink(FlatReader& from, const ds_sink* sink) {
 
 // --- All kinds ---
 
-void destroy(ds_instance* instance) { delete &self(instance); }
+void destroy(ds_instance* instance) {
+  const std::unique_ptr<IsolatedInstance> last(&self(instance));
+}
 
 ds_code health(ds_instance* instance, ds_status* st) { return self(instance).health(st); }
 

@@ -231,7 +231,7 @@ Result<std::shared_ptr<PluginInstance>> PluginInstance::create(
 }
 
 Status PluginInstance::create_isolated(const IsolationOptions& isolation) {
-  const std::string_view cannot = IsolatedInstance::cannot(component_.kind);
+  const std::string_view cannot = IsolatedInstance::cannot(component_);
   if (!cannot.empty())
     return unsupported(std::string(name()) + ": cannot run isolated: " + std::string(cannot));
   HelperLaunch launch;

@@ -108,10 +108,27 @@ Json Plugins::config_of(std::string_view component) const {
   return own != nullptr ? *own : Json::object();
 }
 
+/// Tools run programs and read what users send: they are kept out of the daemon unless told
+/// otherwise.
+Result<bool> Plugins::runs_isolated(const ds_component& component) const {
+  if (options_.isolation.program.empty()) return false;
+  const std::string name(text_of(component.name));
+  const Json* place = ds::find(options_.places, name);
+  if (place == nullptr)
+    return component.kind == DS_KIND_TOOL && IsolatedInstance::cannot(component).empty();
+  if (*place == "daemon") return false;
+  if (*place != "process")
+    return invalid("plugins.isolation: " + name + ": " + dump_json(*place) +
+                   ", expected \"process\" or \"daemon\"");
+  return true;
+}
+
 Status Plugins::make_instance(Slot& slot, Generation& generation,
                               const ds_component& component) const {
+  DS_ASSIGN(const bool isolated, runs_isolated(component));
   DS_ASSIGN(generation.instance,
-            PluginInstance::create(generation.library, component, generation.config));
+            PluginInstance::create(generation.library, component, generation.config,
+                                   isolated ? &options_.isolation : nullptr));
   generation.running = generation.instance;
   DS_TRY(self_test(*generation.instance).in("self-test"));
   return slot.generations.empty() ? Status() : hand_over(slot, generation);
@@ -377,22 +394,31 @@ Json Plugins::describe(const Key& key, const Slot& slot, const Generation& g) co
                       : before    ? "kept"
                       : g.retired ? "retired"
                                   : "idle";
-  return {{"name", key.second},
-          {"kind", kind_name(key.first)},
-          {"id", g.library->id()},
-          {"version", g.library->version()},
-          {"generation", g.number},
-          {"state", state},
-          {"users", users},
-          {"threads", g.library->threads()},
-          {"host_bytes", g.library->host_bytes()},
-          {"origin", g.origin},
-          {"trusted_by", g.trusted_by},
-          {"path", g.library->path()},
-          {"sha256", g.library->sha256()},
-          {"abi", "1." + std::to_string(g.library->abi_minor())},
-          {"config", g.instance != nullptr ? g.instance->config() : g.config},
-          {"loaded_ms", g.loaded_ms}};
+  Json out = {{"name", key.second},
+              {"kind", kind_name(key.first)},
+              {"id", g.library->id()},
+              {"version", g.library->version()},
+              {"generation", g.number},
+              {"state", state},
+              {"users", users},
+              {"threads", g.library->threads()},
+              {"host_bytes", g.library->host_bytes()},
+              {"origin", g.origin},
+              {"trusted_by", g.trusted_by},
+              {"path", g.library->path()},
+              {"sha256", g.library->sha256()},
+              {"abi", "1." + std::to_string(g.library->abi_minor())},
+              {"config", g.instance != nullptr ? g.instance->config() : g.config},
+              {"loaded_ms", g.loaded_ms}};
+  if (g.instance == nullptr) return out;
+  const IsolatedInstance* isolated = g.instance->isolated();
+  out["runs_in"] = isolated != nullptr ? "process" : "daemon";
+  if (isolated == nullptr) return out;
+  const IsolatedInstance::State helper = isolated->state();
+  out["pid"] = helper.pid > 0 ? Json(helper.pid) : Json();
+  out["deaths"] = helper.deaths;
+  out["breaker"] = helper.breaker;
+  return out;
 }
 
 Json Plugins::list() const {

@@ -28,6 +28,8 @@ struct PluginOptions {
   std::string modules;  ///< folder of the built-in ones, trusted as the daemon's own file is
   std::string data;     ///< <data>/plugins: installed files, hashes and keys that are trusted
   Json config = Json::object();  ///< by component name
+  IsolationOptions isolation{};  ///< without a program all run in the daemon
+  Json places = Json::object();  ///< "process" or "daemon", by component name
 };
 
 class Plugins {
@@ -109,6 +111,7 @@ class Plugins {
   Status remember(const FileContent& file, const std::string& trusted_by, const Json& config);
   Json describe(const Key& key, const Slot& slot, const Generation& generation) const;
   Json config_of(std::string_view component) const;
+  Result<bool> runs_isolated(const ds_component& component) const;
   void announce(const std::vector<Swap>& swaps);
 
   const PluginOptions options_;

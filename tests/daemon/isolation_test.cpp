@@ -6,13 +6,16 @@
 #include <signal.h>
 
 #include <atomic>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <random>
 #include <thread>
 
+#include "kernels/pool.h"
 #include "plugin/flat.h"
 #include "plugin/library.h"
+#include "plugin/tensor_view.h"
 #include "plugin/tool_run.h"
 #include "plugin/utf8.h"
 
@@ -171,6 +174,109 @@ TEST(IsolationTest, CppcheckFindsTheSameInAHelper) {
   EXPECT_EQ(*ours, *theirs);
 }
 
+/// What a search for `text` gives: ids and scores.
+std::vector<std::pair<uint64_t, float>> hits(const PluginInstance& store, const std::string& text) {
+  const auto table = store.table<ds_retriever>();
+  ds_call call{};
+  call.size = sizeof call;
+  std::vector<ds_hit> found(10);
+  uint64_t n = 0;
+  ds_status st{};
+  const ds_code code = table.search(store.handle(), &call, abi_str(text), nullptr, {}, found.data(),
+                                    found.size(), &n, &st);
+  EXPECT_EQ(code, DS_OK) << plugin_status("search", code, st).message();
+  std::vector<std::pair<uint64_t, float>> out;
+  for (uint64_t i = 0; i < n; ++i) out.emplace_back(found[i].id, found[i].score);
+  return out;
+}
+
+TEST(IsolationTest, ARetrieverKnowsAfterADeathWhatItKnewBefore) {
+  const auto from = library(kModules + "retriever_bm25.so");
+  ASSERT_NE(from, nullptr);
+  IsolationOptions isolation = options();
+  isolation.arena_bytes = 1 << 26;
+  isolation.restart.deaths = 1000;
+  isolation.restart.first_wait_ns = 0;
+  const auto here = make(from, nullptr), there = make(from, &isolation);
+  ASSERT_TRUE(here && there);
+  // Long texts: some of the deaths come after the changes have become a saved state.
+  for (uint64_t id = 1; id <= 12; ++id) {
+    std::string text = "river stone " + std::string(id % 3, 'x') + " ";
+    while (text.size() < 120'000) text += "w" + std::to_string(text.size() * id) + " ";
+    for (const PluginInstance* store : {here.get(), there.get()}) {
+      const auto table = store->table<ds_retriever>();
+      ds_status st{};
+      uint64_t version = 0;
+      ASSERT_EQ(table.put(store->handle(), id, abi_str(text), nullptr, abi_str("{}"), &st), DS_OK);
+      if (id % 4 == 0) {
+        const uint64_t gone = id - 1;
+        ASSERT_EQ(table.erase(store->handle(), &gone, 1, &st), DS_OK);
+      }
+      if (id % 2 == 0) {
+        ASSERT_EQ(table.commit(store->handle(), &version, &st), DS_OK);
+      }
+    }
+    const pid_t before = there->isolated()->state().pid;
+    kill(before, SIGKILL);
+    ds_status st{};
+    uint64_t n = 0;
+    ds_hit one{};
+    const auto table = there->table<ds_retriever>();
+    ds_call call{};
+    call.size = sizeof call;
+    EXPECT_NE(table.search(there->handle(), &call, abi_str("stone"), nullptr, {}, &one, 1, &n, &st),
+              DS_OK);
+    EXPECT_EQ(hits(*there, "river"), hits(*here, "river")) << id;
+    EXPECT_NE(there->isolated()->state().pid, before);
+  }
+  EXPECT_FALSE(hits(*there, "river").empty());
+  const auto ours = here->save(), theirs = there->save();
+  ASSERT_TRUE(ours.ok() && theirs.ok()) << theirs.status().message();
+  EXPECT_EQ(*ours, *theirs);
+}
+
+TEST(IsolationTest, AQuantizerGivesTheSameWeightsButDoesNotMultiply) {
+  const auto from = library(kModules + "quantizer_int8.so");
+  ASSERT_NE(from, nullptr);
+  const IsolationOptions isolation = options();
+  const auto here = make(from, nullptr), there = make(from, &isolation);
+  ASSERT_TRUE(here && there);
+  EXPECT_EQ(there->table<ds_quantizer>().linear, nullptr);
+  constexpr int64_t kN = 32, kK = 128;
+  std::vector<float> w(kN * kK), back[2];
+  for (size_t i = 0; i < w.size(); ++i) w[i] = std::sin(0.37f * static_cast<float>(i));
+  const TensorView w_t(w.data(), kAbiF32, {kN, kK});
+  for (const int which : {0, 1}) {
+    const PluginInstance& q = which == 0 ? *here : *there;
+    const auto table = q.table<ds_quantizer>();
+    ds_qformat format{};
+    format.size = sizeof format;
+    ds_status st{};
+    ASSERT_EQ(table.format(q.handle(), kN, kK, &format, &st), DS_OK);
+    std::vector<double> packed(format.packed_bytes / 8 + 8), scales(format.scale_bytes / 8 + 8),
+        zeros(format.zero_bytes / 8 + 8);
+    ds_qweight weight{sizeof weight, 0,           kN, kK, &format, packed.data(),
+                      scales.data(), zeros.data()};
+    ds_call call{};
+    call.size = sizeof call;
+    call.parallel = serial_parallel();
+    back[which].assign(w.size(), NAN);
+    const TensorView back_t(back[which].data(), kAbiF32, {kN, kK});
+    ASSERT_EQ(table.quantize(q.handle(), &call, abi_str("w"), w_t.get(), &weight, &st), DS_OK);
+    ASSERT_EQ(table.dequantize(q.handle(), &call, &weight, back_t.get(), &st), DS_OK);
+  }
+  EXPECT_EQ(back[0], back[1]);
+}
+
+TEST(IsolationTest, WhatCannotRunIsolatedSaysWhy) {
+  const auto from = library(kModules + "attention_dense.so");
+  ASSERT_NE(from, nullptr);
+  const IsolationOptions isolation = options();
+  const auto made = PluginInstance::create(from, from->components()[0], Json::object(), &isolation);
+  ASSERT_FALSE(made.ok());
+  EXPECT_THAT(made.status().message(), HasSubstr("dense: cannot run isolated: attention reads"));
+}
+
 class HangTest : public testing::Test {
  protected:
   void start() {
@@ -189,6 +295,21 @@ class HangTest : public testing::Test {
   std::atomic<int> deaths_{0};
   std::string last_;
 };
+
+TEST_F(HangTest, ARoundTripIsShort) {
+  start();
+  std::vector<int64_t> times(2000);
+  for (int64_t& time : times) {
+    const int64_t from = monotonic_ns();
+    ASSERT_TRUE(tool_->health().ok());
+    time = monotonic_ns() - from;
+  }
+  std::sort(times.begin(), times.end());
+  std::printf("round trip: median %.1f us, 99%% %.1f us\n",
+              static_cast<double>(times[times.size() / 2]) / 1e3,
+              static_cast<double>(times[times.size() * 99 / 100]) / 1e3);
+  EXPECT_LT(times[times.size() / 2], 2'000'000);  // the figure depends on the machine
+}
 
 TEST_F(HangTest, ADeathFailsOnlyItsCallAndIsTold) {
   start();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "plugin/helper_process.h"
+#include "plugin/isolated_process.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -36,8 +35,12 @@ Result<OwnedFd> out_of_the_way(int fd) {
 /// What a tool's program needs to be found and to write; no secrets of the daemon.
 std::vector<std::string> helper_environment() {
   std::vector<std::string> out;
-  for (const char* name : {"PATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "ASAN_OPTIONS"}) {
-    if (const char* value = std::getenv(name)) out.push_back(std::string(name) + "=" + value);
+  constexpr std::string_view kPassedOn[] = {"PATH=", "LANG=", "LC_ALL=", "TMPDIR=", "TZ="};
+  for (char** at = environ; *at != nullptr; ++at) {
+    const std::string_view variable = *at;
+    if (std::any_of(std::begin(kPassedOn), std::end(kPassedOn),
+                    [&](std::string_view name) { return variable.starts_with(name); }))
+      out.emplace_back(variable);
   }
   return out;
 }

@@ -18,7 +18,7 @@
 #include <thread>
 
 #include "plugin/abi.h"
-#include "plugin/helper_calls.h"
+#include "plugin/isolated_calls.h"
 
 namespace ds {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "plugin/helper_calls.h"
+#include "plugin/isolated_calls.h"
 
 #include <memory>
 
