@@ -8,6 +8,8 @@
 namespace ds {
 namespace {
 
+constexpr const char* kLearnerSettings[] = {"learn.learner", "learn.task_learner"};
+
 /// The folder of the modules: beside the folder of this program.
 std::string modules_folder() {
   std::error_code error;
@@ -73,6 +75,11 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
     log(LogLevel::kError, "plugin", attends.message() + "; attending with dense instead");
     DS_TRY(attend_with(*plugins, "dense", slot).in("serve.attention"));
   }
+  for (const char* setting : kLearnerSettings) {
+    const Status learns = plugins->find(DS_KIND_LEARNER, config.text(setting)).status();
+    if (!learns.ok() && !left_out(*plugins)) return learns.in(setting);
+    if (!learns.ok()) log(LogLevel::kError, "plugin", learns.message() + "; feedback waits");
+  }
   return plugins;
 }
 
@@ -95,6 +102,11 @@ void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases
     DS_ASSIGN(const WeightForm form, weight_form(plugins, config, name));
     return keep_in(form, bases, versions);
   });
+  for (const char* setting : kLearnerSettings) {
+    config.before_change(setting, [&](const std::string& name) {
+      return plugins.find(DS_KIND_LEARNER, name).status();
+    });
+  }
   config.before_change("serve.attention",
                        [&](const std::string& name) { return attend_with(plugins, name, slot); });
   plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {

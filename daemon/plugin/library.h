@@ -66,6 +66,10 @@ class PluginInstance {
   static Result<std::shared_ptr<PluginInstance>> create(
       std::shared_ptr<const PluginLibrary> library, const ds_component& component,
       const Json& config);
+  /// A fresh instance with the same config.
+  Result<std::shared_ptr<PluginInstance>> another() const {
+    return create(library_, component_, config_->values);
+  }
   ~PluginInstance();
   PluginInstance(const PluginInstance&) = delete;
 
