@@ -54,12 +54,9 @@ Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
 
 Status Attention::run(Function function, const ds_call& call, const ds_attn_args& args) const {
   const auto held = plugin_->one_call();
-  const BlamedParallel pool(call.parallel, plugin_->who());
-  ds_call blamed = call;
-  blamed.parallel = pool.get();
   ds_status st;
   st.len = 0;
-  const ds_code code = function(plugin_->handle(), &blamed, &args, &st);
+  const ds_code code = function(plugin_->handle(), &call, &args, &st);
   return code == DS_OK ? Status() : plugin_status(name(), code, st);
 }
 

@@ -37,10 +37,9 @@ Status LearnerPlugin::broken(const std::string& what) const {
 template <class Function>
 Status LearnerPlugin::call(const Step& at, const Function& function) const {
   const auto held = plugin_->one_call();
-  const BlamedParallel pool(at.parallel, plugin_->who());
   ds_call c{};
   c.size = sizeof c;
-  c.parallel = pool.get();
+  c.parallel = at.parallel;
   c.seed = at.seed;
   c.step = at.step;
   ds_status st{};

@@ -100,7 +100,10 @@ class PluginInstance {
 
  private:
   PluginInstance(std::shared_ptr<const PluginLibrary> library, const ds_component& component);
-  std::unique_lock<std::mutex> lock_unless(uint64_t caps) const;
+  std::unique_lock<std::mutex> lock_unless(uint64_t caps) const {
+    return (component_.caps & caps) != 0 ? std::unique_lock<std::mutex>()
+                                         : std::unique_lock(calls_);
+  }
   Call alone() const { return {PluginRunning(who_.c_str()), lock_unless(0)}; }
   const std::shared_ptr<const PluginLibrary> library_;
   const ds_component component_;
