@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // plugin: what one answers: run a tool, compare two on the same calls, time one.
+#include <cmath>
 #include <filesystem>
 #include <map>
 
@@ -37,6 +38,12 @@ std::string finding_line(const std::string& file, const Json& finding) {
 std::string relative_at(const Json& item, const char* key) {
   const auto value = number_at(item, key);
   return value ? number_text(*value) : "not finite";
+}
+
+/// In microseconds; from 100 on whole ones.
+std::string time_at(const Json& item, const char* key) {
+  const double us = number_at(item, key).value_or(0);
+  return us < 100 ? number_text(us) : std::to_string(std::llround(us));
 }
 
 std::string generation_text(const Json& item) {
@@ -108,8 +115,8 @@ int plugin_bench(Session& session, const BenchOptions& o) {
   Table table({"CALL", "SIZE", ">RUNS", ">MEDIAN us", ">P99 us", ">CALLS/s"});
   for (const Json& call : list_at(*reply, "calls"))
     table.row({text_at(call, "call"), text_at(call, "size"),
-               std::to_string(integer_at(call, "runs")), relative_at(call, "median_us"),
-               relative_at(call, "p99_us"), std::to_string(integer_at(call, "per_s"))});
+               std::to_string(integer_at(call, "runs")), time_at(call, "median_us"),
+               time_at(call, "p99_us"), std::to_string(integer_at(call, "per_s"))});
   session.print(table.text(session.colour()));
   return kDone;
 }
