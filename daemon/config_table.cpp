@@ -67,6 +67,9 @@ constexpr Setting kSettings[] = {
      "what weights are kept in: file = the tensors as stored, else a quantizer component"},
     {"plugins.config", kT, "{}", 0, 0, "", kRestart,
      "settings of plugins as JSON, by component: {\"window-global\": {\"window\": 64}}"},
+    {"plugins.shadow", kT, "report", 0, 0, "off|report|refuse", kLive,
+     "recorded calls on a reloaded plugin before it serves; refuse = keep the old one if it "
+     "differs"},
     {"versions.keep", kI, "50", 2, 1e6, "", kRestart,
      "newest versions that stay, besides v1, the serving one, its parent and the pinned one"},
 

@@ -47,6 +47,7 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   options.modules = modules_folder();
   options.data = data;
   DS_ASSIGN(options.config, parse_json(config.text("plugins.config")));
+  DS_ASSIGN(options.shadow, shadow_of(config.text("plugins.shadow")));
   report_plugin_crashes(Plugins::crash_report(data));
   PluginServices services;
   services.log = [](int32_t level, std::string_view component, std::string_view text) {
@@ -109,6 +110,11 @@ void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases
   }
   config.before_change("serve.attention",
                        [&](const std::string& name) { return attend_with(plugins, name, slot); });
+  config.before_change("plugins.shadow", [&](const std::string& name) -> Status {
+    DS_ASSIGN(const Shadow shadow, shadow_of(name));
+    plugins.set_shadow(shadow);
+    return {};
+  });
   plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
     if (kind == DS_KIND_ATTENTION && slot.current()->name() == name)
       slot.set(std::make_shared<Attention>(next.instance, next.generation));

@@ -61,7 +61,12 @@ Status Attention::run(Function function, const ds_call& call, const ds_attn_args
 }
 
 Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {
-  return run(one_row_each && table_.decode != nullptr ? table_.decode : table_.prefill, call, args);
+  const bool decode = one_row_each && table_.decode != nullptr;
+  DS_TRY(run(decode ? table_.decode : table_.prefill, call, args));
+  if (args.kv != nullptr &&
+      plugin_->recorded().due(one_row_each ? CallSort::kDecode : CallSort::kPrefill))
+    record(args, one_row_each);
+  return {};
 }
 
 Status Attention::backward(const ds_call& call, const ds_attn_args& args) const {

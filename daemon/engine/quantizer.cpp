@@ -268,6 +268,7 @@ Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* con
 Status Quantizer::linear(const Ops& ops, const OpContext& context,
                          std::span<const QuantWeight* const> weights, const LinearArgs& args,
                          LinearScratch& scratch) const {
+  if (plugin_->recorded().due(CallSort::kLinear)) record(context, *weights[0], args);
   const uint32_t wanted = wanted_parts(args);
   uint32_t fused = wanted & weights[0]->format.fused;
   if (fused == wanted) return run(context, weights, args, fused, scratch);

@@ -18,6 +18,7 @@
 #include "plugin/crash_report.h"
 #include "plugin/plugin_config.h"
 #include "plugin/plugin_file.h"
+#include "plugin/recorded_calls.h"
 
 namespace ds {
 
@@ -93,6 +94,9 @@ class PluginInstance {
   /// "<sha256> org.acme.nf4/my-nf4"
   const char* who() const { return who_.c_str(); }
 
+  /// Of what it was asked; off until somebody turns it on.
+  CallRecorder& recorded() const { return recorded_; }
+
   Status reconfigure(const Json& config);
   Result<std::string> save() const;
   Status restore(const std::string& state, std::string_view saved_by_version);
@@ -112,6 +116,7 @@ class PluginInstance {
   std::unique_ptr<ds_config> config_;
   ds_instance* handle_ = nullptr;
   mutable std::mutex calls_;
+  mutable CallRecorder recorded_;
 };
 
 }  // namespace ds
