@@ -32,8 +32,11 @@ constexpr Setting kSettings[] = {
      "age of the oldest waiting item from which learning gets min_share"},
     {"learn.min_share", kN, "0.5", 0, 1, "", kLive,
      "share of compute that learning gets once it lags"},
+    {"learn.learner", kT, "kl-to-base", 0, 0, "", kLive,
+     "learner component of a plugin: what a round's steps train on"},
+    {"learn.task_learner", kT, "er", 0, 0, "", kLive, "the same for task models"},
     {"learn.replay_ratio", kN, "0.5", 0, 0.95, "", kLive,
-     "share of replayed examples in a training batch"},
+     "share of replayed examples in a step that the learner is asked for"},
     {"learn.deterministic", kB, "false", 0, 0, "", kRestart,
      "rounds are a function of the log alone: exactly min_items items, in offset order"},
     {"learn.seed", kI, "0", 0, 9007199254740991.0, "", kRestart, "seed of every draw"},
@@ -69,6 +72,9 @@ constexpr Setting kSettings[] = {
      "daemon"},
     {"plugins.call_timeout", kD, "30s", kSecond, kDay, "", kRestart,
      "longest call into a helper process that has no deadline of its own"},
+    {"plugins.shadow", kT, "report", 0, 0, "off|report|refuse", kLive,
+     "recorded calls on a reloaded plugin before it serves; refuse = keep the old one if it "
+     "differs"},
     {"versions.keep", kI, "50", 2, 1e6, "", kRestart,
      "newest versions that stay, besides v1, the serving one, its parent and the pinned one"},
 

@@ -246,7 +246,6 @@ Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_fi
 }
 
 Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& store) {
-  FileSystem& fs = posix_file_system();
   Clock& clock = system_clock_seam();
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
@@ -256,14 +255,14 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
             open_plugins(a.data + "/plugins", config, metrics, events, attention));
   const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
-  VersionStore files(fs, a.data);
-  BaseStore base_files(fs, a.data);
+  VersionStore files(posix_file_system(), a.data);
+  BaseStore base_files(posix_file_system(), a.data);
   DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, config.text("model.quant")));
   Bases bases(*model.file, base_files, form);
   DS_ASSIGN(const std::unique_ptr<Versions> versions,
             open_versions(bases, base_files, files, store, config, compute));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
-  TaskModels tasks(store, files, config, pool, ops, events, clock);
+  TaskModels tasks(store, files, config, *plugins, pool, ops, events, clock);
   DS_TRY(tasks.open());
   Engine engine(engine_options(config, model.file->config(), model.fp32), compute, pool, *versions,
                 model.tokenizer, metrics, clock);
@@ -276,6 +275,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    pool,
                    ops,
                    attention,
+                   *plugins,
                    metrics,
                    events,
                    clock,

@@ -8,6 +8,8 @@
 namespace ds {
 namespace {
 
+constexpr const char* kLearnerSettings[] = {"learn.learner", "learn.task_learner"};
+
 std::filesystem::path own_folder() {
   std::error_code error;
   return std::filesystem::canonical("/proc/self/exe", error).parent_path();
@@ -71,6 +73,7 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   DS_ASSIGN(options.places, parse_json(config.text("plugins.isolation")));
   if (!options.places.is_object()) return invalid("plugins.isolation: expected an object of names");
   options.isolation = isolation(config, metrics, events);
+  DS_ASSIGN(options.shadow, shadow_of(config.text("plugins.shadow")));
   report_plugin_crashes(Plugins::crash_report(data));
   PluginServices services;
   services.log = [](int32_t level, std::string_view component, std::string_view text) {
@@ -99,6 +102,11 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
     log(LogLevel::kError, "plugin", attends.message() + "; attending with dense instead");
     DS_TRY(attend_with(*plugins, "dense", slot).in("serve.attention"));
   }
+  for (const char* setting : kLearnerSettings) {
+    const Status learns = plugins->find(DS_KIND_LEARNER, config.text(setting)).status();
+    if (!learns.ok() && !left_out(*plugins)) return learns.in(setting);
+    if (!learns.ok()) log(LogLevel::kError, "plugin", learns.message() + "; feedback waits");
+  }
   return plugins;
 }
 
@@ -121,8 +129,18 @@ void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases
     DS_ASSIGN(const WeightForm form, weight_form(plugins, config, name));
     return keep_in(form, bases, versions);
   });
+  for (const char* setting : kLearnerSettings) {
+    config.before_change(setting, [&](const std::string& name) {
+      return plugins.find(DS_KIND_LEARNER, name).status();
+    });
+  }
   config.before_change("serve.attention",
                        [&](const std::string& name) { return attend_with(plugins, name, slot); });
+  config.before_change("plugins.shadow", [&](const std::string& name) -> Status {
+    DS_ASSIGN(const Shadow shadow, shadow_of(name));
+    plugins.set_shadow(shadow);
+    return {};
+  });
   plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
     if (kind == DS_KIND_ATTENTION && slot.current()->name() == name)
       slot.set(std::make_shared<Attention>(next.instance, next.generation));

@@ -16,6 +16,9 @@
 #include "ds/status.h"
 
 namespace ds {
+
+constinit thread_local const char* on_behalf_of = nullptr;
+
 namespace {
 
 constexpr int64_t kSpinNs = 40'000;  // a futex wake costs 5-50 us; engine phases follow closely
@@ -36,6 +39,7 @@ thread_local bool inside_task = false;
 struct Job {
   ds_task_fn task = nullptr;  // written only while no ticket is out
   void* user = nullptr;
+  const char* behalf = nullptr;
   int64_t count = 0;
   alignas(64) std::atomic<int64_t> tickets{0};  // not yet taken
   alignas(64) std::atomic<int64_t> done{0};
@@ -44,6 +48,7 @@ struct Job {
   void publish(int64_t n, ds_task_fn fn, void* arg) {
     task = fn;
     user = arg;
+    behalf = on_behalf_of;
     count = n;
     done.store(0, std::memory_order_relaxed);
     tickets.store(n, std::memory_order_release);
@@ -59,9 +64,12 @@ struct Job {
     } while (!tickets.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel,
                                             std::memory_order_acquire));
     const int64_t total = count;
+    const char* const own = on_behalf_of;
+    on_behalf_of = behalf;
     inside_task = true;
     task(user, total - left);
     inside_task = false;
+    on_behalf_of = own;
     // After this increment the caller may return and publish again: the job is not touched any
     // more.
     return done.fetch_add(1, std::memory_order_acq_rel) + 1 == total ? Taken::kRanLast

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one compute pool: pinned threads that spin briefly, then park. Two masters share it. The engine
-// runs at once; the trainer's run() gives the pool up between tasks while the engine waits, and takes
-// back up to `background_share` of the time when it has fallen behind (no starvation).
+// The one compute pool: pinned threads that spin briefly, then park. Two masters share it. The
+// engine runs at once; the trainer's run() gives the pool up between tasks while the engine waits,
+// and takes back up to `background_share` of the time when it has fallen behind (no starvation).
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@ class Pool {
   const ds_parallel* engine();      ///< for the engine thread (one caller at a time)
   const ds_parallel* background();  ///< for the trainer (one caller at a time)
 
-  /// Brackets of an engine step: background tasks in flight finish (<= 1 ms each), none starts until
-  /// end_engine_step(). With a background share set, begin_engine_step() first lets waiting background
-  /// work run until it has had its share since the last step.
+  /// Brackets of an engine step: background tasks in flight finish (<= 1 ms each), none starts
+  /// until end_engine_step(). With a background share set, begin_engine_step() first lets waiting
+  /// background work run until it has had its share since the last step.
   void begin_engine_step();
   void end_engine_step();
 
@@ -35,8 +35,8 @@ class Pool {
     int64_t engine_ns = 0;      ///< spent inside engine steps
     int64_t background_ns = 0;  ///< background tasks running
     int64_t background_tasks = 0;
-    int64_t yields = 0;         ///< times a background run() stopped for an engine step
-    int64_t wait_ns_max = 0;    ///< longest begin_engine_step() wait caused by a running task
+    int64_t yields = 0;       ///< times a background run() stopped for an engine step
+    int64_t wait_ns_max = 0;  ///< longest begin_engine_step() wait caused by a running task
   };
   Times times() const;
 
@@ -45,8 +45,12 @@ class Pool {
   std::unique_ptr<State> state_;
 };
 
-/// Runs all tasks on the calling thread, any number of callers at a time: for small work away from the
-/// two masters, such as packing a loaded version.
+/// Whose code this thread runs, for the report of a crash; null = the daemon's own. The tasks of a
+/// run() inherit it from their caller, on whatever thread.
+extern constinit thread_local const char* on_behalf_of;
+
+/// Runs all tasks on the calling thread, any number of callers at a time: for small work away from
+/// the two masters, such as packing a loaded version.
 const ds_parallel* serial_parallel();
 
 }  // namespace ds

@@ -29,6 +29,12 @@ class Sha256 {
 };
 
 Sha256Digest sha256(std::string_view bytes);
+/// Its first eight bytes, big-endian: where 64 bits are identity enough.
+constexpr uint64_t first_word(const Sha256Digest& digest) {
+  uint64_t word = 0;
+  for (size_t i = 0; i < 8; ++i) word = word << 8 | digest[i];
+  return word;
+}
 std::string to_hex(std::span<const uint8_t> bytes);
 
 }  // namespace ds

@@ -171,30 +171,6 @@ FileSystem& posix_file_system() {
 
 // SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014): golden
 // gamma increment and the finaliser Mix13, applied to a combined with b.
-uint64_t Rng::mix(uint64_t a, uint64_t b) {
-  uint64_t z = a + (b + 1) * 0x9e3779b97f4a7c15ull;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
-
-uint64_t Rng::next() { return mix(mix(seed_, stream_), counter_++); }
-
-// Lemire: "Fast Random Integer Generation in an Interval" (2019); the rejection keeps it unbiased.
-uint64_t Rng::below(uint64_t bound) {
-  DS_CHECK(bound > 0);
-  unsigned __int128 product = static_cast<unsigned __int128>(next()) * bound;
-  if (static_cast<uint64_t>(product) < bound) {
-    const uint64_t threshold = -bound % bound;
-    while (static_cast<uint64_t>(product) < threshold) {
-      product = static_cast<unsigned __int128>(next()) * bound;
-    }
-  }
-  return static_cast<uint64_t>(product >> 64);
-}
-
-double Rng::uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
-
 Status write_file_synced(FileSystem& fs, const std::string& path, std::string_view bytes) {
   DS_ASSIGN(std::unique_ptr<WritableFile> file, fs.create(path));
   DS_TRY(file->append(std::as_bytes(std::span(bytes.data(), bytes.size()))));

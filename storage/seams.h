@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ds/rng.h"
 #include "ds/status.h"
 
 namespace ds {
@@ -22,20 +23,6 @@ class Clock {
   virtual int64_t monotonic_ns() const = 0;  ///< for durations, deadlines and schedules
 };
 Clock& system_clock_seam();
-
-/// Counter-based chance: every draw is a pure function of (seed, stream, counter), so a draw can be
-/// repeated without replaying what came before. SplitMix64 finaliser over the three words.
-class Rng {
- public:
-  explicit Rng(uint64_t seed, uint64_t stream = 0) : seed_(seed), stream_(stream) {}
-  uint64_t next();
-  uint64_t below(uint64_t bound);  ///< uniform in [0, bound), bound > 0
-  double uniform();                ///< [0, 1)
-  static uint64_t mix(uint64_t a, uint64_t b);
-
- private:
-  uint64_t seed_, stream_, counter_ = 0;
-};
 
 /// A file opened for appending. Bytes are durable only after sync().
 class WritableFile {

@@ -131,7 +131,7 @@ Findings library_wrapped(const Source& file) {
     for (const auto& [header, home] : std::vector<std::pair<const char*, const char*>>{
              {"rocksdb/.*", "storage/column_store\\.cpp"},
              {"zmq\\.h(pp)?", "daemon/serve/(data|event)_socket\\.cpp"},
-             {"nlohmann/.*", "storage/json\\.(h|cpp)|modules/(retrievers|tools)/.*\\.cpp"},
+             {"nlohmann/.*", "storage/json\\.(h|cpp)|modules/json_members\\.h"},
              {"boost/beast/.*", "daemon/serve/http_(server|connection)\\.(h|cpp)"},
              {"boost/.*", "daemon/(serve/.*|main\\.cpp)"},
              {"spdlog/.*", "daemon/log\\.cpp"},

@@ -146,6 +146,7 @@ Round round_of(Trial& t, const std::vector<ds_sample>& samples) {
   r.round = 1;
   for (const ds_sample& s : samples) ++(s.pool == DS_POOL_FRESH ? r.n_fresh : r.n_replay);
   r.max_steps = kSteps;
+  r.replay_ratio = 0.5f;
   const ds_round* round = t.give("ds_round", r);
   if (table.round_begin != nullptr && !t.invoke("round_begin", [&](ds_status* st) {
         return table.round_begin(t.instance, round, st);

@@ -21,7 +21,8 @@ inline std::vector<ds_sample> random_samples(size_t n, uint64_t seed) {
     s.owner = s.pool == DS_POOL_CONTRAST ? out[0].key : 0;
     s.flags = static_cast<uint32_t>(i % 3 ? DS_SAMPLE_SEEN : 0) |
               static_cast<uint32_t>(i % 7 == 6 ? DS_SAMPLE_LEARNED : 0) |
-              static_cast<uint32_t>(i % 5 == 0 ? DS_SAMPLE_PAIR : 0);
+              static_cast<uint32_t>(i % 5 == 0 ? DS_SAMPLE_PAIR : 0) |
+              static_cast<uint32_t>(i % 10 == 0 ? DS_SAMPLE_PREFERENCE : 0);
     s.tokens = 1 + static_cast<uint32_t>(rng() % 200);
     s.loss = s.flags & DS_SAMPLE_SEEN ? 4 * unit(rng) : 0;
     s.kl = s.flags & DS_SAMPLE_SEEN ? unit(rng) : 0;

@@ -175,6 +175,20 @@ void declare_plugin_files(CLI::App& plugin, Command& chosen) {
       ->required();
 }
 
+void declare_plugin_calls(CLI::App& plugin, Command& chosen) {
+  const auto diff = declare<CompareOptions>(
+      plugin, "diff", "what two answer to the same recorded calls (exit 8: not the same)", chosen,
+      [](Session& s, const CompareOptions& o) { return plugin_diff(s, o); });
+  diff.app->add_option("A", diff.options->a, "NAME, or NAME@GENERATION")->required();
+  diff.app->add_option("B", diff.options->b, "the same; without it: A's generation before");
+  const auto bench = declare<BenchOptions>(
+      plugin, "bench", "time of the recorded calls, one at a time on one core", chosen,
+      [](Session& s, const BenchOptions& o) { return plugin_bench(s, o); });
+  bench.app->add_option("NAME", bench.options->name, "NAME, or NAME@GENERATION")->required();
+  bench.app->add_option("--seconds", bench.options->seconds, "in all")
+      ->check(CLI::Range(0.01, 60.0));
+}
+
 void declare_plugin(CLI::App& app, Command& chosen) {
   CLI::App& plugin = noun(app, "plugin", "plugins: which there are, which serve");
   declare<None>(plugin, "ls", "all components", chosen,
@@ -203,6 +217,13 @@ void declare_plugin(CLI::App& app, Command& chosen) {
   again.app->add_option("NAME", again.options->name)->required();
   again.app->add_option("KEY=VALUE", again.options->config, "other settings");
   again.app->add_option("--file", again.options->file, "another file of the same plugin");
+  for (CLI::App* swaps : {load.app, again.app}) {
+    PluginRequest& options = swaps == load.app ? *load.options : *again.options;
+    swaps
+        ->add_option("--shadow", options.shadow,
+                     "recorded calls on the new generation: off, report, or refuse if it differs")
+        ->check(CLI::IsMember({"off", "report", "refuse"}));
+  }
   const auto live = request("configure", "change live settings", plugin_configure);
   live.app->add_option("NAME", live.options->name)->required();
   live.app->add_option("KEY=VALUE", live.options->config)->required();
@@ -213,6 +234,7 @@ void declare_plugin(CLI::App& app, Command& chosen) {
       ->required();
   tool.app->add_option("FILE", tool.options->file)->required();
   tool.app->add_option("--language", tool.options->language, "c, c++, python ...");
+  declare_plugin_calls(plugin, chosen);
   declare_plugin_files(plugin, chosen);
 }
 

@@ -56,6 +56,7 @@ int model_list(Session& session);
 int model_show(Session& session, const std::string& name);
 int model_new(Session& session, const std::string& name, const std::vector<int64_t>& sizes);
 
+constexpr const char* kPluginListHint = "dsctl plugin ls lists the plugins";
 struct NewPlugin;  // ctl/plugin_new.h
 int plugin_create(Session& session, const NewPlugin& wanted);
 int plugin_list(Session& session);
@@ -64,10 +65,20 @@ int plugin_explain(Session& session, const std::string& file);
 struct PluginRequest {
   std::string name, file;
   std::vector<std::string> config;  ///< KEY=VALUE
+  std::string shadow;               ///< off, report, refuse; "" = as the daemon is set
   bool trust = false;
 };
 int plugin_load(Session& session, const PluginRequest& request);
 int plugin_reload(Session& session, const PluginRequest& request);
+struct CompareOptions {
+  std::string a, b;  ///< NAME or NAME@GENERATION; b empty: the generation before
+};
+int plugin_diff(Session& session, const CompareOptions& options);
+struct BenchOptions {
+  std::string name;
+  double seconds = 2;
+};
+int plugin_bench(Session& session, const BenchOptions& options);
 int plugin_configure(Session& session, const PluginRequest& request);
 int plugin_rollback(Session& session, const std::string& name);
 int plugin_retire(Session& session, const std::string& name);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// plugin: what is loaded, why a file is not, load and swap, sign, check, run a tool.
+// plugin: what is loaded, why a file is not, load and swap, sign, check.
 #include <spawn.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <map>
 
 #include "ctl/commands.h"
 #include "ctl/output.h"
@@ -20,8 +19,6 @@ extern char** environ;
 
 namespace ds::ctl {
 namespace {
-
-constexpr const char* kListHint = "dsctl plugin ls lists the plugins";
 
 std::string absolute(const std::string& path) {
   std::error_code error;
@@ -50,21 +47,30 @@ std::vector<std::string> cells_of(const Json& item) {
           text_at(item, "origin"),  text_at(item, "sha256").substr(0, 12)};
 }
 
-int show_component(Session& session, const Json& reply, const char* verb) {
+/// Of the recorded calls that were run before it served, if any were.
+std::string shadow_text(const Json& item) {
+  const std::string text = text_at(item, "shadow.text", "");
+  return text.empty() ? "" : "\n  " + text;
+}
+
+int show_component(Session& session, const Json& reply, const char* verb,
+                   bool with_shadow = false) {
   if (session.json()) {
     session.document("ds.Plugin/1", reply);
     return kDone;
   }
   session.print(text_at(reply, "kind") + " " + text_at(reply, "name") + " " + verb +
                 ", generation " + std::to_string(integer_at(reply, "generation")) + " of " +
-                text_at(reply, "id") + " " + text_at(reply, "version") + "\n");
+                text_at(reply, "id") + " " + text_at(reply, "version") +
+                (with_shadow ? shadow_text(reply) : "") + "\n");
   return kDone;
 }
 
-int change(Session& session, const char* path, const Json& body, const char* verb) {
+int change(Session& session, const char* path, const Json& body, const char* verb,
+           bool with_shadow = false) {
   const auto reply = session.post(path, body, Patience::kLong);
-  if (!reply.ok()) return session.fail(reply.status(), kListHint);
-  return show_component(session, *reply, verb);
+  if (!reply.ok()) return session.fail(reply.status(), kPluginListHint);
+  return show_component(session, *reply, verb, with_shadow);
 }
 
 /// A program beside this one, with its output where ours goes.
@@ -89,51 +95,7 @@ int run_beside(Session& session, const std::string& program, std::vector<std::st
   return WEXITSTATUS(status) == 1 ? kNotGood : WEXITSTATUS(status);
 }
 
-/// Empty: no idea.
-std::string language_of(const std::string& file) {
-  static const std::map<std::string, std::string> by_ending = {
-      {".c", "c"},           {".cc", "c++"},  {".cpp", "c++"},   {".cxx", "c++"},
-      {".h", "c++"},         {".hh", "c++"},  {".hpp", "c++"},   {".py", "python"},
-      {".rs", "rust"},       {".go", "go"},   {".java", "java"}, {".js", "javascript"},
-      {".ts", "typescript"}, {".sh", "shell"}};
-  const auto at = by_ending.find(std::filesystem::path(file).extension().string());
-  return at != by_ending.end() ? at->second : "";
-}
-
-/// "a.cpp:3:11: error: Null pointer dereference [nullPointer]"
-std::string finding_line(const std::string& file, const Json& finding) {
-  std::string place = file;
-  if (const int64_t line = integer_at(finding, "line"); line > 0) {
-    place += ":" + std::to_string(line);
-    if (const int64_t column = integer_at(finding, "column"); column > 0)
-      place += ":" + std::to_string(column);
-  }
-  return place + ": " + text_at(finding, "severity") + ": " + text_at(finding, "message") + " [" +
-         text_at(finding, "rule") + "]\n";
-}
-
 }  // namespace
-
-int plugin_run(Session& session, const std::string& name, const std::string& file,
-               const std::string& language) {
-  Json body = {{"path", file}, {"language", language.empty() ? language_of(file) : language}};
-  if (body["language"] == "")
-    return session.fail_as(kUsage, "usage", file + ": its name does not tell the language",
-                           "--language c++, for example");
-  const auto text = posix_file_system().read(file);
-  if (!text.ok()) return session.fail(text.status());
-  body["text"] = *text;
-  const auto reply = session.post("/ds/v1/tools/" + url_encode(name), body, Patience::kLong);
-  if (!reply.ok()) return session.fail(reply.status(), kListHint);
-  const auto& findings = list_at(*reply, "findings");
-  if (session.json()) {
-    session.document("ds.ToolFindings/1", *reply);
-  } else {
-    for (const Json& finding : findings) session.print(finding_line(file, finding));
-    if (flag_at(*reply, "truncated")) session.print(file + ": there is more\n");
-  }
-  return findings.empty() ? kDone : kNotGood;
-}
 
 int plugin_create(Session& session, const NewPlugin& wanted) {
   NewPlugin here = wanted;
@@ -165,7 +127,7 @@ int plugin_list(Session& session) {
 
 int plugin_show(Session& session, const std::string& name) {
   const auto reply = session.get("/ds/v1/plugins/" + url_encode(name));
-  if (!reply.ok()) return session.fail(reply.status(), kListHint);
+  if (!reply.ok()) return session.fail(reply.status(), kPluginListHint);
   if (session.json()) {
     session.document("ds.Plugin/1", *reply);
     return kDone;
@@ -178,6 +140,7 @@ int plugin_show(Session& session, const std::string& name) {
   for (const char* key : {"runs_in", "pid", "deaths", "breaker"}) {
     if (reply->contains(key)) lines.emplace_back(key, text_at(*reply, key));
   }
+  if (reply->contains("shadow")) lines.emplace_back("shadow", text_at(*reply, "shadow.text"));
   session.print(key_values(lines));
   Table table({"NAME", "KIND", "STATE", ">GENERATION", "VERSION", "ID", "ORIGIN", "SHA256"});
   for (const Json& item : list_at(*reply, "generations"))
@@ -209,6 +172,7 @@ int plugin_load(Session& session, const PluginRequest& o) {
     return session.fail_as(kUsage, "usage", config.status().message(), "e.g. window=64");
   Json body = {{"path", absolute(o.file)}, {"trust", o.trust}};
   if (!o.config.empty()) body["config"] = *config;
+  if (!o.shadow.empty()) body["shadow"] = o.shadow;
   const auto reply = session.post("/ds/v1/plugins/load", body, Patience::kLong);
   if (!reply.ok()) return session.fail(reply.status(), "dsctl plugin explain FILE says more");
   if (session.json()) {
@@ -218,7 +182,7 @@ int plugin_load(Session& session, const PluginRequest& o) {
   for (const Json& item : list_at(*reply, "components"))
     session.print(text_at(item, "kind") + " " + text_at(item, "name") + " loaded, generation " +
                   std::to_string(integer_at(item, "generation")) + ", trusted by " +
-                  text_at(item, "trusted_by") + "\n");
+                  text_at(item, "trusted_by") + shadow_text(item) + "\n");
   return kDone;
 }
 
@@ -229,7 +193,8 @@ int plugin_reload(Session& session, const PluginRequest& o) {
   Json body = {{"name", o.name}};
   if (!o.file.empty()) body["path"] = absolute(o.file);
   if (!o.config.empty()) body["config"] = *config;
-  return change(session, "/ds/v1/plugins/reload", body, "reloaded");
+  if (!o.shadow.empty()) body["shadow"] = o.shadow;
+  return change(session, "/ds/v1/plugins/reload", body, "reloaded", true);
 }
 
 int plugin_configure(Session& session, const PluginRequest& o) {

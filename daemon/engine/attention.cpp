@@ -54,17 +54,19 @@ Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
 
 Status Attention::run(Function function, const ds_call& call, const ds_attn_args& args) const {
   const auto held = plugin_->one_call();
-  const BlamedParallel pool(call.parallel, plugin_->who());
-  ds_call blamed = call;
-  blamed.parallel = pool.get();
   ds_status st;
   st.len = 0;
-  const ds_code code = function(plugin_->handle(), &blamed, &args, &st);
+  const ds_code code = function(plugin_->handle(), &call, &args, &st);
   return code == DS_OK ? Status() : plugin_status(name(), code, st);
 }
 
 Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {
-  return run(one_row_each && table_.decode != nullptr ? table_.decode : table_.prefill, call, args);
+  const bool decode = one_row_each && table_.decode != nullptr;
+  DS_TRY(run(decode ? table_.decode : table_.prefill, call, args));
+  if (args.kv != nullptr &&
+      plugin_->recorded().due(one_row_each ? CallSort::kDecode : CallSort::kPrefill))
+    record(args, one_row_each);
+  return {};
 }
 
 Status Attention::backward(const ds_call& call, const ds_attn_args& args) const {

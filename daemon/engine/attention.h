@@ -37,6 +37,7 @@ class Attention {
  private:
   using Function = ds_code (*)(ds_instance*, const ds_call*, const ds_attn_args*, ds_status*);
   Status run(Function function, const ds_call& call, const ds_attn_args& args) const;
+  void record(const ds_attn_args& args, bool decode) const;
 
   std::shared_ptr<const PluginInstance> plugin_;
   ds_attention table_;

@@ -67,10 +67,10 @@ std::vector<float> Mlp::forward(const Compute& compute, int64_t rows, const floa
 }
 
 double Mlp::loss(const Compute& compute, int64_t rows, const float* x, const int32_t* labels,
+                 std::span<const float> weight, std::span<float> logprob,
                  std::span<float> gradient) const {
+  DS_CHECK(std::ssize(weight) == rows && std::ssize(logprob) == rows);
   std::vector<std::vector<float>> y = activations(compute, rows, x);
-  const std::vector<float> weight(static_cast<size_t>(rows), 1.0f / static_cast<float>(rows));
-  std::vector<float> logprob(static_cast<size_t>(rows));
   CrossEntropyArgs args;
   args.rows = rows;
   args.vocab = args.stride = sizes_.back();
@@ -80,9 +80,9 @@ double Mlp::loss(const Compute& compute, int64_t rows, const float* x, const int
   args.logprob = logprob.data();
   args.gradient = !gradient.empty();
   compute.ops->cross_entropy(compute.context, args);
-  double mean = 0;
-  for (const float lp : logprob) mean -= lp / static_cast<double>(rows);
-  if (gradient.empty()) return mean;
+  double sum = 0;
+  for (size_t r = 0; r < logprob.size(); ++r) sum -= static_cast<double>(weight[r]) * logprob[r];
+  if (gradient.empty()) return sum;
   DS_CHECK(gradient.size() == parameters_.size());
   std::fill(gradient.begin(), gradient.end(), 0.0f);
   std::vector<float> dy = std::move(y.back());
@@ -102,7 +102,7 @@ double Mlp::loss(const Compute& compute, int64_t rows, const float* x, const int
     compute.ops->relu_backward(compute.context, rows * layer.in, y[i - 1].data(), dx.data());
     dy = std::move(dx);
   }
-  return mean;
+  return sum;
 }
 
 std::vector<StoredTensor> Mlp::tensors() const {

@@ -25,9 +25,10 @@ class Mlp {
   /// Scores before the softmax, FP32 [rows, classes].
   std::vector<float> forward(const Compute& compute, int64_t rows, const float* x) const;
 
-  /// Mean cross-entropy over the rows; its gradient is written to `gradient` (same layout as
-  /// parameters()) unless that is empty.
+  /// Sum over the rows of `weight` times cross-entropy; writes each row's log-probability, and the
+  /// sum's gradient to `gradient` (same layout as parameters()) unless that is empty.
   double loss(const Compute& compute, int64_t rows, const float* x, const int32_t* labels,
+              std::span<const float> weight, std::span<float> logprob,
               std::span<float> gradient) const;
 
   std::vector<StoredTensor> tensors()

@@ -8,11 +8,8 @@ namespace ds {
 
 /// What a component computes depends on: its file, name and config. Equal keys give equal bits.
 inline uint64_t plugin_key(const PluginInstance& plugin) {
-  const Sha256Digest digest = sha256(plugin.library().sha256() + " " + std::string(plugin.name()) +
-                                     " " + canonical_json(plugin.config()));
-  uint64_t key = 0;
-  for (int i = 0; i < 8; ++i) key = key << 8 | digest[static_cast<size_t>(i)];
-  return key;
+  return first_word(sha256(plugin.library().sha256() + " " + std::string(plugin.name()) + " " +
+                           canonical_json(plugin.config())));
 }
 
 }  // namespace ds

@@ -12,10 +12,10 @@
 namespace ds {
 namespace {
 
-ds_call host_call(const BlamedParallel& pool) {
+ds_call host_call(const OpContext& context) {
   ds_call call{};
   call.size = sizeof call;
-  call.parallel = pool.get();
+  call.parallel = context.parallel;
   return call;
 }
 
@@ -194,8 +194,7 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
   out->view.scales = out->scales.data();
   out->view.zeros = out->zeros.data();
   const TensorView source(w, kAbiF32, {n, k});
-  const BlamedParallel pool(context.parallel, plugin_->who());
-  const ds_call call = host_call(pool);
+  const ds_call call = host_call(context);
   ds_status st{};
   const auto held = plugin_->one_call();
   DS_TRY(plugin_status(name(),
@@ -209,8 +208,7 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
 Status Quantizer::dequantize(const OpContext& context, const QuantWeight& weight, float* w) const {
   const int64_t n = weight.view.n, k = weight.view.k;
   const TensorView out(w, kAbiF32, {n, k});
-  const BlamedParallel pool(context.parallel, plugin_->who());
-  const ds_call call = host_call(pool);
+  const ds_call call = host_call(context);
   ds_status st{};
   const auto held = plugin_->one_call();
   return plugin_status(
@@ -228,8 +226,7 @@ Result<bool> Quantizer::accepts(const QuantWeight& weight) const {
 Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* const> weights,
                       const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const {
   const ds_qformat& format = weights[0]->format;
-  const BlamedParallel pool(context.parallel, plugin_->who());
-  ds_call call = host_call(pool);
+  ds_call call = host_call(context);
   ds_status st;
   st.len = 0;
   const auto held = plugin_->one_call();
@@ -271,6 +268,7 @@ Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* con
 Status Quantizer::linear(const Ops& ops, const OpContext& context,
                          std::span<const QuantWeight* const> weights, const LinearArgs& args,
                          LinearScratch& scratch) const {
+  if (plugin_->recorded().due(CallSort::kLinear)) record(context, *weights[0], args);
   const uint32_t wanted = wanted_parts(args);
   uint32_t fused = wanted & weights[0]->format.fused;
   if (fused == wanted) return run(context, weights, args, fused, scratch);

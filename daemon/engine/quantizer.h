@@ -70,6 +70,8 @@ class Quantizer {
   Status run(const OpContext& context, std::span<const QuantWeight* const> weights,
              const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const;
 
+  void record(const OpContext& context, const QuantWeight& weight, const LinearArgs& args) const;
+
   std::shared_ptr<const PluginInstance> plugin_;
   ds_quantizer table_;
   uint64_t generation_, key_, serial_;

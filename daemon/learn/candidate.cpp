@@ -2,6 +2,7 @@
 #include "learn/candidate.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "engine/delta_file.h"
 #include "engine/versions.h"
@@ -11,12 +12,10 @@ namespace ds {
 namespace {
 
 Result<std::unique_ptr<Adapters>> stored_factors(const VersionManifest& version,
-                                                 const VersionStore& files,
+                                                 const std::vector<StoredTensor>& tensors,
                                                  const ModelConfig& config) {
   DS_ASSIGN(const int64_t rank, get_int(version.details, "rank"));
   DS_ASSIGN(const double scale, get_number(version.details, "scale"));
-  DS_ASSIGN(const std::vector<StoredTensor> tensors,
-            files.read_checkpoint(version.model, version.number));
   DS_ASSIGN(const auto factors, tensors_to_factors(config, rank, tensors));
   auto adapters =
       std::make_unique<Adapters>(config, rank, static_cast<float>(scale), group_recipe().targets);
@@ -57,6 +56,7 @@ Candidate low_rank_candidate(const Trained& trained, VersionManifest manifest,
   Candidate out;
   out.delta = factors_to_tensors(config, adapters.rank(), factors, "BF16");
   out.checkpoint = factors_to_tensors(config, adapters.rank(), factors, "F32");
+  std::ranges::move(memory_tensors(trained.memory), std::back_inserter(out.checkpoint));
   manifest.method = "lora";
   manifest.base_sha256 = trained.base->sha256();
   manifest.details = {
@@ -77,8 +77,13 @@ Result<Trained> trained_from(const VersionManifest& version, const Weights& serv
   const ModelConfig& config = bases.config();
   Trained out;
   out.base = serving.base;
+  std::vector<StoredTensor> checkpoint;
+  if (version.method != "base") {
+    DS_ASSIGN(checkpoint, files.read_checkpoint(version.model, version.number));
+    DS_ASSIGN(out.memory, take_memory(version, checkpoint));
+  }
   if (version.method == "lora") {
-    DS_ASSIGN(out.adapters, stored_factors(version, files, config));
+    DS_ASSIGN(out.adapters, stored_factors(version, checkpoint, config));
   } else if (!method.full) {
     const Recipe recipe = group_recipe();
     out.adapters = std::make_unique<Adapters>(config, method.rank, recipe.scale, recipe.targets);
@@ -98,6 +103,7 @@ Result<Trained> trained_from(const VersionManifest& version, const Weights& serv
 
 Trained copy_of(const Trained& trained) {
   Trained out;
+  out.memory = trained.memory;
   if (trained.full) {  // its base is packed anew from the masters
     out.full = std::make_unique<FullWeights>(trained.full->config(), trained.full->masters());
     return out;
@@ -120,6 +126,7 @@ Result<Candidate> make_candidate(const Trained& trained, VersionManifest manifes
   manifest.method = "full";
   manifest.base_sha256 = to_hex(sha256(out.base_file));
   manifest.details = {{"parameters", trained.full->size()}};
+  out.checkpoint = memory_tensors(trained.memory);
   manifest.weight_hash = weight_hash(manifest.base_sha256, {});
   DS_ASSIGN(auto base,
             BaseWeights::from_tensors(config, masters, manifest.base_sha256, compute, form));

@@ -18,6 +18,7 @@ struct Trained {
   std::shared_ptr<const BaseWeights> base;  ///< what rounds start from, see RoundTrainer::set_base
   std::unique_ptr<Adapters> adapters;
   std::unique_ptr<FullWeights> full;
+  LearnerMemory memory;  ///< of the learner, as it goes with the weights
   Trainable view() const { return full ? Trainable(*full) : Trainable(*adapters); }
 };
 

@@ -283,13 +283,14 @@ Recipe Learner::recipe_for(size_t items, const Trained& trained) const {
   if (trained.adapters) recipe.rank = trained.adapters->rank();
   recipe.lr *= static_cast<float>(parts_.config.number("learn.lr") / 0.002);
   recipe.max_steps = parts_.config.integer("learn.max_steps");
-  const double ratio = parts_.config.number("learn.replay_ratio");
-  recipe.replay_per_step =
-      static_cast<int>(0.5 + ratio / (1.0 - ratio) *
-                                 static_cast<double>(std::min<size_t>(
-                                     items, static_cast<size_t>(recipe.lessons_per_step))));
-  recipe.replay_per_step = std::min(recipe.replay_per_step, 4);
+  recipe.replay_ratio = static_cast<float>(parts_.config.number("learn.replay_ratio"));
   return recipe;
+}
+
+Result<LearnerPlugin> Learner::learner_for(const LearnerMemory& memory) const {
+  DS_ASSIGN(const Plugins::Serving serving,
+            parts_.plugins.find(DS_KIND_LEARNER, parts_.config.text("learn.learner")));
+  return LearnerPlugin::create(serving, memory);
 }
 
 }  // namespace ds

@@ -37,6 +37,7 @@ struct LearnerParts {
   Pool& pool;
   const Ops& ops;
   const AttentionSlot& attention;
+  Plugins& plugins;
   Metrics& metrics;
   EventBus& events;
   Clock& clock;
@@ -103,7 +104,8 @@ class Learner {
   Result<Round> train_round(int64_t parent, std::vector<FeedbackItem> items,
                             const std::vector<FeedbackItem>& earlier, Trained trained,
                             uint64_t round_in_lineage);
-  void run_training(Round& round, const std::vector<Lesson>& replay);
+  void run_training(Round& round, const LearnerPlugin& learner, const std::vector<Lesson>& replay);
+  Result<LearnerPlugin> learner_for(const LearnerMemory& memory) const;
   GateScores measure(const Round& round, const Weights& parent, const Weights& candidate);
   Json finish_round(Round& round, int64_t parent, bool gate_it);
   Json drop(Round& round, int64_t parent, const Json& gate);

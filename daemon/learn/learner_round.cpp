@@ -110,6 +110,12 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
     round.items.push_back(std::move(item));
   }
   DS_TRY(parts_.store.commit(queued));
+  if (!parts_.config.flag("learn.deterministic")) {  // there, times decide nothing
+    int64_t newest_ms = 0;
+    for (const FeedbackItem& item : round.items) newest_ms = std::max(newest_ms, item.received_ms);
+    for (size_t i = 0; i < round.items.size(); ++i)
+      round.lessons[i].age_s = static_cast<float>(newest_ms - round.items[i].received_ms) / 1000.0f;
+  }
   std::vector<Lesson> replay;
   std::map<std::string, int> seen;
   for (const FeedbackItem& item : not_superseded(earlier, round.items)) {
@@ -124,24 +130,29 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   log(LogLevel::kInfo, "learn",
       "round " + std::to_string(round.number) + ": " + std::to_string(round.lessons.size()) +
           " items on v" + std::to_string(parent));
-  run_training(round, replay);
+  DS_ASSIGN(const LearnerPlugin learner, learner_for(round.trained.memory));
+  run_training(round, learner, replay);
   return round;
 }
 
-void Learner::run_training(Round& round, const std::vector<Lesson>& replay) {
+void Learner::run_training(Round& round, const LearnerPlugin& learner,
+                           const std::vector<Lesson>& replay) {
   Trained& trained = round.trained;
   if (!trained.base) {  // the second round of a rebuild starts from what the first has made
     trained.full->pack(compute_, parts_.bases.format());
     trained.base = trained.full->packed();
   }
   trainer_->set_base(trained.base);
-  round.outcome =
-      trainer_->train(recipe_for(round.lessons.size(), trained), trained.view(), round.lessons,
-                      replay, static_cast<uint64_t>(parts_.config.integer("learn.seed")),
-                      round.in_lineage, [&](const StepReport& step) {
-                        report(step);
-                        return !should_drop();
-                      });
+  const RoundInput input{round.lessons, replay,
+                         static_cast<uint64_t>(parts_.config.integer("learn.seed")),
+                         round.in_lineage};
+  round.outcome = trainer_->train(recipe_for(round.lessons.size(), trained), learner,
+                                  trained.view(), input, [&](const StepReport& step) {
+                                    report(step);
+                                    return !should_drop();
+                                  });
+  trained.memory = std::move(round.outcome.memory);
+  round.learner = learner.provenance();
   trainer_->set_base(nullptr);
   if (trained.full) {  // the masters are all that the next round or the candidate needs
     trained.full->release();
@@ -204,6 +215,7 @@ Json Learner::hold(Round& round, int64_t parent, const std::string& outcome,
       {"items", ids_of(round.items)},
       {"steps", round.outcome.steps},
       {"reason", reason},
+      {"learner", round.learner},
       {"gate", gate},
       {"tokens", round.outcome.tokens},
       {"seconds", static_cast<double>(parts_.clock.unix_ms() - round.started_ms) / 1000.0}};
@@ -249,8 +261,10 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
     std::lock_guard lock(mutex_);
     state_ = "gating";
   }
-  if (!round.outcome.failure.ok())
+  if (!round.outcome.failure.ok()) {  // of a plugin; its items wait for one that works
+    round.retry = true;
     return hold(round, parent, "held", round.outcome.failure.message(), {});
+  }
   if (!round.outcome.finite)
     return hold(round, parent, "held", "the loss or its gradient became NaN or infinite", {});
   VersionManifest manifest;
@@ -311,6 +325,7 @@ Json Learner::publish_round(Round& round, Candidate candidate, const Json& gate_
                            {"last_loss", round.outcome.last_loss},
                            {"converged", round.outcome.converged},
                            {"seconds", seconds},
+                           {"learner", round.learner},
                            {"gate", gate_record},
                            {"round_in_lineage", round.in_lineage}});
   Json record = {{"round", round.number},
@@ -323,6 +338,7 @@ Json Learner::publish_round(Round& round, Candidate candidate, const Json& gate_
                  {"seconds", seconds},
                  {"gate", gate_record},
                  {"seed", parts_.config.integer("learn.seed")},
+                 {"learner", round.learner},
                  {"weight_hash", manifest.weight_hash}};
   Commit commit = std::move(round.with);
   set_fates(commit, round.items, "trained", version, round.outcome.steps, "");

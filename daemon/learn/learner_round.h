@@ -14,6 +14,7 @@ struct Learner::Round {
   std::vector<Lesson> lessons;
   Trained trained;
   RoundOutcome outcome;
+  Json learner;  // which plugin said what to train on
   int64_t started_ms = 0;
   bool rebuilds = false;  // an undo's: a failure leaves the items' fates as they were
   bool retry = false;     // the disk failed, not the candidate: its items wait for another round

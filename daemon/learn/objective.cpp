@@ -41,14 +41,10 @@ TargetView view_of(const Part& part, const std::vector<float>& logprob,
   return view;
 }
 
-double log_sigmoid(double x) {
-  return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
-}
-
 struct Layout {
   TrainBatch batch;
-  std::vector<Part> ce, chosen, rejected, kl;
-  int64_t ce_rows = 0;  ///< loss rows of cross-entropy and DPO terms; KL rows follow
+  std::vector<Part> ce, summed, kl;
+  int64_t ce_rows = 0;  ///< loss rows of cross-entropy and summed sequences; KL rows follow
 };
 
 /// A sequence that several of the terms below name stands in the batch once.
@@ -61,10 +57,7 @@ Layout lay_out(const Terms& terms) {
     return at->second;
   };
   for (const auto& t : terms.cross_entropy) out.ce.push_back(place(t.sequence));
-  for (const auto& t : terms.dpo) {
-    out.chosen.push_back(place(t.chosen));
-    out.rejected.push_back(place(t.rejected));
-  }
+  for (const Sequence* s : terms.summed.sequences) out.summed.push_back(place(s));
   out.ce_rows = static_cast<int64_t>(out.batch.loss_rows.size());
   for (const auto& t : terms.kl) out.kl.push_back(append(out.batch, *t.sequence));
   return out;
@@ -141,20 +134,16 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
         terms.cross_entropy[i].weight /
             static_cast<float>(std::max<int64_t>(layout.ce[i].rows, 1)));
   }
-  if (!terms.dpo.empty()) {  // the coefficients of a pair depend on its sums: read them first
+  if (!layout.summed.empty()) {  // the derivatives depend on the sums: read them first
     cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob, argmax,
                        false);
-    for (size_t i = 0; i < terms.dpo.size(); ++i) {
-      const DpoTerm& t = terms.dpo[i];
-      const double chosen = view_of(layout.chosen[i], logprob, argmax, target).sum_logprob;
-      const double rejected = view_of(layout.rejected[i], logprob, argmax, target).sum_logprob;
-      const double margin =
-          t.beta * ((chosen - t.chosen_reference) - (rejected - t.rejected_reference));
-      const double pull = t.beta * std::exp(log_sigmoid(-margin)) * t.weight;
-      add(weight, layout.chosen[i], static_cast<float>(pull));
-      add(weight, layout.rejected[i], static_cast<float>(-pull));
-      loss.dpo -= t.weight * log_sigmoid(margin);
-    }
+    for (const Part& part : layout.summed)
+      loss.logprob.push_back(view_of(part, logprob, argmax, target).sum_logprob);
+    std::vector<double> derivative(layout.summed.size());
+    loss.failure = terms.summed.derivative(loss.logprob, derivative);
+    if (!loss.failure.ok()) return loss;
+    for (size_t i = 0; i < derivative.size(); ++i)
+      add(weight, layout.summed[i], static_cast<float>(-derivative[i]));
   }
   cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob, argmax,
                      gradient);
@@ -166,7 +155,7 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
     kl_rows(compute, terms, layout, loss_rows - static_cast<size_t>(layout.ce_rows), vocab,
             logits + layout.ce_rows * vocab, gradient, loss);
   }
-  loss.total = loss.cross_entropy + loss.kl + loss.dpo;
+  loss.total = loss.cross_entropy + loss.kl;
   if (gradient) graph.backward(base, adapters, full, layout.batch);
   return loss;
 }

@@ -3,10 +3,12 @@
 // batch: one forward, the losses, one backward.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "ds/status.h"
 #include "engine/train_graph.h"
 
 namespace ds {
@@ -42,20 +44,18 @@ struct KlTerm {
   float weight = 1.0f;
 };
 
-/// Direct preference optimisation (Rafailov et al. 2023, eq. 7): -log sigmoid(beta * ((log
-/// p(chosen) - reference) - (log p(rejected) - reference))), sums over the targets.
-struct DpoTerm {
-  const Sequence* chosen = nullptr;
-  const Sequence* rejected = nullptr;
-  float chosen_reference = 0,
-        rejected_reference = 0;  ///< summed log-probabilities under the reference
-  float beta = 0.1f, weight = 1.0f;
+/// A loss of several sequences that reads only their log-probabilities, summed over the targets:
+/// preference pairs, odds, rewards. Its value is not part of StepLoss::total.
+struct SequenceLoss {
+  std::vector<const Sequence*> sequences;
+  /// Writes d loss / d logprob of each. An error ends the step before its backward.
+  std::function<Status(std::span<const double> logprob, std::span<double> derivative)> derivative;
 };
 
 struct Terms {
   std::vector<CrossEntropyTerm> cross_entropy;
   std::vector<KlTerm> kl;
-  std::vector<DpoTerm> dpo;
+  SequenceLoss summed;
 };
 
 /// What a sequence's targets looked like in the forward pass.
@@ -66,11 +66,12 @@ struct TargetView {
 };
 
 struct StepLoss {
-  double total = 0, cross_entropy = 0, kl = 0,
-         dpo = 0;                 ///< weighted sums; kl and ce also mean below
-  std::vector<TargetView> items;  ///< one per cross-entropy term
-  std::vector<double> kl_mean;    ///< one per KL term
-  int64_t tokens = 0;             ///< rows through forward and backward
+  double total = 0, cross_entropy = 0, kl = 0;  ///< weighted sums
+  std::vector<TargetView> items;                ///< one per cross-entropy term
+  std::vector<double> kl_mean;                  ///< one per KL term
+  std::vector<double> logprob;                  ///< one per sequence of `summed`
+  int64_t tokens = 0;                           ///< rows through forward and backward
+  Status failure;                               ///< of SequenceLoss::derivative
 };
 
 /// Forward, losses, and (when `adapters` or `full` is given and `gradient`) backward into them.

@@ -3,12 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
-#include <limits>
 #include <numeric>
 #include <utility>
 
 #include "learn/phrasing.h"
+#include "learn/round_parts.h"
 #include "learn/shipped_texts.h"
 #include "storage/hash.h"
 
@@ -17,17 +16,7 @@ namespace {
 
 // What reword() and gate_forms() add to a question, at most.
 constexpr int64_t kRewordingTokens = 32;
-// Tokens of a step, which bound its memory: 0.7 MB each with SmolLM2-135M, and 0.2 MB per target.
-constexpr int64_t kStepTokens = 2048;
-constexpr int64_t kLessonTokens = 1024;
 constexpr size_t kRehearsed = 32;  // earlier lessons that a round draws its rehearsals from
-
-uint64_t key_word(const std::string& key) {
-  const Sha256Digest digest = sha256(key);
-  uint64_t word = 0;
-  for (int i = 0; i < 8; ++i) word = word << 8 | digest[static_cast<size_t>(i)];
-  return word;
-}
 
 /// The context with its last message asking something else.
 std::vector<ChatMessage> asking(std::span<const ChatMessage> context, const std::string& question) {
@@ -58,48 +47,9 @@ Recipe single_recipe() { return {}; }
 Recipe group_recipe() {
   Recipe r;
   r.lr_decay_to = 0.2f, r.lr_decay_steps = 0;
-  r.anchor_weight = 6;
-  r.contrasts = 6, r.replay_contrasts = 2;
   r.max_steps_per_lesson = 10;
   return r;
 }
-
-struct RoundTrainer::Desk {
-  const Lesson* lesson = nullptr;  // fresh or earlier
-  int64_t tokens = 0;              // of its plain wording, behind the system turn
-  std::vector<Contrast> contrasts;
-  double last_logprob = -1e9;  // of its worst wording when last seen
-  int sightings = 0;           // steps in a row in which it met the stop rule
-  bool learned = false;
-  bool has_pair(const Recipe& recipe) const {
-    return !lesson->rejected.empty() && recipe.dpo_weight > 0;
-  }
-  float chosen_reference = 0, rejected_reference = 0;
-};
-
-struct RoundTrainer::RoundState {
-  std::vector<Desk> fresh, earlier;
-  std::vector<double> drift;  // of each anchor from the base, when it was last in a step
-  int forms = 1;              // wordings of a fresh lesson in a step
-};
-
-struct RoundTrainer::Step {
-  std::deque<Sequence> sequences;  // stable addresses
-  Terms terms;
-  std::vector<Desk*> desks;        // fresh lessons, then rehearsed ones
-  size_t fresh = 0;                // how many of them are fresh
-  std::vector<size_t> first_term;  // per desk its first cross-entropy term, then the end
-  std::vector<size_t> anchors;     // which ones; theirs are the last KL terms
-  int64_t tokens = 0;
-
-  /// Whether a sequence as long as `s` fits: what a step can do without is left out of a full one.
-  bool has_room(const Sequence& s) const { return tokens + std::ssize(s.ids) <= kStepTokens; }
-  const Sequence* keep(Sequence s) {
-    tokens += std::ssize(s.ids);
-    sequences.push_back(std::move(s));
-    return &sequences.back();
-  }
-};
 
 size_t Trainable::size() const {
   return full_ != nullptr ? full_->size() : adapters_->parameters().size();
@@ -113,6 +63,24 @@ void Trainable::zero_gradient() const {
 void Trainable::pack(const Compute& compute, WeightFormat format) const {
   if (full_ != nullptr) return full_->pack(compute, format);
   adapters_->pack(compute, format);
+}
+
+VectorPieces Trainable::weights() const {
+  if (full_ == nullptr) return {adapters_->parameters()};
+  VectorPieces out;
+  for (auto& [name, master] : full_->masters()) out.emplace_back(master);
+  return out;
+}
+
+VectorPieces Trainable::gradients() const {
+  if (full_ == nullptr) return {adapters_->gradient()};
+  VectorPieces out;
+  for (const auto& [name, master] : full_->masters()) {
+    std::vector<float>& gradient = full_->gradient()[name];
+    gradient.resize(master.size());
+    out.emplace_back(gradient);
+  }
+  return out;
 }
 
 double Trainable::step(AdamW& optimizer, const Compute& compute, float lr,
@@ -225,255 +193,180 @@ void RoundTrainer::build_anchors(int64_t tokens) {
   for (size_t i = 0; i < anchors.size(); ++i) anchors[i].stored = std::move(stored[i]);
 }
 
-void RoundTrainer::add_lesson(Step& step, const Recipe& recipe, const Lesson& lesson, Rng& rng,
-                              int forms, float weight) const {
-  if (lesson.kind == Lesson::Kind::kText) {
-    std::vector<TokenId> ids = tokenizer_->encode(lesson.answer, false);
-    const auto length = static_cast<int64_t>(ids.size());
-    const int64_t start = length > recipe.text_tokens
-                              ? static_cast<int64_t>(rng.below(
-                                    static_cast<uint64_t>(length - recipe.text_tokens + 1)))
-                              : 0;
-    ids.erase(ids.begin(), ids.begin() + start);
-    ids.resize(static_cast<size_t>(std::min(length, recipe.text_tokens)));
-    if (ids.size() < 2) return;
-    step.terms.cross_entropy.push_back({step.keep({std::move(ids), 1, nullptr}), weight});
-    return;
-  }
-  const std::string& question = lesson.context.back().content;
-  for (int form = 0; form < forms; ++form) {
-    const bool plain = forms == 1 ? rng.uniform() < recipe.plain_share : form == 0;
-    const std::string asked = plain ? question : reword(question, rng);
-    Sequence sequence = sequence_of(asking(lesson.context, asked), lesson.answer);
-    if (form > 0 && !step.has_room(sequence)) continue;
-    step.terms.cross_entropy.push_back(
-        {step.keep(std::move(sequence)), weight / static_cast<float>(forms)});
-  }
+void RoundTrainer::add_lesson(const Recipe& recipe, Round& round, const Lesson& lesson,
+                              uint32_t pool) const {
+  ds_sample sample{};
+  sample.key = first_word(sha256(lesson.draw_key));
+  sample.pool = pool;
+  if (!lesson.rejected.empty()) sample.flags |= DS_SAMPLE_PAIR;
+  if (lesson.kind == Lesson::Kind::kPair) sample.flags |= DS_SAMPLE_PREFERENCE;
+  sample.tokens =
+      static_cast<uint32_t>(lesson.kind == Lesson::Kind::kText
+                                ? recipe.text_tokens
+                                : std::ssize(sequence_of(lesson.context, lesson.answer).ids));
+  sample.age_s = lesson.age_s;
+  Entry entry;
+  entry.lesson = &lesson;
+  round.add(sample, std::move(entry));
 }
 
-void RoundTrainer::fill_contrasts(const Recipe& recipe, Desk& desk,
-                                  std::span<const std::string> avoid, uint64_t seed) const {
-  if (desk.lesson->kind != Lesson::Kind::kChat) return;
-  Rng rng(seed, key_word(desk.lesson->draw_key));
-  for (int i = 0; i < recipe.contrast_pool; ++i) {
-    const auto swapped =
-        swap_entity(desk.lesson->context.back().content, desk.lesson->answer, avoid, rng);
-    if (!swapped) return;
-    Sequence other = sequence_of(asking(desk.lesson->context, swapped->question), swapped->answer);
-    const int64_t before = other.prefix != nullptr ? other.prefix->tokens : 0;
-    if (before + std::ssize(other.ids) > context_) continue;  // another name may be longer
-    desk.contrasts.push_back({std::move(other), {}, false});
-  }
-}
-
-void RoundTrainer::add_contrasts(Step& step, const Recipe& recipe, Rng& rng) {
-  std::vector<Contrast*> drawn;
-  const auto draw = [&](std::span<Desk* const> desks, int count) {
-    for (int i = 0; i < count && !desks.empty(); ++i) {
-      Desk& desk = *desks[static_cast<size_t>(i) % desks.size()];
-      if (desk.contrasts.empty()) continue;
-      Contrast* c = &desk.contrasts[rng.below(desk.contrasts.size())];
-      if (std::find(drawn.begin(), drawn.end(), c) != drawn.end() || !step.has_room(c->sequence))
-        continue;
-      step.tokens += std::ssize(c->sequence.ids);
-      drawn.push_back(c);
+/// Swapped forms of the lessons in question, to be drawn beside them.
+void RoundTrainer::add_contrasts(const Recipe& recipe, Round& round,
+                                 std::span<const std::string> avoid) const {
+  const size_t lessons = round.entries.size();
+  for (size_t i = 0; i < lessons; ++i) {
+    const Lesson& lesson = *round.entries[i].lesson;
+    if (lesson.kind != Lesson::Kind::kChat) continue;
+    ds_sample sample{};
+    sample.owner = round.samples[i].key;
+    sample.pool = DS_POOL_CONTRAST;
+    Rng rng(round.at.seed, sample.owner);
+    for (int n = 0; n < recipe.contrast_pool; ++n) {
+      const auto swapped = swap_entity(lesson.context.back().content, lesson.answer, avoid, rng);
+      if (!swapped) break;
+      Sequence other = sequence_of(asking(lesson.context, swapped->question), swapped->answer);
+      const int64_t before = other.prefix != nullptr ? other.prefix->tokens : 0;
+      if (before + std::ssize(other.ids) > context_) continue;  // another name may be longer
+      sample.key = Rng::mix(sample.owner, static_cast<uint64_t>(n));
+      sample.tokens = static_cast<uint32_t>(other.ids.size());
+      Entry entry;
+      entry.own = std::move(other);
+      round.add(sample, std::move(entry));
     }
-  };
-  const std::span<Desk* const> desks = step.desks;
-  draw(desks.first(step.fresh), recipe.contrasts);
-  draw(desks.subspan(step.fresh), recipe.replay_contrasts);
-  std::vector<const Sequence*> missing;
-  for (const Contrast* c : drawn) {
-    if (!c->ready) missing.push_back(&c->sequence);
-  }
-  std::vector<StoredTopK> stored =
-      store_top_k(graph_, *base_, nullptr, missing, base_->config().vocab);
-  size_t next = 0;
-  for (Contrast* c : drawn) {
-    if (!c->ready) c->stored = std::move(stored[next++]);
-    c->ready = true;
-    step.terms.kl.push_back(
-        {&c->sequence, &c->stored, recipe.contrast_weight / static_cast<float>(drawn.size())});
   }
 }
 
-void RoundTrainer::add_anchors(Step& step, const Recipe& recipe, const std::vector<double>& drift,
-                               Rng& rng) const {
+void RoundTrainer::add_anchors(const Recipe& recipe, Round& round) const {
   const auto found = anchors_.find(recipe.anchor_tokens);
   if (found == anchors_.end()) return;  // without a chat template
-  const std::vector<Anchor>& anchors = found->second;
-  const auto n = std::min(static_cast<size_t>(recipe.anchors), anchors.size());
-  std::vector<size_t> order = draw_indices(anchors.size(), anchors.size(), rng);
-  std::stable_sort(order.begin() + (n > 0), order.end(),
-                   [&](size_t a, size_t b) { return drift[a] > drift[b]; });
-  order.resize(n);
-  for (const size_t i : order) {
-    step.terms.kl.push_back(
-        {&anchors[i].sequence, &anchors[i].stored, recipe.anchor_weight / static_cast<float>(n)});
+  for (size_t i = 0; i < found->second.size(); ++i) {
+    const Anchor& anchor = found->second[i];
+    ds_sample sample{};
+    sample.key = Rng::mix(first_word(sha256("anchor")), i);
+    sample.pool = DS_POOL_ANCHOR;
+    sample.tokens = static_cast<uint32_t>(anchor.sequence.ids.size());
+    Entry entry;
+    entry.own = anchor.sequence;
+    entry.of_base = anchor.stored;
+    round.add(sample, std::move(entry));
   }
-  step.anchors = std::move(order);
 }
 
-double RoundTrainer::summed_logprob(Trainable what, const Sequence& sequence) {
-  Terms terms;
-  terms.cross_entropy.push_back({&sequence, 1.0f});
-  return run_terms(graph_, compute_, what.over(*base_), what.adapters(), nullptr, terms, false)
-      .items[0]
-      .sum_logprob;
-}
-
-RoundTrainer::RoundState RoundTrainer::sit_down(const Recipe& recipe, Trainable what,
-                                                std::span<const Lesson> fresh,
-                                                std::span<const Lesson> replay,
-                                                uint64_t round_seed) {
-  RoundState state;
-  state.forms = fresh.size() == 1 ? recipe.forms_alone : recipe.forms_many;
-  state.drift.assign(anchor_prompts().size(), std::numeric_limits<double>::infinity());
+/// What can be drawn: fresh lessons, earlier ones, contrasts of both, anchors.
+void RoundTrainer::lay_out(const Recipe& recipe, const RoundInput& input, Round& round) const {
   std::vector<std::string> names;  // entities of all stored items: never used as a swap
-  for (const auto& lessons : {fresh, replay}) {
+  for (const auto& lessons : {input.fresh, input.replay}) {
     for (const Lesson& l : lessons) {
       if (l.kind != Lesson::Kind::kChat) continue;
       for (const std::string& e : entities(l.context.back().content))
         names.push_back(lower_case(e));
     }
   }
-  const auto seat = [&](std::vector<Desk>& desks, const Lesson& lesson) {
-    Desk& desk = desks.emplace_back();
-    desk.lesson = &lesson;
-    desk.tokens = lesson.kind == Lesson::Kind::kText
-                      ? recipe.text_tokens
-                      : std::ssize(sequence_of(lesson.context, lesson.answer).ids);
-    fill_contrasts(recipe, desk, names, round_seed);
-  };
-  for (const Lesson& lesson : fresh) seat(state.fresh, lesson);
-  for (Desk& desk : state.fresh) {
-    if (!desk.has_pair(recipe)) continue;
-    const auto reference = [&](const std::string& answer) {
-      return static_cast<float>(summed_logprob(what, sequence_of(desk.lesson->context, answer)));
-    };
-    desk.chosen_reference = reference(desk.lesson->answer);
-    desk.rejected_reference = reference(desk.lesson->rejected);
-  }
-  Rng rng(round_seed);
-  const size_t rehearsed = recipe.replay_per_step > 0 ? std::min(replay.size(), kRehearsed) : 0;
-  for (const size_t i : draw_indices(replay.size(), rehearsed, rng)) seat(state.earlier, replay[i]);
-  return state;
+  for (const Lesson& lesson : input.fresh) add_lesson(recipe, round, lesson, DS_POOL_FRESH);
+  Rng rng(round.at.seed);
+  const size_t rehearsed = recipe.replay_ratio > 0 ? std::min(input.replay.size(), kRehearsed) : 0;
+  for (const size_t i : draw_indices(input.replay.size(), rehearsed, rng))
+    add_lesson(recipe, round, input.replay[i], DS_POOL_REPLAY);
+  add_contrasts(recipe, round, names);
+  add_anchors(recipe, round);
 }
 
-/// At most `count` desks, those furthest from learned first, ties in order.
-std::vector<RoundTrainer::Desk*> RoundTrainer::choose(std::vector<Desk>& desks, int count) {
-  std::vector<Desk*> chosen;
-  for (Desk& d : desks) chosen.push_back(&d);
-  std::stable_sort(chosen.begin(), chosen.end(), [](const Desk* a, const Desk* b) {
-    return a->learned != b->learned ? b->learned : a->last_logprob < b->last_logprob;
-  });
-  size_t n = 0;
-  for (int64_t tokens = 0; n < chosen.size() && std::cmp_less(n, count); ++n) {
-    tokens += chosen[n]->tokens;
-    if (n > 0 && tokens > kLessonTokens) break;
+/// The weights as they are now, and the learner's vectors over them.
+Status RoundTrainer::begin_round(const Recipe& recipe, const RoundInput& input, int64_t steps_max,
+                                 Round& round) const {
+  if (const Adapters* now = round.what.adapters(); now != nullptr) {
+    round.parent =
+        std::make_unique<Adapters>(base_->config(), now->rank(), now->scale(), now->targets());
+    std::ranges::copy(now->parameters(), round.parent->parameters().begin());
+    round.parent->pack(compute_, base_->format());
   }
-  chosen.resize(n);
-  return chosen;
+  if (round.learner.uses_vectors()) {
+    round.vectors = std::make_unique<RoundVectors>(compute_.context.parallel, round.what.weights(),
+                                                   round.what.gradients());
+    DS_TRY(round.vectors->restore(round.learner.vectors()).in(std::string(round.learner.name())));
+  }
+  ds_round about{};
+  about.size = sizeof about;
+  about.round = input.number;
+  about.seed = round.at.seed;
+  about.n_fresh = static_cast<uint32_t>(input.fresh.size());
+  for (const ds_sample& s : round.samples) about.n_replay += s.pool == DS_POOL_REPLAY;
+  about.max_steps = static_cast<uint64_t>(steps_max);
+  about.replay_ratio = recipe.replay_ratio;
+  return round.learner.begin(about);
 }
 
-RoundTrainer::Step RoundTrainer::build_step(const Recipe& recipe, RoundState& state,
-                                            uint64_t step_seed) {
-  Step step;
-  step.desks = choose(state.fresh, recipe.lessons_per_step);
-  step.fresh = step.desks.size();
-  for (Desk* old : choose(state.earlier, recipe.replay_per_step)) step.desks.push_back(old);
-  const auto share = 1.0f / static_cast<float>(step.fresh);
-  for (size_t i = 0; i < step.desks.size(); ++i) {
-    const Lesson& lesson = *step.desks[i]->lesson;
-    Rng rng(step_seed, key_word(lesson.draw_key));
-    step.first_term.push_back(step.terms.cross_entropy.size());
-    if (i < step.fresh || step.tokens <= kLessonTokens)
-      add_lesson(step, recipe, lesson, rng, i < step.fresh ? state.forms : 1, share);
-  }
-  step.first_term.push_back(step.terms.cross_entropy.size());
-  int pairs = 0;
-  for (size_t i = 0; i < step.fresh; ++i) {
-    const Desk& desk = *step.desks[i];
-    if (!desk.has_pair(recipe)) continue;
-    if (desk.lesson->kind != Lesson::Kind::kPair && pairs++ >= recipe.correction_pairs) continue;
-    Sequence own = sequence_of(desk.lesson->context, desk.lesson->answer);
-    const Sequence* good = nullptr;  // often one of the wordings already
-    for (size_t t = step.first_term[i]; t < step.first_term[i + 1]; ++t) {
-      const Sequence* there = step.terms.cross_entropy[t].sequence;
-      if (there->ids == own.ids) good = there;
-    }
-    if (good == nullptr) good = step.keep(std::move(own));
-    const Sequence* bad = step.keep(sequence_of(desk.lesson->context, desk.lesson->rejected));
-    step.terms.dpo.push_back({good, bad, desk.chosen_reference, desk.rejected_reference,
-                              recipe.dpo_beta, recipe.dpo_weight * share});
-  }
-  Rng rng(step_seed);
-  add_contrasts(step, recipe, rng);
-  add_anchors(step, recipe, state.drift, rng);
-  return step;
+/// The optimizer's step and what the learner makes of it; false = the round is over.
+bool RoundTrainer::finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
+                               StepReport& report, RoundOutcome& outcome) const {
+  report.gradient_norm = round.what.step(optimizer, compute_, lr, recipe);
+  outcome.finite = std::isfinite(report.gradient_norm);
+  if (!outcome.finite) return false;
+  ds_step_report told{};
+  told.size = sizeof told;
+  told.step = round.at.step;
+  told.loss = report.loss;
+  told.gradient_norm = report.gradient_norm;
+  told.samples = round.samples.data();
+  told.n_samples = round.samples.size();
+  if (round.vectors != nullptr)
+    outcome.failure = round.learner.stepped(round.at, round.vectors->table(), told);
+  if (!outcome.failure.ok()) return false;
+  round.what.pack(compute_, base_->format());
+  return true;
 }
 
-/// Read free from the training forward: what each lesson's wordings looked like, and how far each
-/// anchor is from the base.
-void RoundTrainer::note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
-                                RoundState& state) {
-  const size_t first_anchor = loss.kl_mean.size() - step.anchors.size();
-  for (size_t i = 0; i < step.anchors.size(); ++i)
-    state.drift[step.anchors[i]] = loss.kl_mean[first_anchor + i];
-  for (size_t i = 0; i < step.desks.size(); ++i) {
-    const size_t first = step.first_term[i], last = step.first_term[i + 1];
-    if (first == last) continue;
-    Desk& desk = *step.desks[i];
-    desk.last_logprob = 0;
-    for (size_t t = first; t < last; ++t)
-      desk.last_logprob = std::min(desk.last_logprob, loss.items[t].mean_logprob);
-    const bool good = loss.items[first].all_argmax && desk.last_logprob > recipe.stop_logprob;
-    desk.sightings = good ? desk.sightings + 1 : 0;
-    desk.learned = desk.sightings >= recipe.sightings;
+void RoundTrainer::end_round(Round& round, RoundOutcome& outcome) const {
+  if (!outcome.failure.ok() || !outcome.finite || outcome.stopped) return;
+  if (round.vectors != nullptr) {
+    outcome.failure = round.learner.end(round.at, round.vectors->table());
+    round.what.pack(compute_, base_->format());  // it may have changed the weights
   }
+  if (!outcome.failure.ok()) return;
+  Result<LearnerMemory> memory = round.learner.save(round.vectors.get());
+  outcome.failure = memory.status();
+  if (memory.ok()) outcome.memory = std::move(memory).value();
 }
 
-RoundOutcome RoundTrainer::train(const Recipe& recipe, Trainable what,
-                                 std::span<const Lesson> fresh, std::span<const Lesson> replay,
-                                 uint64_t seed, uint64_t round,
+RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& learner, Trainable what,
+                                 const RoundInput& input,
                                  const std::function<bool(const StepReport&)>& on_step) {
   DS_CHECK(base_ != nullptr);
   prepare(recipe);
-  const uint64_t round_seed = Rng::mix(seed, round);
   what.pack(compute_, base_->format());
-  RoundState state = sit_down(recipe, what, fresh, replay, round_seed);
-  const int64_t steps_max =
-      std::max(recipe.max_steps, recipe.max_steps_per_lesson * static_cast<int64_t>(fresh.size()));
-  AdamW optimizer(what.size());
+  Round round(what, learner);
+  round.at = {compute_.context.parallel, Rng::mix(input.seed, input.number), 0};
+  lay_out(recipe, input, round);
+  const auto lessons = std::ssize(input.fresh);
+  const int64_t steps_max = std::max(recipe.max_steps, recipe.max_steps_per_lesson * lessons);
   RoundOutcome outcome;
-  for (int64_t index = 0; index < steps_max; ++index) {
-    const Step step = build_step(recipe, state, Rng::mix(round_seed, static_cast<uint64_t>(index)));
-    what.zero_gradient();
-    const StepLoss loss = run_terms(graph_, compute_, what.over(*base_), what.adapters(),
-                                    what.gradient(), step.terms, true);
-    outcome.failure = graph_.take_status();
-    if (!outcome.failure.ok()) return outcome;
-    note_results(recipe, step, loss, state);
-    outcome.tokens += loss.tokens;
+  outcome.failure = begin_round(recipe, input, steps_max, round);
+  AdamW optimizer(what.size());
+  for (int64_t index = 0; outcome.failure.ok() && index < steps_max; ++index) {
+    round.at.step = static_cast<uint64_t>(index);
+    Step step;
+    outcome.failure = build_step(recipe, round, step);
+    if (!outcome.failure.ok() || step.empty()) break;  // nothing drawn: the learner is done
+    StepTotal total;
+    outcome.failure = run_step(recipe, round, step, total);
+    if (!outcome.failure.ok()) break;
+    outcome.tokens += total.tokens;
     outcome.steps = index + 1;
-    if (index == 0) outcome.first_loss = loss.total;
-    outcome.last_loss = loss.total;
-    const auto learned =
-        std::ranges::count_if(state.fresh, [](const Desk& d) { return d.learned; });
-    outcome.converged = learned == std::ssize(fresh);
-    StepReport report{outcome.steps, outcome.tokens, loss.total, 0, learned, std::ssize(fresh)};
+    if (index == 0) outcome.first_loss = total.loss;
+    outcome.last_loss = total.loss;
+    StepReport report{outcome.steps, outcome.tokens, total.loss, 0, round.learned(), lessons};
+    outcome.converged = report.learned == lessons;
     if (outcome.converged) {  // as of this forward pass the weights have learned it
       on_step(report);
-      return outcome;
+      break;
     }
-    report.gradient_norm =
-        what.step(optimizer, compute_, learning_rate(recipe, index, steps_max), recipe);
-    outcome.finite = std::isfinite(report.gradient_norm);
-    if (!outcome.finite) return outcome;
-    what.pack(compute_, base_->format());
+    if (!finish_step(recipe, round, optimizer, learning_rate(recipe, index, steps_max), report,
+                     outcome))
+      break;
     outcome.stopped = !on_step(report);
-    if (outcome.stopped) return outcome;
+    if (outcome.stopped) break;
   }
+  end_round(round, outcome);
   return outcome;
 }
 

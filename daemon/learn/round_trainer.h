@@ -14,6 +14,7 @@
 #include "engine/batch_decoder.h"
 #include "engine/full_weights.h"
 #include "engine/tokenizer.h"
+#include "learn/learner_plugin.h"
 #include "learn/objective.h"
 #include "storage/seams.h"
 
@@ -27,8 +28,10 @@ struct Lesson {
   std::vector<ChatMessage> context;  ///< chat and pair: messages before the answer
   std::string answer;    ///< chat: the right answer; pair: the chosen one; text: the text
   std::string rejected;  ///< pair, or the answer that a correction replaces; may be empty
+  float age_s = 0;       ///< before the newest of the round; 0 = unknown
 };
 
+/// What the host decides of a round; what its steps train on is the learner plugin's choice.
 struct Recipe {
   int64_t rank = 8;
   float scale = 2.0f;
@@ -38,21 +41,13 @@ struct Recipe {
   float lr = 2e-3f, lr_decay_to = 0.5f;
   int64_t lr_decay_steps = 10;
   float beta2 = 0.99f, clip = 1.0f;
-  int lessons_per_step = 6;             ///< fresh lessons whose answers were worst when last seen
-  int forms_alone = 3, forms_many = 1;  ///< wordings of a lesson in a step: one lesson, several
-  float plain_share = 0.34f;            ///< how often an only wording is the lesson's own
-  int sightings = 2;        ///< steps in a row in which a lesson must meet the stop rule
-  int replay_per_step = 4;  ///< earlier lessons, those that had faded most when last seen
-  int anchors = 4;  ///< in a step: one at random, else those furthest from the base when last seen
-  float anchor_weight = 4.0f;
+  float plain_share = 0.34f;  ///< how often an only wording is the lesson's own
+  float replay_ratio = 0.5f;  ///< share of earlier lessons in a step that is asked for
   int64_t anchor_tokens = 8;
-  int contrasts = 4, replay_contrasts = 1;  ///< in a step: of fresh lessons, of rehearsed ones
-  int contrast_pool = 12;                   ///< swapped forms of a lesson to draw them from
-  float contrast_weight = 1.0f;
-  int correction_pairs = 1;  ///< in a step, of the corrections furthest from learned
-  float dpo_weight = 0.1f, dpo_beta = 0.1f;
+  int contrast_pool = 12;  ///< swapped forms of a lesson that can be drawn
   int64_t max_steps = 60, max_steps_per_lesson = 12;
   float stop_logprob = -0.1f;  ///< mean log-probability of every wording, with all argmax
+  int sightings = 2;           ///< steps in a row in which a lesson must meet that
   int64_t text_tokens = 256;   ///< longest piece of a raw text
 };
 
@@ -74,6 +69,8 @@ class Trainable {
     return full_ != nullptr ? *full_->packed() : base;
   }
   size_t size() const;  ///< parameters
+  VectorPieces weights() const;
+  VectorPieces gradients() const;  ///< as many pieces, of the same sizes
   void zero_gradient() const;
   void pack(const Compute& compute, WeightFormat format) const;
   double step(AdamW& optimizer, const Compute& compute, float lr, const Recipe& recipe) const;
@@ -96,6 +93,13 @@ struct RoundOutcome {
   bool finite = true;
   Status failure;  ///< of a plugin; the weights are as the last good step left them
   double first_loss = 0, last_loss = 0;
+  LearnerMemory memory;
+};
+
+/// What a round is about.
+struct RoundInput {
+  std::span<const Lesson> fresh, replay;  ///< `replay`: all earlier lessons
+  uint64_t seed = 0, number = 1;          ///< `number`: in the lineage
 };
 
 class RoundTrainer {
@@ -114,9 +118,10 @@ class RoundTrainer {
   /// train().
   void set_base(std::shared_ptr<const BaseWeights> base);
 
-  /// Trains `what` on `fresh`. `on_step` is called after each step; false ends the round early.
-  RoundOutcome train(const Recipe& recipe, Trainable what, std::span<const Lesson> fresh,
-                     std::span<const Lesson> replay, uint64_t seed, uint64_t round,
+  /// Trains `what` on the fresh lessons as `learner` says. `on_step` is called after each step;
+  /// false ends the round early.
+  RoundOutcome train(const Recipe& recipe, const LearnerPlugin& learner, Trainable what,
+                     const RoundInput& input,
                      const std::function<bool(const StepReport&)>& on_step);
 
   /// Whether it can be a lesson of this model at all: long enough, not too long for the context,
@@ -135,29 +140,29 @@ class RoundTrainer {
     Sequence sequence;
     StoredTopK stored;
   };
-  struct Contrast {
-    Sequence sequence;
-    StoredTopK stored;
-    bool ready = false;
-  };
-  struct Desk;  // a lesson and its state during a round
-  struct RoundState;
+  struct Entry;  // what is behind a sample, and its state during a round
+  struct Round;
   struct Step;  // terms of one step and the sequences they point at
+  struct StepTotal {
+    double loss = 0;
+    int64_t tokens = 0;
+  };
+  class StepBuilder;
   void build_anchors(int64_t tokens);
-  void add_lesson(Step& step, const Recipe& recipe, const Lesson& lesson, Rng& rng, int forms,
-                  float weight) const;
-  void add_contrasts(Step& step, const Recipe& recipe, Rng& rng);
-  void add_anchors(Step& step, const Recipe& recipe, const std::vector<double>& drift,
-                   Rng& rng) const;
-  void fill_contrasts(const Recipe& recipe, Desk& desk, std::span<const std::string> avoid,
-                      uint64_t seed) const;
-  RoundState sit_down(const Recipe& recipe, Trainable what, std::span<const Lesson> fresh,
-                      std::span<const Lesson> replay, uint64_t round_seed);
-  static std::vector<Desk*> choose(std::vector<Desk>& desks, int count);
-  Step build_step(const Recipe& recipe, RoundState& state, uint64_t step_seed);
-  static void note_results(const Recipe& recipe, const Step& step, const StepLoss& loss,
-                           RoundState& state);
-  double summed_logprob(Trainable what, const Sequence& sequence);
+  void lay_out(const Recipe& recipe, const RoundInput& input, Round& round) const;
+  void add_lesson(const Recipe& recipe, Round& round, const Lesson& lesson, uint32_t pool) const;
+  void add_contrasts(const Recipe& recipe, Round& round, std::span<const std::string> avoid) const;
+  void add_anchors(const Recipe& recipe, Round& round) const;
+  Status begin_round(const Recipe& recipe, const RoundInput& input, int64_t steps_max,
+                     Round& round) const;
+  Status build_step(const Recipe& recipe, Round& round, Step& step);
+  Status run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total);
+  bool finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
+                   StepReport& report, RoundOutcome& outcome) const;
+  void end_round(Round& round, RoundOutcome& outcome) const;
+  double parent_logprob(const Round& round, const Sequence& sequence);
+  static void note_results(const Recipe& recipe, Round& round, const Step& step, size_t slot,
+                           const StepLoss& loss);
 
   Compute compute_;
   std::shared_ptr<const BaseWeights> base_;  // of the round

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "learn/objective.h"
 #include "log.h"
 #include "storage/hash.h"
 #include "storage/record.h"
@@ -14,8 +13,7 @@ namespace ds {
 namespace {
 
 constexpr int64_t kMaxParameters = 64LL << 20;
-constexpr size_t kItemsPerRound = 2000, kBatch = 10, kHoldOutOneIn = 20, kHoldOutFrom = 100;
-constexpr float kLearningRate = 1e-3f;
+constexpr size_t kItemsPerRound = 2000, kHoldOutOneIn = 20, kHoldOutFrom = 100;
 
 std::string sizes_text(const std::vector<int64_t>& sizes) {
   std::string out;
@@ -33,13 +31,21 @@ uint64_t seed_of(const std::string& text) {
 std::string train_domain(const std::string& model) { return "task/" + model; }
 std::string hold_domain(const std::string& model) { return "hold/task/" + model; }
 
+template <class Examples>
+std::vector<TaskExample> tasks(const Examples& examples) {
+  std::vector<TaskExample> out;
+  for (const auto& e : examples) out.push_back(e.task);
+  return out;
+}
+
 }  // namespace
 
-TaskModels::TaskModels(ReplayStore& store, VersionStore& files, Config& config, Pool& pool,
-                       const Ops& ops, EventBus& events, Clock& clock)
+TaskModels::TaskModels(ReplayStore& store, VersionStore& files, Config& config, Plugins& plugins,
+                       Pool& pool, const Ops& ops, EventBus& events, Clock& clock)
     : store_(store),
       files_(files),
       config_(config),
+      plugins_(plugins),
       events_(events),
       clock_(clock),
       training_{&ops, {pool.background(), nullptr}},
@@ -179,23 +185,23 @@ Result<Json> TaskModels::infer(const std::string& ref, const std::vector<float>&
 
 Result<TaskModels::Example> TaskModels::example_of(const FeedbackItem& item,
                                                    const Model& model) const {
-  Example e{item, {}, 0};
+  Example e{item, {item.draw_key, {}, 0}};
   DS_ASSIGN(const int64_t label, get_int(item.record, "label"));
   if (label < 0 || label >= model.sizes.back()) {
     return invalid("label " + std::to_string(label) + ", the model has classes 0 to " +
                    std::to_string(model.sizes.back() - 1));
   }
-  e.label = static_cast<int32_t>(label);
+  e.task.label = static_cast<int32_t>(label);
   const Json& input = item.record["input"];
   if (input.is_array()) {
-    for (const Json& x : input) e.input.push_back(x.get<float>());
+    for (const Json& x : input) e.task.input.push_back(x.get<float>());
   } else {
     const std::string& bytes = item.attachments[input.value("attachment", size_t{0})];
-    e.input.resize(bytes.size() / sizeof(float));
-    std::memcpy(e.input.data(), bytes.data(), e.input.size() * sizeof(float));
+    e.task.input.resize(bytes.size() / sizeof(float));
+    std::memcpy(e.task.input.data(), bytes.data(), e.task.input.size() * sizeof(float));
   }
-  if (static_cast<int64_t>(e.input.size()) != model.sizes.front()) {
-    return invalid("input: " + std::to_string(e.input.size()) + " numbers, the model wants " +
+  if (static_cast<int64_t>(e.task.input.size()) != model.sizes.front()) {
+    return invalid("input: " + std::to_string(e.task.input.size()) + " numbers, the model wants " +
                    std::to_string(model.sizes.front()));
   }
   return e;
@@ -248,8 +254,7 @@ int64_t TaskModels::train(bool at_once) {
     if (!item.ok()) continue;
     const std::string name = item->record.value("model", "");
     const Model* model = find(name);
-    const Result<Example> e =
-        model == nullptr ? unknown(name) : example_of(*item, *model);
+    const Result<Example> e = model == nullptr ? unknown(name) : example_of(*item, *model);
     if (!e.ok()) {
       quarantined.fates.push_back(
           {offset, {"quarantined", clock_.unix_ms(), "", 0, e.status().message()}});
@@ -278,37 +283,10 @@ int64_t TaskModels::train(bool at_once) {
   return 0;
 }
 
-/// One pass over `fresh` in order, each batch beside as many examples of what came before it.
-bool TaskModels::stream(Mlp& mlp, const std::vector<Example>& fresh,
-                        const std::vector<Example>& replay, uint64_t seed, int64_t& steps) const {
-  AdamW optimizer(mlp.parameters().size());
-  std::vector<float> gradient(mlp.parameters().size()), x;
-  std::vector<int32_t> y;
-  const auto add = [&](const Example& e) {
-    x.insert(x.end(), e.input.begin(), e.input.end());
-    y.push_back(e.label);
-  };
-  for (size_t at = 0; at < fresh.size(); at += kBatch, ++steps) {
-    x.clear(), y.clear();
-    for (size_t i = at; i < std::min(at + kBatch, fresh.size()); ++i) add(fresh[i]);
-    Rng rng(seed, static_cast<uint64_t>(steps));
-    const size_t pool = replay.size() + at;  // earlier rounds, and what this one has seen
-    for (size_t i = 0; i < kBatch && pool > 0; ++i) {
-      const size_t pick = rng.below(pool);
-      add(pick < replay.size() ? replay[pick] : fresh[pick - replay.size()]);
-    }
-    mlp.loss(training_, static_cast<int64_t>(y.size()), x.data(), y.data(), gradient);
-    const double norm =
-        optimizer.step(training_, mlp.parameters(), gradient, kLearningRate, 0.999f, 1.0f);
-    if (!std::isfinite(norm)) return false;
-  }
-  return true;
-}
-
 /// Cross-entropy of each example in nats.
 std::vector<double> TaskModels::losses(const Mlp& mlp, const std::vector<Example>& examples) const {
   std::vector<float> x;
-  for (const Example& e : examples) x.insert(x.end(), e.input.begin(), e.input.end());
+  for (const Example& e : examples) x.insert(x.end(), e.task.input.begin(), e.task.input.end());
   const std::vector<float> scores =
       mlp.forward(training_, static_cast<int64_t>(examples.size()), x.data());
   const size_t classes = scores.size() / examples.size();
@@ -318,7 +296,7 @@ std::vector<double> TaskModels::losses(const Mlp& mlp, const std::vector<Example
     const float top = *std::max_element(row, row + classes);
     double sum = 0;
     for (size_t c = 0; c < classes; ++c) sum += std::exp(row[c] - top);
-    out.push_back(top + std::log(sum) - row[examples[i].label]);
+    out.push_back(top + std::log(sum) - row[examples[i].task.label]);
   }
   return out;
 }
@@ -353,6 +331,48 @@ GateScores TaskModels::measure(const std::string& name, const Mlp& before, const
   return scores;
 }
 
+Result<LearnerPlugin> TaskModels::learner_for(const std::string& model, int64_t parent) const {
+  DS_ASSIGN(const Plugins::Serving serving,
+            plugins_.find(DS_KIND_LEARNER, config_.text("learn.task_learner")));
+  LearnerMemory memory;
+  DS_ASSIGN(const VersionManifest manifest, find(model)->versions->manifest(parent));
+  if (manifest.method != "base") {
+    DS_ASSIGN(std::vector<StoredTensor> checkpoint, files_.read_checkpoint(model, parent));
+    DS_ASSIGN(memory, take_memory(manifest, checkpoint));
+  }
+  return LearnerPlugin::create(serving, memory);
+}
+
+TaskOutcome TaskModels::learn(const std::string& name, int64_t parent, Mlp& mlp,
+                              const std::vector<Example>& fresh,
+                              const std::vector<Example>& replay) const {
+  TaskOutcome failed;
+  const Result<LearnerPlugin> learner = learner_for(name, parent);
+  failed.failure = learner.status();
+  if (!learner.ok()) return failed;
+  ds_round round{};
+  round.size = sizeof round;
+  round.round = find(name)->versions->ancestors(parent).size();
+  round.seed = Rng::mix(static_cast<uint64_t>(config_.integer("learn.seed")), round.round);
+  round.replay_ratio = static_cast<float>(config_.number("learn.replay_ratio"));
+  return train_task(training_, *learner, mlp, tasks(fresh), tasks(replay), round);
+}
+
+VersionManifest TaskModels::manifest_of(const std::string& name, const Model& model, int64_t parent,
+                                        const std::vector<StoredTensor>& tensors) const {
+  VersionManifest out;
+  out.model = name;
+  out.number = model.versions->next_number();
+  out.parent = parent;
+  const Result<VersionManifest> v1 = model.versions->manifest(1);
+  DS_CHECK(v1.ok());
+  out.base_sha256 = v1->base_sha256;
+  out.method = "mlp";
+  out.created_ms = clock_.unix_ms();
+  out.weight_hash = weight_hash(out.base_sha256, tensors);
+  return out;
+}
+
 bool TaskModels::train_model(const std::string& name, Model& model, std::vector<Example> fresh) {
   const int64_t parent = model.versions->current_number();
   const std::shared_ptr<const Weights> before = model.versions->current();
@@ -370,29 +390,25 @@ bool TaskModels::train_model(const std::string& name, Model& model, std::vector<
     return true;
   });
   Mlp mlp = *before->mlp;
-  const uint64_t seed = Rng::mix(static_cast<uint64_t>(config_.integer("learn.seed")),
-                                 model.versions->ancestors(parent).size());
-  int64_t steps = 0;
-  const bool finite = stream(mlp, fresh, replay, seed, steps);
+  const TaskOutcome trained = learn(name, parent, mlp, fresh, replay);
+  if (!trained.failure.ok()) {  // the items wait for a learner that works
+    log(LogLevel::kError, "learn", name + ": " + trained.failure.message());
+    return false;
+  }
+  const int64_t steps = trained.steps;
   GateScores scores;
-  if (finite) scores = measure(name, *before->mlp, mlp, fresh, held);
-  scores.finite = finite;
+  if (trained.finite) scores = measure(name, *before->mlp, mlp, fresh, held);
+  scores.finite = trained.finite;
   scores.changed = steps > 0;
   const GateVerdict verdict =
       judge(scores, {config_.number("gate.max_drop"), config_.number("gate.max_kl")});
 
-  VersionManifest manifest;
-  manifest.model = name;
-  manifest.number = model.versions->next_number();
-  manifest.parent = parent;
-  const Result<VersionManifest> v1 = model.versions->manifest(1);
-  DS_CHECK(v1.ok());
-  manifest.base_sha256 = v1->base_sha256;
-  manifest.method = "mlp";
-  manifest.created_ms = clock_.unix_ms();
   const std::vector<StoredTensor> tensors = mlp.tensors();
-  manifest.weight_hash = weight_hash(manifest.base_sha256, tensors);
-  manifest.details = {{"steps", steps}, {"gate", to_json(scores, verdict)}, {"sizes", model.sizes}};
+  VersionManifest manifest = manifest_of(name, model, parent, tensors);
+  manifest.details = {{"steps", steps},
+                      {"gate", to_json(scores, verdict)},
+                      {"sizes", model.sizes},
+                      {"learner", trained.learner}};
   const std::string version = name + "@v" + std::to_string(manifest.number);
   for (const Example& e : fresh) {
     manifest.items.push_back(e.item.id);
@@ -409,8 +425,8 @@ bool TaskModels::train_model(const std::string& name, Model& model, std::vector<
   if (verdict.pass) {
     auto weights = std::make_shared<Weights>(*make_weights(manifest, nullptr, nullptr));
     weights->mlp = std::make_shared<const Mlp>(std::move(mlp));
-    done =
-        model.versions->publish(manifest, tensors, {}, std::move(commit), std::move(weights), true);
+    done = model.versions->publish(manifest, tensors, memory_tensors(trained.memory),
+                                   std::move(commit), std::move(weights), true);
   } else {
     done = store_.commit(commit);
   }

@@ -11,19 +11,19 @@
 #include <vector>
 
 #include "config.h"
-#include "engine/mlp.h"
 #include "engine/versions.h"
 #include "events.h"
 #include "kernels/pool.h"
 #include "learn/gate.h"
 #include "learn/lessons.h"
+#include "learn/task_round.h"
 
 namespace ds {
 
 class TaskModels {
  public:
-  TaskModels(ReplayStore& store, VersionStore& files, Config& config, Pool& pool, const Ops& ops,
-             EventBus& events, Clock& clock);
+  TaskModels(ReplayStore& store, VersionStore& files, Config& config, Plugins& plugins, Pool& pool,
+             const Ops& ops, EventBus& events, Clock& clock);
 
   /// Reopens the models that the store knows.
   Status open();
@@ -48,15 +48,17 @@ class TaskModels {
   };
   struct Example {
     FeedbackItem item;
-    std::vector<float> input;
-    int32_t label;
+    TaskExample task;
   };
   std::vector<uint64_t> waiting() const;
   int64_t opens_in(const std::vector<uint64_t>& labels) const;
   Status attach(const std::string& name, const std::vector<int64_t>& sizes);
   Result<Example> example_of(const FeedbackItem& item, const Model& model) const;
-  bool stream(Mlp& mlp, const std::vector<Example>& fresh, const std::vector<Example>& replay,
-              uint64_t seed, int64_t& steps) const;
+  Result<LearnerPlugin> learner_for(const std::string& model, int64_t parent) const;
+  TaskOutcome learn(const std::string& name, int64_t parent, Mlp& mlp,
+                    const std::vector<Example>& fresh, const std::vector<Example>& replay) const;
+  VersionManifest manifest_of(const std::string& name, const Model& model, int64_t parent,
+                              const std::vector<StoredTensor>& tensors) const;
   std::vector<double> losses(const Mlp& mlp, const std::vector<Example>& examples) const;
   GateScores measure(const std::string& name, const Mlp& before, const Mlp& after,
                      const std::vector<Example>& fresh, const std::vector<Example>& held) const;
@@ -68,6 +70,7 @@ class TaskModels {
   ReplayStore& store_;
   VersionStore& files_;
   Config& config_;
+  Plugins& plugins_;
   EventBus& events_;
   Clock& clock_;
   Compute training_, serving_;

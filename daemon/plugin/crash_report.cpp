@@ -10,7 +10,6 @@
 namespace ds {
 namespace {
 
-thread_local const char* running = nullptr;
 char report_path[4096] = "";  // read by the handler, where nothing may be allocated
 
 const char* signal_name(int number) {
@@ -34,7 +33,7 @@ void put(int fd, const char* text) {
 
 /// Only async-signal-safe calls. SA_RESETHAND: returning, or raising again, ends the process.
 void on_crash(int number) {
-  const char* who = running;
+  const char* who = on_behalf_of;
   if (who != nullptr) {
     put(STDERR_FILENO, "dsd: ");
     put(STDERR_FILENO, signal_name(number));
@@ -55,27 +54,6 @@ void on_crash(int number) {
 }
 
 }  // namespace
-
-PluginRunning::PluginRunning(const char* who) : before_(running) { running = who; }
-PluginRunning::~PluginRunning() { running = before_; }
-
-BlamedParallel::BlamedParallel(const ds_parallel* pool, const char* who)
-    : pool_(pool), who_(who), parallel_{sizeof(ds_parallel), pool->threads, this, &run} {}
-
-void BlamedParallel::run(void* ctx, int64_t count, ds_task_fn task, void* user) {
-  const auto& self = *static_cast<BlamedParallel*>(ctx);
-  struct Blamed {
-    const char* who;
-    ds_task_fn task;
-    void* user;
-  } blamed{self.who_, task, user};
-  const ds_task_fn with_blame = [](void* b, int64_t index) {
-    const auto& blamed = *static_cast<Blamed*>(b);
-    const PluginRunning here(blamed.who);
-    blamed.task(blamed.user, index);
-  };
-  self.pool_->run(self.pool_->ctx, count, with_blame, &blamed);
-}
 
 void report_plugin_crashes(const std::string& path) {
   if (path.size() >= sizeof report_path) return;

@@ -5,35 +5,20 @@
 
 #include <string>
 
-#include "ds/parallel.h"
-#include "ds/status.h"
+#include "kernels/pool.h"
 
 namespace ds {
 
-/// What a crash is blamed on: constant text, e.g. "<sha256> org.acme.nf4/my-nf4 generation 2".
+/// What a crash is blamed on while it lives: constant text, e.g. "<sha256> org.acme.nf4/my-nf4",
+/// also in tasks that the code gives to the pool. Nested ones stack.
 class PluginRunning {
  public:
-  /// `who` outlives it. Nested ones stack.
-  explicit PluginRunning(const char* who);
-  ~PluginRunning();
+  explicit PluginRunning(const char* who) : before_(on_behalf_of) { on_behalf_of = who; }
+  ~PluginRunning() { on_behalf_of = before_; }
   PluginRunning(const PluginRunning&) = delete;
 
  private:
-  const char* before_;
-};
-
-/// The pool as a plugin gets it: tasks run on other threads, where the blame follows them.
-class BlamedParallel {
- public:
-  BlamedParallel(const ds_parallel* pool, const char* who);
-  BlamedParallel(const BlamedParallel&) = delete;
-  const ds_parallel* get() const { return &parallel_; }
-
- private:
-  static void run(void* ctx, int64_t count, ds_task_fn task, void* user);
-  const ds_parallel* pool_;
-  const char* who_;
-  ds_parallel parallel_;
+  const char* const before_;
 };
 
 /// From now on SIGSEGV, SIGBUS, SIGILL, SIGFPE and SIGABRT inside a plugin write one line to stderr

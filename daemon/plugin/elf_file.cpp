@@ -384,6 +384,9 @@ Status Reader::check_exports() {
     if (name != DS_ENTRY_NAME)
       return invalid("exports \"" + std::string(name.substr(0, 80)) +
                      "\", expected nothing but " DS_ENTRY_NAME);
+    if (ELF64_ST_BIND(symbol.st_info) == STB_GNU_UNIQUE)
+      return invalid(DS_ENTRY_NAME
+                     " is a unique symbol, which is shared by all files loaded later");
     if (ELF64_ST_TYPE(symbol.st_info) != STT_FUNC || !offset_of(symbol.st_value, 1))
       return invalid(DS_ENTRY_NAME " is no function in the file");
     has_entry = true;

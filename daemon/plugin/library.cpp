@@ -270,11 +270,6 @@ PluginInstance::PluginInstance(std::shared_ptr<const PluginLibrary> library,
       who_(library_->sha256() + " " + library_->id() + "/" + std::string(text_of(component.name))) {
 }
 
-std::unique_lock<std::mutex> PluginInstance::lock_unless(uint64_t caps) const {
-  if ((component_.caps & caps) != 0) return {};
-  return std::unique_lock(calls_);
-}
-
 Status PluginInstance::reconfigure(const Json& values) {
   const std::string_view schema = text_of(component_.config_schema);
   DS_ASSIGN(auto next, make_plugin_config(name(), schema, values));

@@ -19,6 +19,7 @@
 #include "plugin/isolated.h"
 #include "plugin/plugin_config.h"
 #include "plugin/plugin_file.h"
+#include "plugin/recorded_calls.h"
 
 namespace ds {
 
@@ -71,6 +72,10 @@ class PluginInstance {
   static Result<std::shared_ptr<PluginInstance>> create(
       std::shared_ptr<const PluginLibrary> library, const ds_component& component,
       const Json& config, const IsolationOptions* isolation = nullptr);
+  /// A fresh instance with the same config, in the daemon.
+  Result<std::shared_ptr<PluginInstance>> another() const {
+    return create(library_, *library_->component(component_.kind, name()), config_->values);
+  }
   ~PluginInstance();
   PluginInstance(const PluginInstance&) = delete;
 
@@ -96,6 +101,9 @@ class PluginInstance {
   /// "<sha256> org.acme.nf4/my-nf4"
   const char* who() const { return who_.c_str(); }
 
+  /// Of what it was asked; off until somebody turns it on.
+  CallRecorder& recorded() const { return recorded_; }
+
   Status reconfigure(const Json& config);
   Result<std::string> save() const;
   Status restore(const std::string& state, std::string_view saved_by_version);
@@ -103,7 +111,10 @@ class PluginInstance {
 
  private:
   PluginInstance(std::shared_ptr<const PluginLibrary> library, const ds_component& component);
-  std::unique_lock<std::mutex> lock_unless(uint64_t caps) const;
+  std::unique_lock<std::mutex> lock_unless(uint64_t caps) const {
+    return (component_.caps & caps) != 0 ? std::unique_lock<std::mutex>()
+                                         : std::unique_lock(calls_);
+  }
   Call alone() const { return {PluginRunning(who_.c_str()), lock_unless(0)}; }
   const std::shared_ptr<const PluginLibrary> library_;
   Status create_isolated(const IsolationOptions& isolation);
@@ -115,6 +126,7 @@ class PluginInstance {
   std::unique_ptr<ds_config> config_;
   ds_instance* handle_ = nullptr;
   mutable std::mutex calls_;
+  mutable CallRecorder recorded_;
 };
 
 }  // namespace ds

@@ -21,7 +21,8 @@ Plugins::Plugins(PluginOptions options, PluginServices services, FileSystem& fs,
       services_(std::move(services)),
       fs_(fs),
       clock_(clock),
-      trust_(fs, options_.data) {}
+      trust_(fs, options_.data),
+      shadow_(options_.shadow) {}
 
 Result<std::unique_ptr<Plugins>> Plugins::open(PluginOptions options, PluginServices services,
                                                FileSystem& fs, Clock& clock) {
@@ -44,7 +45,8 @@ void Plugins::scan_modules() {
     const std::string path = options_.modules + "/" + name;
     const auto added = [&]() -> Status {
       DS_ASSIGN(const FileContent file, read_plugin_file(path));
-      return add(file, std::string(kBuiltIn), "its place beside the daemon", Json()).status();
+      return add(file, std::string(kBuiltIn), "its place beside the daemon", Json(), Shadow::kOff)
+          .status();
     }();
     if (!added.ok()) refused_.emplace_back(path, added.message());
   }
@@ -93,7 +95,9 @@ Status Plugins::scan_installed() {
       if (by == "allow-list") DS_TRY(trust_.judge(file).status());
       DS_ASSIGN(file.path, get_string(entry, "path", file.path));
       const Json* config = ds::find(entry, "config");
-      return add(file, std::string(kInstalled), by, config != nullptr ? *config : Json()).status();
+      return add(file, std::string(kInstalled), by, config != nullptr ? *config : Json(),
+                 Shadow::kOff)
+          .status();
     }();
     if (!added.ok()) {
       const std::string path = entry.value("path", "?");
@@ -130,6 +134,7 @@ Status Plugins::make_instance(Slot& slot, Generation& generation,
             PluginInstance::create(generation.library, component, generation.config,
                                    isolated ? &options_.isolation : nullptr));
   generation.running = generation.instance;
+  generation.instance->recorded().turn(shadow_ != Shadow::kOff);
   DS_TRY(self_test(*generation.instance).in("self-test"));
   return slot.generations.empty() ? Status() : hand_over(slot, generation);
 }
@@ -146,7 +151,8 @@ Status Plugins::hand_over(const Slot& slot, Generation& next) const {
 }
 
 Result<std::vector<Plugins::Swap>> Plugins::add(const FileContent& file, const std::string& origin,
-                                                const std::string& trusted_by, const Json& config) {
+                                                const std::string& trusted_by, const Json& config,
+                                                Shadow shadow) {
   DS_ASSIGN(const auto library, PluginLibrary::load(file, services_));
   std::map<Key, Slot> next;  // all components or none
   std::vector<Swap> swaps;
@@ -172,7 +178,10 @@ Result<std::vector<Plugins::Swap>> Plugins::add(const FileContent& file, const s
     const bool in_use = now != nullptr && now->instance != nullptr;
     // The first of a component is created when somebody asks for it; what takes another's place has
     // to work before.
-    if (now != nullptr) DS_TRY(make_instance(slot, made, component));
+    if (now != nullptr) {
+      DS_TRY(make_instance(slot, made, component));
+      DS_TRY(replay_calls(slot, made, shadow));
+    }
     slot.before = slot.serving;
     slot.generations.push_back(std::move(made));
     slot.serving = slot.generations.size() - 1;
@@ -253,7 +262,8 @@ Status Plugins::remember(const FileContent& file, const std::string& trusted_by,
   return write_file_atomically(fs_, installed_list(options_), dump_json(kept, 2) + "\n");
 }
 
-Result<Json> Plugins::load(const std::string& path, bool trust, const Json& config) {
+Result<Json> Plugins::load(const std::string& path, bool trust, const Json& config,
+                           std::optional<Shadow> shadow) {
   std::unique_lock change(change_mutex_);
   DS_ASSIGN(const FileContent file, read_plugin_file(path));
   Result<std::string> trusted = trust_.judge(file);
@@ -261,7 +271,8 @@ Result<Json> Plugins::load(const std::string& path, bool trust, const Json& conf
     return Status(trusted.status().code(),
                   trusted.status().message() + "; --trust allows this very file");
   const std::string by = trusted.ok() ? *trusted : "allow-list";
-  DS_ASSIGN(const std::vector<Swap> swaps, add(file, std::string(kInstalled), by, config));
+  DS_ASSIGN(const std::vector<Swap> swaps,
+            add(file, std::string(kInstalled), by, config, shadow.value_or(shadow_)));
   if (!trusted.ok()) DS_TRY(trust_.allow(file, "load --trust"));
   DS_TRY(remember(file, by, config));
   change.unlock();
@@ -296,7 +307,8 @@ Result<Plugins::Slot*> Plugins::slot_of(const std::string& name, Key* key) {
   return not_found("plugin \"" + name + "\": there are: " + (there.empty() ? "none" : there));
 }
 
-Result<Json> Plugins::reload(const std::string& name, const std::string& path, const Json& config) {
+Result<Json> Plugins::reload(const std::string& name, const std::string& path, const Json& config,
+                             std::optional<Shadow> shadow) {
   std::string from = path;
   Generation now;
   Key key;
@@ -316,7 +328,8 @@ Result<Json> Plugins::reload(const std::string& name, const std::string& path, c
                     trusted.status().message() + "; `load --trust` allows this very file");
     by = *trusted;
   }
-  DS_ASSIGN(const std::vector<Swap> swaps, add(file, now.origin, by, config));
+  DS_ASSIGN(const std::vector<Swap> swaps,
+            add(file, now.origin, by, config, shadow.value_or(shadow_)));
   if (now.origin == kInstalled) DS_TRY(remember(file, by, config));
   change.unlock();
   announce(swaps);
@@ -409,7 +422,9 @@ Json Plugins::describe(const Key& key, const Slot& slot, const Generation& g) co
               {"sha256", g.library->sha256()},
               {"abi", "1." + std::to_string(g.library->abi_minor())},
               {"config", g.instance != nullptr ? g.instance->config() : g.config},
+              {"recorded_calls", g.instance != nullptr ? g.instance->recorded().calls().size() : 0},
               {"loaded_ms", g.loaded_ms}};
+  if (!g.shadow.is_null()) out["shadow"] = g.shadow;
   if (g.instance == nullptr) return out;
   const IsolatedInstance* isolated = g.instance->isolated();
   out["runs_in"] = isolated != nullptr ? "process" : "daemon";

@@ -7,10 +7,12 @@
 // Thread-safe. Loading runs code of the plugin on the caller's thread.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -24,12 +26,19 @@
 
 namespace ds {
 
+/// What a reload does with the recorded calls of the generation that serves: nothing; runs them on
+/// the new one and says what differs; or also keeps the old one when something does.
+enum class Shadow { kOff, kReport, kRefuse };
+/// "off", "report", "refuse".
+Result<Shadow> shadow_of(std::string_view name);
+
 struct PluginOptions {
   std::string modules;  ///< folder of the built-in ones, trusted as the daemon's own file is
   std::string data;     ///< <data>/plugins: installed files, hashes and keys that are trusted
   Json config = Json::object();  ///< by component name
   IsolationOptions isolation{};  ///< without a program all run in the daemon
   Json places = Json::object();  ///< "process" or "daemon", by component name
+  Shadow shadow = Shadow::kReport;
 };
 
 class Plugins {
@@ -57,16 +66,26 @@ class Plugins {
 
   /// Installs and loads a file. `trust`: its hash is trusted from now on; else the file needs a
   /// trusted signature or hash. A component that is there already gets a new generation.
-  Result<Json> load(const std::string& path, bool trust, const Json& config);
+  Result<Json> load(const std::string& path, bool trust, const Json& config,
+                    std::optional<Shadow> shadow = {});
   /// A new generation of each component of the plugin or component `name`, from the file as it is
   /// now at `path`, or where it came from when empty; `config` null = unchanged.
-  Result<Json> reload(const std::string& name, const std::string& path, const Json& config);
+  Result<Json> reload(const std::string& name, const std::string& path, const Json& config,
+                      std::optional<Shadow> shadow = {});
   /// Back to the generation that served before.
   Result<Json> rollback(const std::string& name);
   /// Lets go of the generations that do not serve.
   Result<Json> retire(const std::string& name);
   /// Changes live keys of a serving instance.
   Result<Json> configure(const std::string& name, const Json& changes);
+
+  /// Of reloads that do not say; kOff also ends the recording of calls.
+  void set_shadow(Shadow shadow);
+  /// What two components of a kind answer to the same calls: those recorded, else the self-test's.
+  /// A name may end in "@GENERATION"; `b` empty: the generation before the serving one.
+  Result<Json> diff(const std::string& a, const std::string& b);
+  /// Times the same calls for about `seconds` in all, one after the other, with no pool.
+  Result<Json> bench(const std::string& name, double seconds);
 
   Json list() const;                                 ///< {"plugins":[...], "refused":[...]}
   Result<Json> show(const std::string& name) const;  ///< one component, all generations
@@ -84,6 +103,7 @@ class Plugins {
     std::string trusted_by;
     Json config;
     int64_t loaded_ms = 0;
+    Json shadow;  ///< what the recorded calls gave before it served; null: none ran
     bool retired = false;
   };
   using Key = std::pair<uint32_t, std::string>;  // kind, component
@@ -103,7 +123,10 @@ class Plugins {
   Status scan_installed();
   /// Adds the file's components, each as the serving one of a new slot or as a new generation.
   Result<std::vector<Swap>> add(const FileContent& file, const std::string& origin,
-                                const std::string& trusted_by, const Json& config);
+                                const std::string& trusted_by, const Json& config, Shadow shadow);
+  Status replay_calls(const Slot& slot, Generation& next, Shadow shadow) const;
+  Result<Serving> instance_at(const std::string& name);
+  Result<Serving> before(const std::string& name);
   Status make_instance(Slot& slot, Generation& generation, const ds_component& component) const;
   Status hand_over(const Slot& slot, Generation& next) const;
   Result<Slot*> slot_of(const std::string& name, Key* key = nullptr);
@@ -124,6 +147,7 @@ class Plugins {
   std::map<Key, Slot> slots_;
   std::vector<std::pair<std::string, std::string>> refused_;  ///< path, why
   std::vector<OnSwap> listeners_;
+  std::atomic<Shadow> shadow_;
 };
 
 }  // namespace ds

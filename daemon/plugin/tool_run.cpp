@@ -64,4 +64,14 @@ Result<Json> run_tool(const PluginInstance& tool, const ToolRequest& request) {
       {"tool", tool.name()}, {"findings", std::move(found.list)}, {"truncated", found.truncated}};
 }
 
+void record_tool(const PluginInstance& tool, const ToolRequest& request, const Json& answer) {
+  constexpr size_t kMostBytes = size_t{64} << 10, kMostRecorded = 200;
+  const Json& findings = answer["findings"];
+  if (request.text.size() > kMostBytes || findings.size() > kMostRecorded) return;
+  CallOutput output;
+  output.findings = findings;
+  tool.recorded().keep(
+      {{ToolCall{request.language, request.path, request.text}}, std::move(output)});
+}
+
 }  // namespace ds

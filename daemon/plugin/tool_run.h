@@ -19,4 +19,7 @@ struct ToolRequest {
 /// columns from 1, 0 = unknown; end and fix only where the tool says them.
 Result<Json> run_tool(const PluginInstance& tool, const ToolRequest& request);
 
+/// Keeps the call with what it gave; neither a long text nor very many findings.
+void record_tool(const PluginInstance& tool, const ToolRequest& request, const Json& answer);
+
 }  // namespace ds

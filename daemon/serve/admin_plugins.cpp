@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plugins over HTTP: what is loaded, why a file is not, load, reload, roll back, retire, configure;
-// and what a loaded tool finds in a text.
+// Plugins over HTTP: what is loaded, why a file is not, load, reload, roll back, retire, configure,
+// compare, time; and what a loaded tool finds in a text.
+#include <optional>
 #include <utility>
 
 #include "plugin/plugins.h"
@@ -17,16 +18,26 @@ Json config_in(const Json& body) {
   return config != nullptr ? *config : Json();
 }
 
+/// Absent: as plugins.shadow says.
+Result<std::optional<Shadow>> shadow_in(const Json& body) {
+  DS_ASSIGN(const std::string name, get_string(body, "shadow", ""));
+  if (name.empty()) return std::optional<Shadow>();
+  DS_ASSIGN(const Shadow shadow, shadow_of(name));
+  return std::optional<Shadow>(shadow);
+}
+
 Result<Json> load(Plugins& plugins, const Json& body) {
   DS_ASSIGN(const std::string path, get_string(body, "path"));
   DS_ASSIGN(const bool trust, get_bool(body, "trust", false));
-  return plugins.load(path, trust, config_in(body));
+  DS_ASSIGN(const auto shadow, shadow_in(body));
+  return plugins.load(path, trust, config_in(body), shadow);
 }
 
 Result<Json> reload(Plugins& plugins, const Json& body) {
   DS_ASSIGN(const std::string name, get_string(body, "name"));
   DS_ASSIGN(const std::string path, get_string(body, "path", ""));
-  return plugins.reload(name, path, config_in(body));
+  DS_ASSIGN(const auto shadow, shadow_in(body));
+  return plugins.reload(name, path, config_in(body), shadow);
 }
 
 Result<Json> rollback(Plugins& plugins, const Json& body) {
@@ -51,6 +62,18 @@ Result<Json> explain(Plugins& plugins, const Json& body) {
   return plugins.explain(path);
 }
 
+Result<Json> diff(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string a, get_string(body, "a"));
+  DS_ASSIGN(const std::string b, get_string(body, "b", ""));
+  return plugins.diff(a, b);
+}
+
+Result<Json> bench(Plugins& plugins, const Json& body) {
+  DS_ASSIGN(const std::string name, get_string(body, "name"));
+  DS_ASSIGN(const double seconds, get_number(body, "seconds", 2));
+  return plugins.bench(name, seconds);
+}
+
 constexpr int64_t kToolNs = 120'000'000'000;  // a tool's own limit is mostly shorter
 
 Result<Json> find_faults(Service& service, const std::string& name, const Json& body) {
@@ -61,7 +84,10 @@ Result<Json> find_faults(Service& service, const std::string& name, const Json& 
   request.deadline_ns = service.parts.clock.monotonic_ns() + kToolNs;
   request.stop = &service.end_tools;
   DS_ASSIGN(const Plugins::Serving tool, service.parts.plugins->find(DS_KIND_TOOL, name));
-  return run_tool(*tool.instance, request);
+  Result<Json> answer = run_tool(*tool.instance, request);
+  if (answer.ok() && tool.instance->recorded().due(CallSort::kAnalyse))
+    record_tool(*tool.instance, request, *answer);
+  return answer;
 }
 
 }  // namespace
@@ -106,6 +132,8 @@ void add_plugin_routes(Router& router, Service& service) {
   add("/ds/v1/plugins/retire", retire);
   add("/ds/v1/plugins/configure", configure);
   add("/ds/v1/plugins/explain", explain);
+  add("/ds/v1/plugins/diff", diff);
+  add("/ds/v1/plugins/bench", bench);
 }
 
 }  // namespace ds

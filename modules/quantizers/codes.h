@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <optional>
 
 #include "ds/plugin.hpp"
 #include "kernels/quant.h"
@@ -160,10 +161,10 @@ class CodeQuantizer {
     check_call(a);
     QuantLinearArgs q;
     fill_weights(a, q);
-    LoraSlots slots;
+    std::optional<LoraSlots> slots;  // 2 KB, seldom needed
     if (a.lora != nullptr) {
-      fill_slots(ops_, a, q.linear, slots);
-      q.linear.lora = &slots;
+      fill_slots(ops_, a, q.linear, slots.emplace());
+      q.linear.lora = &*slots;
     }
     quant_.linear({call.parallel, nullptr}, q);
   }

@@ -17,15 +17,12 @@
 #include <ctime>
 #include <map>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <unordered_map>
 
-#include "ds/plugin.hpp"
+#include "modules/json_members.h"
 
 namespace ds::modules {
 namespace {
-
-using Json = nlohmann::json;
 
 bool is_letter(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
@@ -52,37 +49,31 @@ Words words_of(std::string_view text) {
 }
 
 /// Empty text is an empty object.
-Json parse_object(std::string_view text, std::string_view what, ds_code code) {
-  if (text.empty()) return Json::object();
-  Json out = Json::parse(text, nullptr, false);
-  if (out.is_discarded()) throw sdk::error(code, std::string(what) + ": not JSON");
-  if (!out.is_object())
-    throw sdk::error(code, std::string(what) + ": " + out.type_name() + ", expected an object");
-  return out;
+JsonMembers parse_object(std::string_view text, std::string_view what, ds_code code) {
+  return text.empty() ? JsonMembers() : json_members(text, what, code);
 }
 
 /// Keys of the meta object and what each must be.
-Json parse_filter(std::string_view text) {
-  Json out = parse_object(text, "filter", DS_E_ARG);
-  for (const auto& [key, value] : out.items()) {
-    if (!value.is_string() && !value.is_number() && !value.is_boolean())
-      throw sdk::error(DS_E_ARG, "filter: \"" + key + "\": " + value.type_name() +
+JsonMembers parse_filter(std::string_view text) {
+  JsonMembers out = parse_object(text, "filter", DS_E_ARG);
+  for (const auto& [key, member] : out) {
+    if (!member.is_scalar())
+      throw sdk::error(DS_E_ARG, "filter: \"" + key + "\": " + member.type() +
                                      ", expected the string, number or boolean that it must equal");
   }
   return out;
 }
 
-bool passes(const Json& meta, const Json& filter) {
-  for (const auto& [key, wanted] : filter.items()) {
-    const auto at = meta.find(key);
-    if (at == meta.end() || *at != wanted) return false;
-  }
-  return true;
+bool passes(const JsonMembers& meta, const JsonMembers& filter) {
+  return std::all_of(filter.begin(), filter.end(), [&](const auto& wanted) {
+    const auto at = meta.find(wanted.first);
+    return at != meta.end() && at->second == wanted.second;
+  });
 }
 
 struct Text {
   std::string text, meta_json;
-  Json meta;
+  JsonMembers meta;
 };
 using TextPtr = std::shared_ptr<const Text>;
 using Texts = std::map<std::uint64_t, TextPtr>;
@@ -272,7 +263,7 @@ class Bm25 {
 
   std::vector<ds_hit> search(const ds_call& call, std::string_view text, const ds_tensor*,
                              std::string_view filter_json, std::uint64_t max) const {
-    const Json filter = parse_filter(filter_json);
+    const JsonMembers filter = parse_filter(filter_json);
     Weights weights;
     const std::shared_ptr<const State> state = published(&weights);
     std::vector<ds_hit> hits;
@@ -309,9 +300,9 @@ class Bm25 {
 
   std::string stats() const {
     const auto state = published();
-    return Json{
-        {"texts", state->texts.size()}, {"words", state->words.size()}, {"version", state->version}}
-        .dump();
+    return "{\"texts\":" + std::to_string(state->texts.size()) +
+           ",\"version\":" + std::to_string(state->version) +
+           ",\"words\":" + std::to_string(state->words.size()) + "}";
   }
 
  private:

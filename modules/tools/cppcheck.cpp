@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Findings in C and C++ by the program cppcheck, run on the text alone in a folder of its own.
-#include <nlohmann/json.hpp>
 #include <pugixml.hpp>
 
+#include "modules/json_members.h"
 #include "modules/tools/program.h"
 
 namespace ds::modules {
 namespace {
-
-using Json = nlohmann::json;
 
 constexpr std::uint64_t kLargestText = 16 << 20, kLargestOutput = 16 << 20,
                         kLargestMemory = std::uint64_t{2} << 30;
@@ -117,15 +115,23 @@ double seconds_of(const sdk::context& c) {
   return seconds;
 }
 
-std::string text_at(const Json& arguments, const char* key, const char* otherwise) {
+std::string text_at(const JsonMembers& arguments, const char* key, const char* otherwise) {
   const auto at = arguments.find(key);
   if (at == arguments.end()) {
     if (otherwise != nullptr) return otherwise;
     throw sdk::error(DS_E_ARG, std::string(key) + ": missing, expected a string");
   }
-  if (!at->is_string())
-    throw sdk::error(DS_E_ARG, std::string(key) + ": " + at->type_name() + ", expected a string");
-  return at->get<std::string>();
+  if (at->second.text() == nullptr)
+    throw sdk::error(DS_E_ARG, std::string(key) + ": " + at->second.type() + ", expected a string");
+  return *at->second.text();
+}
+
+std::string json_of(const Finding& f, std::string_view path) {
+  return "{\"column\":" + std::to_string(f.column) +
+         ",\"confidence\":" + (f.confidence < 1 ? "0.5" : "1.0") +
+         ",\"line\":" + std::to_string(f.line) + ",\"message\":" + json_text(f.message) +
+         ",\"path\":" + json_text(path) + ",\"rule\":" + json_text(f.rule) +
+         ",\"severity\":" + json_text(severity_name(f.severity)) + "}";
 }
 
 }  // namespace
@@ -154,23 +160,14 @@ class Cppcheck {
   }
 
   std::string invoke(const ds_call& call, std::string_view arguments_json) const {
-    const Json arguments = Json::parse(arguments_json, nullptr, false);
-    if (!arguments.is_object())
-      throw sdk::error(DS_E_ARG, "arguments: expected a JSON object with language and text");
+    const JsonMembers arguments = json_members(arguments_json, "arguments", DS_E_ARG);
     const std::string path = text_at(arguments, "path", ""),
                       language = text_at(arguments, "language", nullptr),
                       text = text_at(arguments, "text", nullptr);
-    Json list = Json::array();
-    for (const Finding& f : findings(call, language, text)) {
-      list.push_back({{"path", path},
-                      {"line", f.line},
-                      {"column", f.column},
-                      {"severity", severity_name(f.severity)},
-                      {"rule", f.rule},
-                      {"message", f.message},
-                      {"confidence", f.confidence}});
-    }
-    return Json{{"findings", std::move(list)}}.dump(-1, ' ', false, Json::error_handler_t::replace);
+    std::string out = "{\"findings\":[";
+    for (const Finding& f : findings(call, language, text))
+      out += (out.back() == '[' ? "" : ",") + json_of(f, path);
+    return out + "]}";
   }
 
  private:
@@ -187,7 +184,7 @@ class Cppcheck {
       throw sdk::error(DS_E_ARG, "text: " + std::to_string(text.size()) +
                                      " bytes, expected at most " + std::to_string(kLargestText));
     const std::string file = language == "c" ? "text.c" : "text.cpp";
-    const PrivateFolder folder;
+    PrivateFolder folder;
     folder.write(file, without_includes(text));
     ProgramRun run;
     run.program = program_;

@@ -57,15 +57,21 @@ class PrivateFolder {
     if (mkdtemp(path_.data()) == nullptr)
       throw sdk::error(DS_E_INTERNAL, path_ + ": " + system_text(errno));
   }
+  /// Whatever the memory: names are there already, and nothing is thrown.
   ~PrivateFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
+    for (const std::string& file : files_) unlink(file.c_str());
+    if (rmdir(path_.c_str()) == 0) return;
+    try {  // the program left something
+      std::error_code ignored;
+      std::filesystem::remove_all(path_, ignored);
+    } catch (const std::bad_alloc&) {
+    }
   }
   PrivateFolder(const PrivateFolder&) = delete;
 
   const std::string& path() const { return path_; }
-  void write(const std::string& file, std::string_view content) const {
-    const std::string name = path_ + "/" + file;
+  void write(const std::string& file, std::string_view content) {
+    const std::string& name = files_.emplace_back(path_ + "/" + file);
     std::ofstream out(name, std::ios::binary);
     out.write(content.data(), static_cast<std::streamsize>(content.size()));
     if (!out.flush()) throw sdk::error(DS_E_INTERNAL, name + ": cannot be written");
@@ -73,6 +79,7 @@ class PrivateFolder {
 
  private:
   std::string path_;
+  std::vector<std::string> files_;
 };
 
 struct ProgramRun {
@@ -96,11 +103,12 @@ class Child {
     char* const environment[] = {path.data(), locale.data(), nullptr};
     posix_spawn_file_actions_t files;
     posix_spawn_file_actions_init(&files);
-    posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_addopen(&files, 1, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_adddup2(&files, output, 2);
-    posix_spawn_file_actions_addclosefrom_np(&files, 3);
-    posix_spawn_file_actions_addchdir_np(&files, run.folder.c_str());
+    int failed = posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
+    const auto then = [&failed](int result) { failed = failed != 0 ? failed : result; };
+    then(posix_spawn_file_actions_addopen(&files, 1, "/dev/null", O_WRONLY, 0));
+    then(posix_spawn_file_actions_adddup2(&files, output, 2));
+    then(posix_spawn_file_actions_addclosefrom_np(&files, 3));
+    then(posix_spawn_file_actions_addchdir_np(&files, run.folder.c_str()));
     posix_spawnattr_t how;
     posix_spawnattr_init(&how);
     sigset_t none, all;
@@ -111,8 +119,8 @@ class Child {
     posix_spawnattr_setsigdefault(&how, &all);
     posix_spawnattr_setflags(
         &how, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-    const int failed =
-        posix_spawn(&id_, run.program.c_str(), &files, &how, argv.data(), environment);
+    if (failed == 0)
+      failed = posix_spawn(&id_, run.program.c_str(), &files, &how, argv.data(), environment);
     posix_spawn_file_actions_destroy(&files);
     posix_spawnattr_destroy(&how);
     if (failed != 0) {

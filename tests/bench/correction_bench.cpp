@@ -3,14 +3,16 @@
 // held-out loss, KL, tokens and seconds. Learner alone (no daemon): the end-to-end figures come
 // from tests/bench/learn_bench.py.
 //   correction_bench single|batch|rounds [--facts N] [--group G] [--seed S] [--set name=value ...]
+//                    [--learner NAME] [--config JSON]    a learner plugin and its config
 //   correction_bench facts [--facts N] [--seed S]    the facts and unrelated questions, as JSON
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <optional>
 
-#include "daemon/reference_model.h"
+#include "daemon/learner_module.h"
 #include "engine/batch_decoder.h"
 #include "facts.h"
 #include "learn/round_trainer.h"
@@ -61,6 +63,9 @@ struct Bench {
   std::vector<std::vector<TokenId>> heldout;
   double base_heldout = 0;
   Recipe recipe;
+  std::string learner_name = "kl-to-base";
+  Json learner_config = Json::object();
+  std::optional<LearnerPlugin> learner;
   bool verbose = false;
 
   std::vector<std::string> ask(const LoraDelta* delta, const std::vector<std::string>& questions) {
@@ -128,6 +133,9 @@ struct Bench {
   }
 
   void prepare() {
+    if (!learner_config.empty())
+      DS_CHECK(test::modules().reload(learner_name, "", learner_config).ok());
+    learner = test::learner_module(learner_name);
     model = test::load_model(test::smollm2_path(), machine.compute, WeightFormat::kBF16);
     chat = *ChatTemplate::create(model.file->tokenizer());
     decoder = std::make_unique<BatchDecoder>(model.base->config(), machine.compute, KvDtype::kBF16);
@@ -227,14 +235,15 @@ struct Bench {
   void train(Adapters& adapters, std::span<const Lesson> fresh, std::span<const Lesson> replay,
              uint64_t seed, uint64_t round, Total& total) {
     const double started = now_s();
-    const RoundOutcome o =
-        trainer->train(recipe, adapters, fresh, replay, seed, round, [&](const StepReport& r) {
+    const RoundOutcome o = trainer->train(
+        recipe, *learner, adapters, {fresh, replay, seed, round}, [&](const StepReport& r) {
           if (verbose && r.step % 10 == 0)
             std::printf("  round %d step %d loss %.3f learned %d/%d\n", static_cast<int>(round),
                         static_cast<int>(r.step), r.loss, static_cast<int>(r.learned),
                         static_cast<int>(r.lessons));
           return true;
         });
+    if (!o.failure.ok()) std::printf("failed: %s\n", o.failure.message().c_str());
     total.seconds += now_s() - started;
     total.tokens += o.tokens, total.steps += o.steps;
   }
@@ -277,17 +286,10 @@ struct Bench {
         {"lr", [&] { recipe.lr = static_cast<float>(v); }},
         {"decay", [&] { recipe.lr_decay_to = static_cast<float>(v); }},
         {"decay_steps", [&] { recipe.lr_decay_steps = static_cast<int64_t>(v); }},
-        {"lessons", [&] { recipe.lessons_per_step = static_cast<int>(v); }},
-        {"forms_alone", [&] { recipe.forms_alone = static_cast<int>(v); }},
-        {"forms_many", [&] { recipe.forms_many = static_cast<int>(v); }},
         {"plain", [&] { recipe.plain_share = static_cast<float>(v); }},
         {"sightings", [&] { recipe.sightings = static_cast<int>(v); }},
-        {"replay", [&] { recipe.replay_per_step = static_cast<int>(v); }},
-        {"anchors", [&] { recipe.anchors = static_cast<int>(v); }},
-        {"anchor_weight", [&] { recipe.anchor_weight = static_cast<float>(v); }},
-        {"contrasts", [&] { recipe.contrasts = static_cast<int>(v); }},
+        {"replay", [&] { recipe.replay_ratio = static_cast<float>(v); }},
         {"contrast_pool", [&] { recipe.contrast_pool = static_cast<int>(v); }},
-        {"contrast_weight", [&] { recipe.contrast_weight = static_cast<float>(v); }},
         {"max_steps", [&] { recipe.max_steps = static_cast<int64_t>(v); }},
         {"per_lesson", [&] { recipe.max_steps_per_lesson = static_cast<int64_t>(v); }},
         {"stop", [&] { recipe.stop_logprob = static_cast<float>(v); }},
@@ -297,9 +299,8 @@ struct Bench {
         {"beta2", [&] { recipe.beta2 = static_cast<float>(v); }},
         {"anchor_tokens", [&] { recipe.anchor_tokens = static_cast<int64_t>(v); }}};
     const auto it = fields.find(name);
-    if (it == fields.end()) return false;
-    it->second();
-    return true;
+    if (it != fields.end()) it->second();
+    return it != fields.end();
   }
 };
 
@@ -335,6 +336,10 @@ int main(int argc, char** argv) {
       seed = std::stoull(value);
     else if (flag == "--group")
       group = std::stoul(value);
+    else if (flag == "--learner")
+      bench.learner_name = value;
+    else if (flag == "--config")
+      bench.learner_config = *ds::parse_json(value);
     else if (flag == "--set" && bench.set(value.substr(0, value.find('=')),
                                           std::stod(value.substr(value.find('=') + 1))))
       continue;

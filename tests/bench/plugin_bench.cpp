@@ -73,37 +73,37 @@ Pair attention(const Ops& ops, const OpContext& context, int64_t keys) {
                  [&] { DS_CHECK(serving.layer(0, q.data(), out.data(), kv, nullptr, 0).ok()); });
 }
 
-Pair product(const Ops& ops, const OpContext& context) {
+Pair product(const Ops& ops, const OpContext& context, int64_t n, int64_t model) {
   const auto found = test::modules().find(DS_KIND_QUANTIZER, "int8");
   DS_CHECK(found.ok());
   const Quantizer quantizer(found->instance, 1);
-  const std::vector<float> w = waves(kFfn * kModel), x = waves(kModel);
-  const auto gate = quantizer.quantize(context, "gate", kFfn, kModel, w.data());
-  const auto up = quantizer.quantize(context, "up", kFfn, kModel, w.data());
+  const std::vector<float> w = waves(n * model), x = waves(model);
+  const auto gate = quantizer.quantize(context, "gate", n, model, w.data());
+  const auto up = quantizer.quantize(context, "up", n, model, w.data());
   DS_CHECK(gate.ok() && up.ok());
   const std::array<const QuantWeight*, 2> weights = {gate->get(), up->get()};
-  std::vector<float> y(static_cast<size_t>(kFfn));
+  std::vector<float> y(static_cast<size_t>(n));
   LinearArgs args;
   args.rows = 1;
-  args.x = x.data(), args.x_stride = kModel;
+  args.x = x.data(), args.x_stride = model;
   args.n_weights = 2;
   args.y[0] = y.data();
   args.epilogue = Epilogue::kSwiglu;
   QuantLinearArgs own;
   for (int i = 0; i < 2; ++i) {
-    args.w[i] = {WeightFormat::kBF16, kFfn, kModel, nullptr};
-    args.y_stride[i] = kFfn;
+    args.w[i] = {WeightFormat::kBF16, n, model, nullptr};
+    args.y_stride[i] = n;
     own.scales[i] = weights[static_cast<size_t>(i)]->view.scales;
   }
   own.linear = args;
   for (int i = 0; i < 2; ++i) own.linear.w[i].data = weights[static_cast<size_t>(i)]->view.packed;
-  Buffer prepared(static_cast<size_t>(quant_prepared_bytes(1, kModel)));
+  Buffer prepared(static_cast<size_t>(quant_prepared_bytes(1, model)));
   own.linear.x_prepared = prepared.data();
   const QuantOps& kernels = cpu_quant_ops(best_cpu_isa());
   LinearScratch scratch;
   return compare(
       [&] {
-        kernels.prepare(context, 1, kModel, x.data(), kModel, prepared.data());
+        kernels.prepare(context, 1, model, x.data(), model, prepared.data());
         kernels.linear(context, own);
       },
       [&] { DS_CHECK(quantizer.linear(ops, context, weights, args, scratch).ok()); });
@@ -125,8 +125,9 @@ int main() {
   const Pair one = attention(ops, serial, 1);
   print("attention, 1 key, one thread", one);
   print("attention, 512 keys", attention(ops, context, 512));
-  const Pair linear = product(ops, serial);
-  print("int8 gate/up + swiglu, one thread", linear);
+  print("int8 gate/up + swiglu, one thread", product(ops, serial, kFfn, kModel));
+  const Pair linear = product(ops, serial, 32, 32);  // small: what differs is the door
+  print("int8 32 x 32 twice, one thread", linear);
   const double door_us = kLayers * (one.extra + 4 * std::max(0.0, linear.extra)) * 1e-3;
   std::printf("a decoded token passes the door %lld times: %.1f us\n",
               static_cast<long long>(kLayers * 5), door_us);

@@ -85,7 +85,9 @@ constexpr const char* kComponent =
 void script_plugins(FakeControl& daemon) {
   const std::string one = "{" + std::string(kComponent) + "}";
   const std::string shown = "{" + std::string(kComponent) +
-                            R"(,"summary":"local window and chosen globals","license":"Apache-2.0",
+                            R"(,"shadow":{"source":"recorded","calls":6,"differing":0,"largest":1.2e-6,
+"mean":4e-8,"text":"6 recorded calls: the same within what is promised, largest relative difference 1.2e-06"},
+"summary":"local window and chosen globals","license":"Apache-2.0",
 "config_schema":{"type":"object"},"generations":[)" +
                             one + "]}";
   daemon.on("GET /ds/v1/plugins", R"({"plugins":[)" + one +
@@ -102,6 +104,16 @@ void script_plugins(FakeControl& daemon) {
 "message":"Null pointer dereference: q","confidence":1},
 {"path":"a.cpp","line":0,"column":0,"severity":"warning","rule":"noConfiguration","message":"none",
 "confidence":0.5}]})");
+  daemon.on("POST /ds/v1/plugins/diff", R"({"kind":"attention","a":{"name":"dense","generation":1},
+"b":{"name":"window-global","generation":3},"source":"recorded","differing":2,"largest":0.52,"mean":0.013,
+"text":"2 of 3 recorded calls differ, prefill (64 rows, 300 keys): largest difference 0.52",
+"calls":[{"call":"prefill","size":"64 rows, 300 keys","largest":0.52,"mean":0.013,"within":false},
+{"call":"decode","size":"1 row, 20 keys","largest":0,"mean":0,"within":true},
+{"call":"decode","size":"1 row, 301 keys","failed":"window-global: softcap","within":false}],
+"only_a":[{"path":"a.c","line":3,"column":1,"severity":"error","rule":"r","message":"gone"}],"only_b":[]})");
+  daemon.on("POST /ds/v1/plugins/bench", R"({"kind":"quantizer","name":"int8","generation":2,
+"source":"recorded","calls":[{"call":"linear","size":"1 row, 64 x 576","runs":52341,"median_us":17.25,
+"p99_us":31.5,"per_s":55123.4}]})");
   daemon.on("POST /ds/v1/plugins/explain", R"({"path":"/opt/acme/window.so","loads":false,"steps":[
 {"step":"file","ok":true,"text":"regular file, owner and modes are fine, 1024 bytes"},
 {"step":"note","ok":false,"text":"ABI major 2, this host has 1"}]})");
@@ -275,6 +287,12 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"plugin_load_wrong", {"plugin", "load", "/opt/acme/window.so", "window"}},
         Case{"plugin_reload",
              {"plugin", "reload", "window-global", "--file", "/opt/acme/window.so"}},
+        Case{"plugin_reload_shadow", {"plugin", "reload", "window-global", "--shadow", "refuse"}},
+        Case{"plugin_reload_wrong", {"plugin", "reload", "window-global", "--shadow", "maybe"}},
+        Case{"plugin_diff", {"plugin", "diff", "dense", "window-global"}},
+        Case{"plugin_diff_json", {"plugin", "diff", "dense", "-o", "json"}},
+        Case{"plugin_bench", {"plugin", "bench", "int8"}},
+        Case{"plugin_bench_json", {"plugin", "bench", "int8@2", "--seconds", "1", "-o", "json"}},
         Case{"plugin_configure", {"plugin", "configure", "window-global", "window=32"}},
         Case{"plugin_run", {"plugin", "run", "cppcheck", "/dev/null", "--language", "c"}},
         Case{"plugin_run_json",

@@ -6,6 +6,7 @@
 
 #include "learn/gate.h"
 #include "learn/shipped_texts.h"
+#include "learner_module.h"
 #include "reference_model.h"
 
 namespace ds {
@@ -43,7 +44,8 @@ class PlantedCandidates : public testing::Test {
     Recipe recipe = group_recipe();
     recipe.max_steps = steps;
     recipe.max_steps_per_lesson = 0;
-    world->trainer->train(recipe, a, lessons, {}, 1, 1, [](const StepReport&) { return true; });
+    world->trainer->train(recipe, test::learner_module("kl-to-base"), a, {lessons, {}, 1, 1},
+                          [](const StepReport&) { return true; });
     return {a.parameters().begin(), a.parameters().end()};
   }
 

@@ -67,6 +67,7 @@ class Workshop {
                        machine.pool,
                        *machine.compute.ops,
                        machine.attention,
+                       test::modules(),
                        metrics,
                        events,
                        system_clock_seam(),

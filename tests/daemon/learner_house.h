@@ -47,8 +47,9 @@ inline World& world() {
 /// What dsd builds around the learner, over one data folder; reopen() is a restart.
 class House {
  public:
-  explicit House(Settings settings = {}, Clock& clock = system_clock_seam())
-      : clock_(clock), files_(disk, folder_.path()) {
+  explicit House(Settings settings = {}, Clock& clock = system_clock_seam(),
+                 Plugins& plugins = modules())
+      : plugins_(plugins), clock_(clock), files_(disk, folder_.path()) {
     // The tiny model knows nothing worth guarding; what a test is about, it sets.
     Settings all = {{"gate.max_drop", "10"},
                     {"gate.max_kl", "100"},
@@ -87,7 +88,11 @@ class House {
   /// Rounds until none opens; what the last call said.
   Json learn_all() {
     Json last;
-    while ((last = step()).value("outcome", "") != "empty") {
+    for (int round = 0; (last = step()).value("outcome", "") != "empty"; ++round) {
+      if (round == 100) {
+        ADD_FAILURE() << "still not empty: " << last;
+        break;
+      }
       if (last["outcome"].get<std::string>().starts_with("error")) {
         ADD_FAILURE() << last;
         break;
@@ -107,6 +112,7 @@ class House {
     return promise.get_future().get();
   }
 
+  const VersionStore& files() const { return files_; }
   std::string hash() const { return versions->current()->weight_hash; }
   FateEntry fate(const std::string& id) const { return store->get(id)->fate.back(); }
   std::vector<std::string> states(const std::string& id) const {
@@ -148,14 +154,15 @@ class House {
     versions = std::move(*opened);
     learner = std::make_unique<Learner>(LearnerParts{
         *versions, *store, files_, bases_, base_files_, config, w.machine.pool,
-        *w.machine.compute.ops, w.machine.attention, metrics_, events_, clock_, w.model.tokenizer,
-        w.chat, [this](bool at_once) { return tasks ? tasks(at_once) : -1; },
+        *w.machine.compute.ops, w.machine.attention, plugins_, metrics_, events_, clock_,
+        w.model.tokenizer, w.chat, [this](bool at_once) { return tasks ? tasks(at_once) : -1; },
         [this](Adapters& a) {
           if (tamper) tamper(a);
         }});
     learner->start();
   }
 
+  Plugins& plugins_;
   ScratchFolder folder_;
   Clock& clock_;
   VersionStore files_;

@@ -17,15 +17,16 @@ TEST(Mlp, GradientMatchesFiniteDifferences) {
   std::vector<float> x(4 * 7);
   for (float& v : x) v = static_cast<float>(rng.uniform() - 0.5);
   const std::vector<int32_t> y = {0, 2, 1, 2};
-  std::vector<float> gradient(start.parameters().size());
-  start.loss(machine.compute, 4, x.data(), y.data(), gradient);
+  const std::vector<float> weight = {0.1f, 0.5f, 0.25f, 2.0f};
+  std::vector<float> gradient(start.parameters().size()), logprob(4);
+  start.loss(machine.compute, 4, x.data(), y.data(), weight, logprob, gradient);
   for (size_t i = 0; i < gradient.size(); ++i) {
     Mlp moved = start;
     const float h = 1e-3f;  // small: a step across a ReLU kink is no derivative
     moved.parameters()[i] = start.parameters()[i] + h;
-    const double above = moved.loss(machine.compute, 4, x.data(), y.data(), {});
+    const double above = moved.loss(machine.compute, 4, x.data(), y.data(), weight, logprob, {});
     moved.parameters()[i] = start.parameters()[i] - h;
-    const double below = moved.loss(machine.compute, 4, x.data(), y.data(), {});
+    const double below = moved.loss(machine.compute, 4, x.data(), y.data(), weight, logprob, {});
     EXPECT_NEAR((above - below) / (2 * h), gradient[i], 2e-3) << "parameter " << i;
   }
 }

@@ -89,6 +89,37 @@ TEST_F(ServeTools, SaysWhatIsWrong) {
   EXPECT_EQ(served_->tcp().get("/ds/v1/tools/cppcheck").status, 405);
 }
 
+std::string report_of(const char* id) {
+  return std::string("cat >&2 <<'END'\n<results version=\"2\"><errors><error id=\"") + id +
+         "\" severity=\"error\" msg=\"m\"/></errors></results>\nEND\n";
+}
+
+TEST_F(ServeTools, WhatItFoundIsWhatTheNextGenerationIsHeldTo) {
+  program(report_of("first"));
+  ASSERT_EQ(find(kBody).status, 200);
+  const auto admin = [&](const char* verb, const Json& body) {
+    return served_->unix_socket().post("/ds/v1/plugins/" + std::string(verb), body);
+  };
+  const HttpAnswer bench = admin("bench", {{"name", "cppcheck"}, {"seconds", 0.05}});
+  ASSERT_EQ(bench.status, 200) << bench.body;
+  EXPECT_EQ(bench.json()["calls"][0]["call"], "analyse");
+  EXPECT_EQ(bench.json()["calls"][0]["size"], "7 bytes");
+  EXPECT_EQ(admin("reload", {{"name", "cppcheck"}, {"shadow", "refuse"}}).status, 200);
+  program(report_of("second"));
+  const HttpAnswer refused = admin("reload", {{"name", "cppcheck"}, {"shadow", "refuse"}});
+  EXPECT_EQ(refused.status, 409) << refused.body;
+  EXPECT_THAT(refused.error("message"), HasSubstr("1 finding is gone, 1 finding is new"));
+  const HttpAnswer reported = admin("reload", {{"name", "cppcheck"}});
+  ASSERT_EQ(reported.status, 200) << reported.body;
+  EXPECT_EQ(reported.json()["generation"], 3);
+  EXPECT_EQ(reported.json()["shadow"]["differing"], 1);
+  const HttpAnswer diff = admin("diff", {{"a", "cppcheck"}});
+  ASSERT_EQ(diff.status, 200) << diff.body;
+  EXPECT_EQ(diff.json()["differing"], 0) << "both run the program as it is now";
+  EXPECT_EQ(admin("reload", {{"name", "cppcheck"}, {"shadow", "maybe"}}).status, 400);
+  EXPECT_EQ(served_->tcp().post("/ds/v1/plugins/bench", {{"name", "cppcheck"}}).status, 403);
+}
+
 /// A server that stops does not wait for a tool's own limit (30 s here).
 TEST_F(ServeTools, AStoppingServerEndsTheTool) {
   const std::string mark = folder_.path() + "/started";

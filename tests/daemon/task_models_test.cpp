@@ -26,7 +26,7 @@ class TaskModelsTest : public testing::Test {
     auto store = ReplayStore::open(options);
     ASSERT_TRUE(store.ok()) << store.status().message();
     store_ = std::move(*store);
-    models_ = std::make_unique<TaskModels>(*store_, files_, config_, machine_.pool,
+    models_ = std::make_unique<TaskModels>(*store_, files_, config_, test::modules(), machine_.pool,
                                            *machine_.compute.ops, events_, clock_);
     ASSERT_TRUE(models_->create("signs", {4, 8, 2}).ok());
   }

@@ -88,7 +88,25 @@ TEST_P(TinyModel, LossAndEveryGradientMatch) {
   }
 }
 
-// The adapters' gradient against central differences of the whole loss (CE + KL + DPO), a few
+/// Direct preference optimisation (Rafailov et al. 2023, eq. 7) of one pair, as a learner states
+/// it.
+struct Dpo {
+  double chosen_reference, rejected_reference, beta, weight;
+
+  double margin(std::span<const double> logprob) const {
+    return beta * ((logprob[0] - chosen_reference) - (logprob[1] - rejected_reference));
+  }
+  double loss(std::span<const double> logprob) const {
+    return weight * std::log1p(std::exp(-margin(logprob)));
+  }
+  Status derivative(std::span<const double> logprob, std::span<double> out) const {
+    out[0] = -weight * beta / (1 + std::exp(margin(logprob)));
+    out[1] = -out[0];
+    return {};
+  }
+};
+
+// The adapters' gradient against central differences of the whole loss (CE + KL + a pair), a few
 // entries of A and of B in every layer and target.
 TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
   const BaseWeights& base = *model.base;
@@ -107,10 +125,16 @@ TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
   Terms terms;
   terms.cross_entropy.push_back({&a, 1.0f});
   terms.kl.push_back({&b, &stored[0], 20.0f});
-  terms.dpo.push_back({&a, &c, -60.0f, -40.0f, 0.1f, 0.7f});
+  const Dpo pair{-60, -40, 0.1, 0.7};
+  terms.summed.sequences = {&a, &c};
+  terms.summed.derivative = [&](std::span<const double> logprob, std::span<double> out) {
+    return pair.derivative(logprob, out);
+  };
   const auto loss_at = [&] {
     adapters.pack(machine->compute, base.format());
-    return run_terms(graph, machine->compute, base, &adapters, nullptr, terms, false).total;
+    const StepLoss loss =
+        run_terms(graph, machine->compute, base, &adapters, nullptr, terms, false);
+    return loss.total + pair.loss(loss.logprob);
   };
   adapters.pack(machine->compute, base.format());
   adapters.zero_gradient();

@@ -57,7 +57,8 @@ class PluginReload(unittest.TestCase):
     def reload_under_streams(self, dsd, name):
         with Streams(dsd) as streams:
             for i in range(RELOADS):
-                shown = dsd.post("/ds/v1/plugins/reload", {"name": name})
+                shown = dsd.post("/ds/v1/plugins/reload", {"name": name, "shadow": "refuse"})
+                self.assertEqual((shown["shadow"]["source"], shown["shadow"]["differing"]), ("recorded", 0), shown)
                 if i % RELOADS_TO_AN_ANSWER == 0:
                     streams.wait_for_another()
             self.assertEqual(shown["generation"], RELOADS + 1)
@@ -77,6 +78,23 @@ class PluginReload(unittest.TestCase):
         for name in ("int8", "int4"):
             with self.subTest(name), Daemon(settings={"learn.enabled": "false", "model.quant": name}) as dsd:
                 self.reload_under_streams(dsd, name)
+
+    def test_other_settings_are_refused_by_the_recorded_calls(self):
+        with Daemon(settings={"learn.enabled": "false", "serve.attention": "window-global"}) as dsd:
+            before = dsd.ask(QUESTIONS[0], MAX_TOKENS)[0]
+            near = {"name": "window-global", "config": {"window": 2, "globals": 0, "sinks": 0}}
+            status, answer = dsd.call("POST", "/ds/v1/plugins/reload", near | {"shadow": "refuse"})
+            self.assertEqual(status, 409, answer)
+            self.assertIn("recorded calls differ", answer["error"]["message"])
+            self.assertEqual(dsd.get("/ds/v1/plugins/window-global")["generation"], 1)
+            self.assertEqual(dsd.ask(QUESTIONS[0], MAX_TOKENS)[0], before)
+            self.assertGreater(dsd.post("/ds/v1/plugins/reload", near)["shadow"]["differing"], 0)
+            self.assertNotEqual(dsd.ask(QUESTIONS[0], MAX_TOKENS)[0], before)
+            diff = dsd.post("/ds/v1/plugins/diff", {"a": "window-global"})
+            self.assertEqual((diff["a"]["generation"], diff["b"]["generation"]), (2, 1))
+            self.assertGreater(diff["differing"], 0)
+            bench = dsd.post("/ds/v1/plugins/bench", {"name": "window-global", "seconds": 0.2})
+            self.assertEqual({call["call"] for call in bench["calls"]}, {"prefill", "decode"})
 
     def test_a_broken_generation_changes_nothing(self):
         with Daemon(settings={"learn.enabled": "false"}) as dsd:

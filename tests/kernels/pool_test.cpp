@@ -164,6 +164,26 @@ TEST(Pool, ShareDoesNotWaitForAnIdleTrainer) {
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(500));
 }
 
+// Both masters' tasks run at once on the same threads, each on behalf of its own caller.
+TEST(Pool, TasksRunOnBehalfOfTheirCaller) {
+  Pool pool(3);
+  pool.set_background_share(0.5);
+  static constexpr char kServed[] = "served", kTrained[] = "trained";
+  std::atomic<int> wrong = 0;
+  const auto watch = [&](const ds_parallel* master, const char* behalf) {
+    on_behalf_of = behalf;
+    for (int i = 0; i < 200; ++i)
+      run(master, 64, [&](int64_t) { wrong += on_behalf_of != behalf; });
+    wrong += on_behalf_of != behalf;
+  };
+  std::thread trainer([&] { watch(pool.background(), kTrained); });
+  std::thread engine([&] { watch(pool.engine(), kServed); });
+  trainer.join();
+  engine.join();
+  run(pool.engine(), 64, [&](int64_t) { wrong += on_behalf_of != nullptr; });
+  EXPECT_EQ(wrong, 0);
+}
+
 using PoolDeathTest = testing::Test;
 
 TEST(PoolDeathTest, RefusesNestedRunsAndSteps) {

@@ -80,8 +80,13 @@ ds_code guard(ds_status* st, F&& body) noexcept {
 /// zero.
 template <class T>
 T widened(const T* from) {
-  T out{};
-  if (from != nullptr) std::memcpy(&out, from, std::min<std::size_t>(from->size, sizeof out));
+  T out;
+  if (from != nullptr && from->size >= sizeof out) {  // the usual case, a copy of constant size
+    std::memcpy(&out, from, sizeof out);
+  } else {
+    std::memset(static_cast<void*>(&out), 0, sizeof out);
+    if (from != nullptr) std::memcpy(&out, from, from->size);
+  }
   out.size = sizeof out;
   return out;
 }

@@ -229,4 +229,41 @@ class attention_view {
   std::int64_t page_tokens_ = 0, pages_ = 0, table_width_ = 0;  // 0 when training
 };
 
+/// A learner's vectors over the model's weights: handles, see ds_vectors. Throws what the host
+/// refuses.
+class vectors {
+ public:
+  explicit vectors(const ds_vectors& host) : host_(host) {}
+
+  /// Zero at first. With a name it is kept with the version: the next round's make() finds it.
+  std::int32_t make(std::string_view name = {}) const {
+    std::int32_t handle = 0;
+    check(host_.make(host_.ctx, ds_str{name.data(), name.size()}, &handle), "make");
+    return handle;
+  }
+  void copy(std::int32_t from, std::int32_t to) const {
+    check(host_.copy(host_.ctx, from, to), "copy");
+  }
+  void scale(float a, std::int32_t x) const { check(host_.scale(host_.ctx, a, x), "scale"); }
+  /// y += a * x
+  void axpy(float a, std::int32_t x, std::int32_t y) const {
+    check(host_.axpy(host_.ctx, a, x, y), "axpy");
+  }
+  /// y += a * x * z, by element
+  void multiply(float a, std::int32_t x, std::int32_t z, std::int32_t y) const {
+    check(host_.multiply(host_.ctx, a, x, z, y), "multiply");
+  }
+  double dot(std::int32_t x, std::int32_t y) const {
+    double out = 0;
+    check(host_.dot(host_.ctx, x, y, &out), "dot");
+    return out;
+  }
+
+ private:
+  static void check(ds_code code, const char* what) {
+    if (code != DS_OK) throw error(code, std::string("vectors: ") + what + " was refused");
+  }
+  const ds_vectors& host_;
+};
+
 }  // namespace ds::sdk

@@ -216,7 +216,12 @@ typedef struct ds_quantizer {
 /* ---- Learner: what a training step draws, weighs and does with the gradient ------------------ */
 
 enum { DS_POOL_FRESH = 0, DS_POOL_REPLAY = 1, DS_POOL_ANCHOR = 2, DS_POOL_CONTRAST = 3 };
-enum { DS_SAMPLE_SEEN = 1, DS_SAMPLE_LEARNED = 2, DS_SAMPLE_PAIR = 4 };
+enum {
+  DS_SAMPLE_SEEN = 1,      /* loss or kl is known */
+  DS_SAMPLE_LEARNED = 2,   /* it meets the stop rule */
+  DS_SAMPLE_PAIR = 4,      /* has a rejected answer */
+  DS_SAMPLE_PREFERENCE = 8 /* the pair is all that was said: nobody called its answer right */
+};
 /* Something that can be drawn. FRESH: the round's items. REPLAY: earlier ones. ANCHOR: everyday
  * prompts with the base's own answers. CONTRAST: an item's question and answer with another entity;
  * owner = the item's key. */
@@ -224,9 +229,8 @@ typedef struct ds_sample {
   uint64_t key; /* stable across runs */
   uint64_t owner;
   uint32_t pool;
-  uint32_t flags; /* SEEN: loss or kl is known; LEARNED: it meets the stop rule; PAIR: has a
-                     rejected answer */
-  uint32_t tokens;
+  uint32_t flags;  /* DS_SAMPLE_x */
+  uint32_t tokens; /* of its own wording; what does not fit into a step is left out of it */
   float loss; /* worst mean negative log-probability of its wordings when last seen, nats/token */
   float kl;   /* mean KL(base || weights) when last seen, nats/token */
   float age_s;
@@ -258,6 +262,8 @@ typedef struct ds_round {
   uint64_t round, seed; /* the round's number in its lineage */
   uint32_t n_fresh, n_replay;
   uint64_t max_steps;
+  float replay_ratio; /* share of earlier items in a step that the operator asks for, 0..1 */
+  uint32_t reserved;
 } ds_round;
 
 typedef struct ds_sequence_stat { /* of a SEQUENCE draw, in the order they were emitted */

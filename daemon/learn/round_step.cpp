@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// From what a learner draws to the terms of a step, and their passes.
+#include <algorithm>
+#include <map>
+
+#include "learn/phrasing.h"
+#include "learn/round_parts.h"
+
+namespace ds {
+
+/// Makes the terms of one step, draw by draw.
+class RoundTrainer::StepBuilder {
+ public:
+  StepBuilder(RoundTrainer& trainer, const Recipe& recipe, Round& round, Step& step)
+      : trainer_(trainer), recipe_(recipe), round_(round), step_(step) {}
+
+  Status add(const ds_draw& draw) {
+    index_ = round_.by_key.at(draw.key);
+    if (draw.term == DS_TERM_CE) add_cross_entropy(draw);
+    if (draw.term == DS_TERM_KL_BASE) add_kl(draw, of_base_);
+    if (draw.term == DS_TERM_KL_PARENT) add_kl(draw, of_parent_);
+    if (draw.term == DS_TERM_SEQUENCE) add_summed(draw);
+    if (step_.tokens <= 4 * kStepTokens) return {};
+    return {Code::kPlugin, std::string(round_.learner.name()) + ": draws sequences of more than " +
+                               std::to_string(4 * kStepTokens) + " tokens for a step"};
+  }
+  /// Computes the distributions that KL terms point at and nobody has needed before.
+  void fill() {
+    fill(of_base_, nullptr);
+    fill(of_parent_, round_.parent.get());
+  }
+
+ private:
+  using Missing = std::vector<std::pair<const Sequence*, StoredTopK*>>;
+
+  Sequence text_piece(const Lesson& lesson, Rng& rng) const {
+    std::vector<TokenId> ids = trainer_.tokenizer_->encode(lesson.answer, false);
+    const int64_t length = std::ssize(ids), room = recipe_.text_tokens;
+    const uint64_t starts = length > room ? static_cast<uint64_t>(length - room + 1) : 1;
+    ids.erase(ids.begin(),
+              ids.begin() + (starts > 1 ? static_cast<int64_t>(rng.below(starts)) : 0));
+    ids.resize(static_cast<size_t>(std::min(length, room)));
+    return {std::move(ids), 1, nullptr};
+  }
+
+  /// A lesson's own question, or a random other wording of it; of a long text a random piece.
+  Sequence wording(const Lesson& lesson, bool plain, Rng& rng) const {
+    if (lesson.kind == Lesson::Kind::kText) return text_piece(lesson, rng);
+    std::vector<ChatMessage> context = lesson.context;
+    if (!plain) context.back().content = reword(context.back().content, rng);
+    return trainer_.sequence_of(context, lesson.answer);
+  }
+
+  /// The sequences of a draw, as many as fit.
+  std::vector<const Sequence*> place(const ds_draw& draw) {
+    const Entry& entry = round_.entries[index_];
+    const ds_sample& sample = round_.samples[index_];
+    if (entry.lesson == nullptr) {
+      if (!step_.has_room(entry.own, sample.pool == DS_POOL_ANCHOR ? kAnchorTokens : 0)) return {};
+      step_.tokens += std::ssize(entry.own.ids);
+      return {&entry.own};
+    }
+    if (sample.pool == DS_POOL_REPLAY && step_.tokens > kLessonTokens) return {};
+    Rng rng(Rng::mix(round_.at.seed, round_.at.step), sample.key);
+    std::vector<const Sequence*> out;
+    for (uint32_t n = 0; n < wordings(draw); ++n) {
+      const bool text = entry.lesson->kind == Lesson::Kind::kText;
+      const bool plain =
+          !text && (wordings(draw) == 1 ? rng.uniform() < recipe_.plain_share : n == 0);
+      Sequence sequence = wording(*entry.lesson, plain, rng);
+      if (step_.has_room(sequence) || step_.tokens == 0)
+        out.push_back(step_.keep(std::move(sequence)));
+    }
+    return out;
+  }
+  uint32_t wordings(const ds_draw& draw) const {
+    const Lesson* lesson = round_.entries[index_].lesson;
+    if (lesson == nullptr || lesson->kind == Lesson::Kind::kText) return 1;
+    return std::clamp(draw.wordings, 1u, kMostWordings);
+  }
+  float share(const ds_draw& draw) const {
+    return draw.weight / static_cast<float>(wordings(draw));
+  }
+
+  void add_cross_entropy(const ds_draw& draw) {
+    Step::Slot& slot = step_.slots[draw.slot];
+    for (const Sequence* s : place(draw)) {
+      slot.terms.cross_entropy.push_back({s, share(draw)});
+      slot.ce.push_back(index_);
+    }
+  }
+
+  void add_kl(const ds_draw& draw, Missing& missing) {
+    Step::Slot& slot = step_.slots[draw.slot];
+    Entry& entry = round_.entries[index_];
+    for (const Sequence* s : place(draw)) {
+      StoredTopK* side = s != &entry.own         ? &step_.stored.emplace_back()
+                         : &missing == &of_base_ ? &entry.of_base
+                                                 : &entry.of_parent;
+      if (side->index.empty()) missing.emplace_back(s, side);
+      slot.terms.kl.push_back({s, side, share(draw)});
+      slot.kl.push_back(index_);
+    }
+  }
+
+  /// The answer to the lesson's own question, or its rejected one.
+  void add_summed(const ds_draw& draw) {
+    Step::Slot& slot = step_.slots[draw.slot];
+    Entry& entry = round_.entries[index_];
+    Sequence own = entry.own;
+    if (const Lesson* lesson = entry.lesson; lesson != nullptr) {
+      Rng rng(round_.at.seed, draw.key);  // a long text's piece stays the same for the round
+      own = draw.rejected != 0 ? trainer_.sequence_of(lesson->context, lesson->rejected)
+                               : wording(*lesson, true, rng);
+    }
+    const Sequence* at = nullptr;  // often one of the wordings already
+    for (size_t i = 0; i < slot.ce.size(); ++i) {
+      const Sequence* there = slot.terms.cross_entropy[i].sequence;
+      if (slot.ce[i] == index_ && there->ids == own.ids) at = there;
+    }
+    if (at == nullptr) at = step_.keep(std::move(own));
+    std::optional<double>& before = entry.parent_sum[draw.rejected != 0 ? 1 : 0];
+    if (!before) before = trainer_.parent_logprob(round_, *at);
+    slot.terms.summed.sequences.push_back(at);
+    slot.stats.push_back(
+        {draw.key, 0, *before, static_cast<uint32_t>(at->targets()), draw.rejected != 0});
+  }
+
+  void fill(const Missing& missing, const Adapters* adapters) {
+    std::vector<const Sequence*> sequences;
+    for (const auto& [sequence, side] : missing) sequences.push_back(sequence);
+    const BaseWeights& base = *trainer_.base_;
+    std::vector<StoredTopK> stored =
+        store_top_k(trainer_.graph_, base, adapters, sequences, base.config().vocab);
+    for (size_t i = 0; i < missing.size(); ++i) *missing[i].second = std::move(stored[i]);
+  }
+
+  static constexpr uint32_t kMostWordings = 16;
+  RoundTrainer& trainer_;
+  const Recipe& recipe_;
+  Round& round_;
+  Step& step_;
+  size_t index_ = 0;  // entry of the draw at hand
+  Missing of_base_, of_parent_;
+};
+
+Status RoundTrainer::build_step(const Recipe& recipe, Round& round, Step& step) {
+  DS_ASSIGN(const std::vector<ds_draw> draws, round.learner.draws(round.at, round.samples));
+  StepBuilder builder(*this, recipe, round, step);
+  for (const ds_draw& draw : draws) DS_TRY(builder.add(draw));
+  builder.fill();
+  return {};
+}
+
+/// Summed log-probability of the targets under the weights that the round began with.
+double RoundTrainer::parent_logprob(const Round& round, const Sequence& sequence) {
+  Terms terms;
+  terms.cross_entropy.push_back({&sequence, 1.0f});
+  return run_terms(graph_, compute_, *base_, round.parent.get(), nullptr, terms, false)
+      .items[0]
+      .sum_logprob;
+}
+
+/// Read free from the training forward: what each lesson's wordings looked like, and how far
+/// anchors and contrasts are from where they should be.
+void RoundTrainer::note_results(const Recipe& recipe, Round& round, const Step& step, size_t slot,
+                                const StepLoss& loss) {
+  const std::vector<size_t>&ce = step.slots[slot].ce, &kl = step.slots[slot].kl;
+  struct Seen {
+    double worst = 0;         // mean log-probability of a wording
+    bool all_argmax = false;  // of the first
+  };
+  std::map<size_t, Seen> seen;
+  for (size_t i = 0; i < ce.size(); ++i) {
+    const auto [at, first] = seen.try_emplace(ce[i]);
+    at->second.worst = std::min(at->second.worst, loss.items[i].mean_logprob);
+    if (first) at->second.all_argmax = loss.items[i].all_argmax;
+  }
+  for (const auto& [index, s] : seen) {
+    ds_sample& sample = round.samples[index];
+    Entry& entry = round.entries[index];
+    const bool good = s.all_argmax && s.worst > recipe.stop_logprob;
+    entry.sightings = good ? entry.sightings + 1 : 0;
+    sample.loss = static_cast<float>(-s.worst);
+    sample.flags = (sample.flags & ~uint32_t{DS_SAMPLE_LEARNED}) | DS_SAMPLE_SEEN;
+    if (entry.sightings >= recipe.sightings) sample.flags |= DS_SAMPLE_LEARNED;
+  }
+  for (size_t i = 0; i < kl.size(); ++i) {
+    ds_sample& sample = round.samples[kl[i]];
+    sample.kl = static_cast<float>(loss.kl_mean[i]);
+    sample.flags |= DS_SAMPLE_SEEN;
+  }
+}
+
+/// Forward and backward of all slots, the highest first, so that slot 0's gradient is the one that
+/// stays where the optimizer takes it.
+Status RoundTrainer::run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total) {
+  round.what.zero_gradient();
+  if (round.vectors != nullptr) round.vectors->begin_step();
+  for (size_t s = kSlots; s-- > 0;) {
+    Step::Slot& slot = step.slots[s];
+    if (slot.empty()) continue;
+    slot.terms.summed.derivative = [&](std::span<const double> logprob, std::span<double> out) {
+      for (size_t i = 0; i < logprob.size(); ++i) slot.stats[i].logprob = logprob[i];
+      return round.learner.coefficients(round.at, slot.stats, out);
+    };
+    const StepLoss loss = run_terms(graph_, compute_, round.what.over(*base_),
+                                    round.what.adapters(), round.what.gradient(), slot.terms, true);
+    DS_TRY(graph_.take_status());
+    DS_TRY(Status(loss.failure));
+    note_results(recipe, round, step, s, loss);
+    total.loss += loss.total;
+    total.tokens += loss.tokens;
+    if (s > 0) round.vectors->move_gradient_to(static_cast<uint32_t>(s));
+  }
+  return round.vectors == nullptr ? Status()
+                                  : round.learner.combine(round.at, round.vectors->table());
+}
+
+}  // namespace ds
