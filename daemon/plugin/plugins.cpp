@@ -225,15 +225,28 @@ Result<Plugins::Serving> Plugins::find(uint32_t kind, std::string_view name) {
     return not_found(std::string(kind_name(kind)) + " \"" + std::string(name) +
                      "\": no such plugin, there are: " + (there.empty() ? "none" : there));
   }
-  Generation& serving = slot.generations[slot.serving];
-  if (serving.instance == nullptr) {
-    const ds_component* component = serving.library->component(kind, name);
+  Generation& answers = answering(slot);
+  if (answers.instance == nullptr) {
+    const ds_component* component = answers.library->component(kind, name);
     Slot alone;  // a first instance takes no state over
-    DS_TRY(make_instance(alone, serving, *component).in(key.second));
+    DS_TRY(make_instance(alone, answers, *component).in(key.second));
     std::lock_guard lock(mutex_);
     slots_[key] = slot;
   }
-  return Serving{serving.instance, serving.number};
+  return Serving{answers.instance, answers.number};
+}
+
+/// The serving generation, or a built-in one while the serving one's helper process is out of
+/// order.
+Plugins::Generation& Plugins::answering(Slot& slot) {
+  Generation& serving = slot.generations[slot.serving];
+  const IsolatedInstance* isolated =
+      serving.instance != nullptr ? serving.instance->isolated() : nullptr;
+  if (isolated == nullptr || !isolated->state().open) return serving;
+  const auto own = std::ranges::find_if(slot.generations, [&](const Generation& g) {
+    return g.origin == kBuiltIn && &g != &serving;
+  });
+  return own == slot.generations.end() ? serving : *own;
 }
 
 std::vector<std::string> Plugins::names(uint32_t kind) const {

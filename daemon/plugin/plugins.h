@@ -58,7 +58,8 @@ class Plugins {
   static Result<std::unique_ptr<Plugins>> open(PluginOptions options, PluginServices services,
                                                FileSystem& fs, Clock& clock);
 
-  /// Creates the instance at the first call. An unknown name's error lists the known ones.
+  /// Creates the instance at the first call. While the serving one's helper process has died too
+  /// often, the built-in generation, if there is one. An unknown name's error lists the known ones.
   Result<Serving> find(uint32_t kind, std::string_view name);
   /// Names of the components of a kind, sorted.
   std::vector<std::string> names(uint32_t kind) const;
@@ -135,6 +136,7 @@ class Plugins {
   Json describe(const Key& key, const Slot& slot, const Generation& generation) const;
   Json config_of(std::string_view component) const;
   Result<bool> runs_isolated(const ds_component& component) const;
+  static Generation& answering(Slot& slot);
   void announce(const std::vector<Swap>& swaps);
 
   const PluginOptions options_;

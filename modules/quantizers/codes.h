@@ -86,7 +86,8 @@ inline constexpr std::int64_t kHeadRatio = 12;
 template <std::int32_t kBits>
 class CodeQuantizer {
  public:
-  static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
+  static constexpr std::uint64_t caps =
+      DS_CAP_CPU | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC | DS_CAP_OUT_OF_PROCESS;
 
   explicit CodeQuantizer(sdk::context c)
       : ops_(cpu_ops(best_cpu_isa())), quant_(cpu_quant_ops(best_cpu_isa())) {

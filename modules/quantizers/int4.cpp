@@ -9,7 +9,6 @@ struct Int4 : CodeQuantizer<4> {
   using CodeQuantizer::CodeQuantizer;
   static constexpr std::string_view name = "int4";
   static constexpr std::string_view summary = "4 bits with offset, scale by group of 32 or by row";
-  static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_OUT_OF_PROCESS;
   static constexpr std::string_view config_schema =
       R"({"type":"object","additionalProperties":false,"properties":{)"
       R"("head_bits":{"type":"integer","enum":[4,8],"default":8,"description":"of matrices with more )"

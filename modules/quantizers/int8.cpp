@@ -8,7 +8,6 @@ struct Int8 : CodeQuantizer<8> {
   using CodeQuantizer::CodeQuantizer;
   static constexpr std::string_view name = "int8";
   static constexpr std::string_view summary = "8 bits, symmetric, scale by group of 32 or by row";
-  static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_OUT_OF_PROCESS;
   static constexpr std::string_view config_schema =
       R"({"type":"object","additionalProperties":false,"properties":{)"
       R"("group":{"type":"integer","enum":[0,32],"default":32,"description":"weights of a row that )"

@@ -5,9 +5,10 @@
 // included) and as the engine serves them with the plugin (input in 8 bits, lookups exact). The
 // file's own weights lie on 4-bit grids, so all of it again with noise of 1 % of each row's root
 // mean square. Then the time of one decode pass over all matrices.
-//   drift: instead on weights that 100 steps of full fine-tuning have moved off those grids: FP32,
-//   AdamW at 5e-5, 8 x 64 tokens a step of made-up facts (facts.h, seed 20261126). Prints their
-//   SHA-256, which is the same on every run on one ISA.
+//   drift [RATE]: instead on weights that 100 steps of full fine-tuning have moved off those grids:
+//   FP32, AdamW at RATE (5e-5), 8 x 64 tokens a step of made-up facts (facts.h, seed 20261126).
+//   Prints their SHA-256, which is the same on every run on one ISA, how far they have moved, and
+//   perplexities also on other facts of the sort that was trained.
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -83,12 +84,48 @@ std::shared_ptr<const BaseWeights> base_of(const ModelFile& file, const NamedTen
   return *base;
 }
 
-double perplexity(const Compute& compute, const BaseWeights& base, const Json& reference) {
+/// Norm of the matrices' difference over the norm of `from`'s.
+double distance(const ModelFile& file, const NamedTensors& from, const NamedTensors& to) {
+  double error = 0, power = 0;
+  for (const auto& [name, w] : from) {
+    if (!is_matrix(file, name)) continue;
+    const std::vector<float>& other = to.at(name);
+    for (size_t i = 0; i < w.size(); ++i) {
+      error += std::pow(double{w[i]} - double{other[i]}, 2);
+      power += double{w[i]} * double{w[i]};
+    }
+  }
+  return std::sqrt(error / power);
+}
+
+using Texts = std::vector<std::vector<TokenId>>;
+
+Texts reference_texts() {
+  Texts out;
+  const Json reference = read_json(data_path("smollm2/reference.json"));
+  for (const Json& text : reference["teacher_forced"])
+    out.push_back(text["ids"].get<std::vector<TokenId>>());
+  return out;
+}
+
+/// `count` tokens of made-up facts, one after the other.
+std::vector<TokenId> facts_text(const Tokenizer& tokenizer, uint64_t seed, size_t count) {
+  Rng rng(seed);
+  std::vector<TokenId> out;
+  for (size_t i = 0; out.size() < count; ++i) {
+    const bench::Fact fact = bench::draw_fact(rng, i);
+    const auto ids = tokenizer.encode(fact.question + " " + fact.answer + "\n", false);
+    out.insert(out.end(), ids.begin(), ids.end());
+  }
+  out.resize(count);
+  return out;
+}
+
+double perplexity(const Compute& compute, const BaseWeights& base, const Texts& texts) {
   const int64_t vocab = base.config().vocab;
   double loss = 0;
   int64_t n = 0;
-  for (const Json& text : reference["teacher_forced"]) {
-    const auto ids = text["ids"].get<std::vector<TokenId>>();
+  for (const std::vector<TokenId>& ids : texts) {
     const std::vector<float> logits = serve_logits(compute, base, nullptr, ids, 64, KvDtype::kF32);
     for (size_t i = 0; i + 1 < ids.size(); ++i, ++n) {
       const float* row = logits.data() + static_cast<int64_t>(i) * vocab;
@@ -114,51 +151,40 @@ std::shared_ptr<const Quantizer> plugin_of(const Form& f) {
 }
 
 void compare(const ModelFile& file, const NamedTensors& tensors, const Machine& machine,
-             const Json& reference) {
+             const Texts& texts) {
   const Compute& compute = machine.compute;
   const double exact =
-      perplexity(compute, *base_of(file, tensors, compute, WeightFormat::kF32), reference);
+      perplexity(compute, *base_of(file, tensors, compute, WeightFormat::kF32), texts);
   std::printf("  fp32             perplexity %.4f\n", exact);
   for (const Form& f : kForms) {
     NamedTensors rounded = tensors;
-    double error = 0, power = 0;
     for (auto& [name, w] : rounded) {
       if (!is_matrix(file, name)) continue;
       const auto& shape = file.tensors().at(name).shape;
       cpu_quant_ops(best_cpu_isa())
           .fake(compute.context, f.of(shape[0], shape[1]), shape[0], shape[1], w.data(), w.data());
-      const std::vector<float>& before = tensors.at(name);
-      for (size_t i = 0; i < w.size(); ++i) {
-        error += std::pow(double{w[i]} - double{before[i]}, 2);
-        power += double{before[i]} * double{before[i]};
-      }
     }
+    const double error = distance(file, tensors, rounded);
     const double weights =
-        perplexity(compute, *base_of(file, rounded, compute, WeightFormat::kF32), reference);
+        perplexity(compute, *base_of(file, rounded, compute, WeightFormat::kF32), texts);
     rounded.clear();
     const double served = perplexity(
-        compute, *base_of(file, tensors, compute, {WeightFormat::kF32, plugin_of(f)}), reference);
+        compute, *base_of(file, tensors, compute, {WeightFormat::kF32, plugin_of(f)}), texts);
     std::printf(
         "  %-17s relative error %.5f | perplexity, weights alone %.4f (%+.2f %%) | served %.4f "
         "(%+.2f %%)\n",
-        f.name, std::sqrt(error / power), weights, (weights / exact - 1) * 100, served,
-        (served / exact - 1) * 100);
+        f.name, error, weights, (weights / exact - 1) * 100, served, (served / exact - 1) * 100);
     std::fflush(stdout);
   }
 }
 
 /// The weights after the recipe of the header.
-NamedTensors drifted(const LoadedModel& model, const Compute& compute, NamedTensors tensors) {
+NamedTensors drifted(const LoadedModel& model, const Compute& compute, NamedTensors tensors,
+                     float rate) {
   constexpr int kSteps = 100, kSequences = 8;
   constexpr size_t kTokens = 64;
-  constexpr float kRate = 5e-5f;
-  Rng rng(kSeed);
-  std::vector<TokenId> stream;
-  for (size_t i = 0; stream.size() < kSteps * kSequences * kTokens; ++i) {
-    const bench::Fact fact = bench::draw_fact(rng, i);
-    const auto ids = model.tokenizer->encode(fact.question + " " + fact.answer + "\n", false);
-    stream.insert(stream.end(), ids.begin(), ids.end());
-  }
+  const std::vector<TokenId> stream =
+      facts_text(*model.tokenizer, kSeed, kSteps * kSequences * kTokens);
   FullWeights full(model.file->config(), std::move(tensors));
   TrainGraph graph(model.file->config(), compute);
   AdamW optimizer(full.size());
@@ -176,7 +202,7 @@ NamedTensors drifted(const LoadedModel& model, const Compute& compute, NamedTens
         run_terms(graph, compute, *full.packed(), nullptr, &full.gradient(), terms, true);
     std::vector<AdamW::Part> parts;
     for (auto& [name, master] : full.masters()) parts.push_back({master, full.gradient()[name]});
-    optimizer.step(compute, parts, kRate, 0.99f, 1.0f);
+    optimizer.step(compute, parts, rate, 0.99f, 1.0f);
     if (step % 25 == 0) std::printf("  step %d loss %.3f\n", step, loss.total);
   }
   Sha256 hash;
@@ -279,12 +305,20 @@ void decode_pass(const ModelFile& file, const NamedTensors& tensors, Machine& ma
   }
 }
 
-int run_drift() {
+int run_drift(float rate) {
   Machine machine;
   const LoadedModel model = load_model(smollm2_path(), machine.compute, WeightFormat::kF32);
-  std::printf("%s: 100 steps of full fine-tuning\n", machine.compute.ops->name);
-  const NamedTensors moved = drifted(model, machine.compute, tensors_of(*model.file));
-  compare(*model.file, moved, machine, read_json(data_path("smollm2/reference.json")));
+  std::printf("%s: 100 steps of full fine-tuning at %g\n", machine.compute.ops->name, rate);
+  const NamedTensors start = tensors_of(*model.file);
+  const NamedTensors moved = drifted(model, machine.compute, start, rate);
+  std::printf("  moved by %.5f of the norm\ngeneral texts\n", distance(*model.file, start, moved));
+  compare(*model.file, moved, machine, reference_texts());
+  Texts facts;
+  for (uint64_t i = 0; i < 6; ++i)
+    facts.push_back(facts_text(*model.tokenizer, kSeed + 1 + i, 256));
+  std::printf("other facts, of the file's weights %.4f\n",
+              perplexity(machine.compute, *model.base, facts));
+  compare(*model.file, moved, machine, facts);
   return 0;
 }
 
@@ -300,12 +334,12 @@ int run(bool decode_only) {
               machine.pool.threads());
   decode_pass(**file, tensors, machine);
   if (decode_only) return 0;
-  const Json reference = read_json(data_path("smollm2/reference.json"));
+  const Texts texts = reference_texts();
   std::printf("weights of the file\n");
-  compare(**file, tensors, machine, reference);
+  compare(**file, tensors, machine, texts);
   add_noise(**file, tensors);
   std::printf("weights with noise of %.0f %% (seed %u)\n", double{kNoise} * 100, kSeed);
-  compare(**file, tensors, machine, reference);
+  compare(**file, tensors, machine, texts);
   return 0;
 }
 
@@ -314,5 +348,6 @@ int run(bool decode_only) {
 
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
-  return mode == "drift" ? ds::test::run_drift() : ds::test::run(mode == "decode");
+  if (mode == "drift") return ds::test::run_drift(argc > 2 ? std::stof(argv[2]) : 5e-5f);
+  return ds::test::run(mode == "decode");
 }

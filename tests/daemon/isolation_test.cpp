@@ -14,10 +14,11 @@
 
 #include "kernels/pool.h"
 #include "plugin/flat.h"
-#include "plugin/library.h"
+#include "plugin/plugins.h"
 #include "plugin/tensor_view.h"
 #include "plugin/tool_run.h"
 #include "plugin/utf8.h"
+#include "tests/storage/scratch_folder.h"
 
 namespace ds {
 namespace {
@@ -335,6 +336,38 @@ TEST_F(HangTest, TheBreakerOpensAndClosesByTheClock) {
   now += 30'000'000'000;
   EXPECT_TRUE(analyse(*tool_, "fine").ok());
   EXPECT_STREQ(tool_->isolated()->state().breaker, "closed");
+}
+
+TEST(FallBackTest, TheBuiltInOneAnswersWhileTheBreakerIsOpen) {
+  const ScratchFolder folder;
+  std::filesystem::create_directories(folder / "modules");
+  std::filesystem::permissions(folder / "modules", std::filesystem::perms::owner_all);
+  std::filesystem::copy_file(DS_HANG_PLUGIN, folder / "modules/hang.so");
+  std::filesystem::permissions(folder / "modules/hang.so", std::filesystem::perms::owner_all);
+  std::atomic<int64_t> now{1};
+  PluginOptions with;
+  with.modules = folder / "modules";
+  with.data = folder / "plugins";
+  with.isolation = options();
+  with.isolation.now = [&] { return now.load(); };
+  const auto plugins = Plugins::open(with, {}, posix_file_system(), system_clock_seam());
+  ASSERT_TRUE(plugins.ok()) << plugins.status().message();
+  const auto ask = [&](const std::string& text, uint64_t generation) {
+    const auto found = (*plugins)->find(DS_KIND_TOOL, "hang");
+    EXPECT_TRUE(found.ok() && found->generation == generation) << text;
+    return analyse(*found->instance, text).ok();
+  };
+  ASSERT_TRUE(ask("fine", 1));
+  const auto loaded = (*plugins)->load(DS_HANG_PLUGIN, true, Json());
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  ASSERT_TRUE(ask("fine", 2));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_FALSE(ask("abort", 2));
+    now += 1'000'000'000;
+  }
+  EXPECT_TRUE(ask("fine", 1));
+  now += 30'000'000'000;
+  EXPECT_TRUE(ask("fine", 2));
 }
 
 TEST_F(HangTest, FiftyHangsEndAtTheirDeadline) {
