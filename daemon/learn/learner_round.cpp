@@ -82,6 +82,7 @@ Result<Lesson> Learner::trainable(const FeedbackItem& item) const {
 Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<FeedbackItem> items,
                                             const std::vector<FeedbackItem>& earlier,
                                             Trained trained, uint64_t round_in_lineage) {
+  DS_ASSIGN(const LearnerPlugin learner, learner_for(trained.memory));
   Round round;
   round.started_ms = parts_.clock.unix_ms();
   round.in_lineage = round_in_lineage;
@@ -130,7 +131,6 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   log(LogLevel::kInfo, "learn",
       "round " + std::to_string(round.number) + ": " + std::to_string(round.lessons.size()) +
           " items on v" + std::to_string(parent));
-  DS_ASSIGN(const LearnerPlugin learner, learner_for(round.trained.memory));
   run_training(round, learner, replay);
   return round;
 }
