@@ -24,6 +24,12 @@ Adapters::Adapters(const ModelConfig& config, int64_t rank, float scale, uint32_
   packed_.resize(offsets_.size());
 }
 
+std::unique_ptr<Adapters> Adapters::copy() const {
+  auto out = std::make_unique<Adapters>(config_, rank_, scale_, targets_);
+  out->parameters_ = parameters_;
+  return out;
+}
+
 void Adapters::initialise(uint64_t seed) {
   std::fill(parameters_.begin(), parameters_.end(), 0.0f);
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {

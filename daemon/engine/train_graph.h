@@ -28,6 +28,9 @@ class Adapters {
   /// A uniform in +-1/sqrt(k) (as PEFT), B zero: the start changes nothing.
   void initialise(uint64_t seed);
 
+  /// The same parameters, neither packed nor with a gradient.
+  std::unique_ptr<Adapters> copy() const;
+
   int64_t rank() const { return rank_; }
   float scale() const { return scale_; }
   uint32_t targets() const { return targets_; }

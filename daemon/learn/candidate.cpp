@@ -109,10 +109,7 @@ Trained copy_of(const Trained& trained) {
     return out;
   }
   out.base = trained.base;
-  const Adapters& from = *trained.adapters;
-  out.adapters =
-      std::make_unique<Adapters>(trained.base->config(), from.rank(), from.scale(), from.targets());
-  std::copy(from.parameters().begin(), from.parameters().end(), out.adapters->parameters().begin());
+  out.adapters = trained.adapters->copy();
   return out;
 }
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <unordered_map>
 
 namespace ds {
 namespace {
@@ -54,7 +53,7 @@ Status LearnerPlugin::begin(const ds_round& round) const {
 }
 
 Result<std::vector<ds_draw>> LearnerPlugin::draws(const Step& at,
-                                                  std::span<const ds_sample> samples) const {
+                                                  const SampleTable& samples) const {
   std::vector<ds_draw> out;
   const auto emit = [](void* ctx, const ds_draw* draw) -> ds_code {
     auto& draws = *static_cast<std::vector<ds_draw>*>(ctx);
@@ -63,21 +62,16 @@ Result<std::vector<ds_draw>> LearnerPlugin::draws(const Step& at,
     return DS_OK;
   };
   DS_TRY(call(at, [&](ds_instance* self, const ds_call* c, ds_status* st) {
-    return table_.draws(self, c, samples.data(), samples.size(), &out, emit, st);
+    return table_.draws(self, c, samples.all().data(), samples.all().size(), &out, emit, st);
   }));
   DS_TRY(check(out, samples));
   return out;
 }
 
-Status LearnerPlugin::check(std::span<const ds_draw> draws,
-                            std::span<const ds_sample> samples) const {
-  std::unordered_map<uint64_t, const ds_sample*> by_key;
-  if (!draws.empty()) {
-    for (const ds_sample& s : samples) by_key.emplace(s.key, &s);
-  }
+Status LearnerPlugin::check(std::span<const ds_draw> draws, const SampleTable& samples) const {
   for (const ds_draw& d : draws) {
-    const auto found = by_key.find(d.key);
-    if (found == by_key.end())
+    const size_t found = samples.find(d.key);
+    if (found == samples.all().size())
       return broken("draws key " + std::to_string(d.key) + ", which no sample has");
     const std::string which = "draw of key " + std::to_string(d.key) + ": ";
     if (d.term < DS_TERM_CE || d.term > DS_TERM_SEQUENCE)
@@ -89,7 +83,7 @@ Status LearnerPlugin::check(std::span<const ds_draw> draws,
     if (d.slot > 3) return broken(which + "slot " + std::to_string(d.slot) + ", expected 0 to 3");
     if (d.slot > 0 && !combines())
       return broken(which + "slot " + std::to_string(d.slot) + ", but it has no combine");
-    if (d.rejected != 0 && (found->second->flags & DS_SAMPLE_PAIR) == 0)
+    if (d.rejected != 0 && (samples[found].flags & DS_SAMPLE_PAIR) == 0)
       return broken(which + "its rejected answer, but it has none");
     if (d.term == DS_TERM_SEQUENCE && table_.coefficients == nullptr)
       return broken(which + "a sequence (term 5), but it has no coefficients");

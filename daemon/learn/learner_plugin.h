@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "ds/parallel.h"
@@ -16,6 +17,30 @@
 #include "plugin/plugins.h"
 
 namespace ds {
+
+/// What a round's steps draw from.
+class SampleTable {
+ public:
+  /// False, and nothing is added, if the key is taken.
+  bool add(const ds_sample& sample) {
+    if (!by_key_.emplace(sample.key, all_.size()).second) return false;
+    all_.push_back(sample);
+    return true;
+  }
+  std::span<ds_sample> all() { return all_; }
+  std::span<const ds_sample> all() const { return all_; }
+  ds_sample& operator[](size_t index) { return all_[index]; }
+  const ds_sample& operator[](size_t index) const { return all_[index]; }
+  /// Its index, or all().size().
+  size_t find(uint64_t key) const {
+    const auto at = by_key_.find(key);
+    return at == by_key_.end() ? all_.size() : at->second;
+  }
+
+ private:
+  std::vector<ds_sample> all_;
+  std::unordered_map<uint64_t, size_t> by_key_;
+};
 
 class LearnerPlugin {
  public:
@@ -40,7 +65,7 @@ class LearnerPlugin {
   Status begin(const ds_round& round) const;
   /// What the step trains on; empty = the round is over. Keys are of `samples`, terms and slots
   /// are known, weights finite.
-  Result<std::vector<ds_draw>> draws(const Step& at, std::span<const ds_sample> samples) const;
+  Result<std::vector<ds_draw>> draws(const Step& at, const SampleTable& samples) const;
   /// Writes d loss / d logprob of each sequence; finite.
   Status coefficients(const Step& at, std::span<const ds_sequence_stat> sequences,
                       std::span<double> out) const;
@@ -57,7 +82,7 @@ class LearnerPlugin {
   /// function(ds_call, ds_status) under the plugin's lock and name.
   template <class Function>
   Status call(const Step& at, const Function& function) const;
-  Status check(std::span<const ds_draw> draws, std::span<const ds_sample> samples) const;
+  Status check(std::span<const ds_draw> draws, const SampleTable& samples) const;
   Status broken(const std::string& what) const;
 
   std::shared_ptr<const PluginInstance> plugin_;

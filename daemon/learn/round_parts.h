@@ -7,10 +7,10 @@
 #include <deque>
 #include <memory>
 #include <optional>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "learn/learner_session.h"
 #include "learn/round_trainer.h"
 
 namespace ds {
@@ -32,22 +32,19 @@ struct RoundTrainer::Entry {
 
 struct RoundTrainer::Round {
   Trainable what;
-  const LearnerPlugin& learner;
-  LearnerPlugin::Step at;                 // the step that runs
-  std::unique_ptr<Adapters> parent;       // low-rank: as the round began
-  std::unique_ptr<RoundVectors> vectors;  // if the learner uses them
-  std::deque<Entry> entries;
-  std::vector<ds_sample> samples;               // one per entry
-  std::unordered_map<uint64_t, size_t> by_key;  // entry of a sample's key
+  LearnerSession session;
+  std::unique_ptr<Adapters> parent;  // low-rank: as the round began, packed when somebody asks
+  bool parent_packed = false;
+  std::deque<Entry> entries;  // one per sample
 
-  Round(Trainable trained, const LearnerPlugin& says) : what(trained), learner(says) {}
+  Round(Trainable trained, const LearnerPlugin& learner, const ds_parallel* parallel, uint64_t seed)
+      : what(trained), session(learner, parallel, seed) {}
   void add(const ds_sample& sample, Entry entry) {
-    if (!by_key.emplace(sample.key, samples.size()).second) return;  // 64 bits: once in an age
-    samples.push_back(sample);
-    entries.push_back(std::move(entry));
+    if (session.samples.add(sample))
+      entries.push_back(std::move(entry));  // 64 bits: once in an age
   }
   int64_t learned() const {
-    return std::ranges::count_if(samples, [](const ds_sample& s) {
+    return std::ranges::count_if(session.samples.all(), [](const ds_sample& s) {
       return s.pool == DS_POOL_FRESH && (s.flags & DS_SAMPLE_LEARNED) != 0;
     });
   }

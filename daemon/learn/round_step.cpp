@@ -15,19 +15,20 @@ class RoundTrainer::StepBuilder {
       : trainer_(trainer), recipe_(recipe), round_(round), step_(step) {}
 
   Status add(const ds_draw& draw) {
-    index_ = round_.by_key.at(draw.key);
+    index_ = round_.session.samples.find(draw.key);
     if (draw.term == DS_TERM_CE) add_cross_entropy(draw);
     if (draw.term == DS_TERM_KL_BASE) add_kl(draw, of_base_);
     if (draw.term == DS_TERM_KL_PARENT) add_kl(draw, of_parent_);
     if (draw.term == DS_TERM_SEQUENCE) add_summed(draw);
     if (step_.tokens <= 4 * kStepTokens) return {};
-    return {Code::kPlugin, std::string(round_.learner.name()) + ": draws sequences of more than " +
-                               std::to_string(4 * kStepTokens) + " tokens for a step"};
+    return {Code::kPlugin, std::string(round_.session.learner().name()) +
+                               ": draws sequences of more than " + std::to_string(4 * kStepTokens) +
+                               " tokens for a step"};
   }
   /// Computes the distributions that KL terms point at and nobody has needed before.
   void fill() {
     fill(of_base_, nullptr);
-    fill(of_parent_, round_.parent.get());
+    if (!of_parent_.empty()) fill(of_parent_, trainer_.parent_of(round_));
   }
 
  private:
@@ -54,14 +55,14 @@ class RoundTrainer::StepBuilder {
   /// The sequences of a draw, as many as fit.
   std::vector<const Sequence*> place(const ds_draw& draw) {
     const Entry& entry = round_.entries[index_];
-    const ds_sample& sample = round_.samples[index_];
+    const ds_sample& sample = round_.session.samples[index_];
     if (entry.lesson == nullptr) {
       if (!step_.has_room(entry.own, sample.pool == DS_POOL_ANCHOR ? kAnchorTokens : 0)) return {};
       step_.tokens += std::ssize(entry.own.ids);
       return {&entry.own};
     }
     if (sample.pool == DS_POOL_REPLAY && step_.tokens > kLessonTokens) return {};
-    Rng rng(Rng::mix(round_.at.seed, round_.at.step), sample.key);
+    Rng rng(Rng::mix(round_.session.seed(), round_.session.step()), sample.key);
     std::vector<const Sequence*> out;
     for (uint32_t n = 0; n < wordings(draw); ++n) {
       const bool text = entry.lesson->kind == Lesson::Kind::kText;
@@ -109,7 +110,7 @@ class RoundTrainer::StepBuilder {
     Entry& entry = round_.entries[index_];
     Sequence own = entry.own;
     if (const Lesson* lesson = entry.lesson; lesson != nullptr) {
-      Rng rng(round_.at.seed, draw.key);  // a long text's piece stays the same for the round
+      Rng rng(round_.session.seed(), draw.key);  // a long text's piece stays the same for the round
       own = draw.rejected != 0 ? trainer_.sequence_of(lesson->context, lesson->rejected)
                                : wording(*lesson, true, rng);
     }
@@ -144,19 +145,27 @@ class RoundTrainer::StepBuilder {
   Missing of_base_, of_parent_;
 };
 
-Status RoundTrainer::build_step(const Recipe& recipe, Round& round, Step& step) {
-  DS_ASSIGN(const std::vector<ds_draw> draws, round.learner.draws(round.at, round.samples));
+Status RoundTrainer::build_step(const Recipe& recipe, Round& round, uint64_t index, Step& step) {
+  DS_ASSIGN(const std::vector<ds_draw> draws, round.session.draws(index));
   StepBuilder builder(*this, recipe, round, step);
   for (const ds_draw& draw : draws) DS_TRY(builder.add(draw));
   builder.fill();
   return {};
 }
 
-/// Summed log-probability of the targets under the weights that the round began with.
-double RoundTrainer::parent_logprob(const Round& round, const Sequence& sequence) {
+/// The weights that the round began with, beside the base; null = the base alone.
+Adapters* RoundTrainer::parent_of(Round& round) const {
+  if (round.parent != nullptr && !round.parent_packed)
+    round.parent->pack(compute_, base_->format());
+  round.parent_packed = true;
+  return round.parent.get();
+}
+
+/// Summed log-probability of the targets under them.
+double RoundTrainer::parent_logprob(Round& round, const Sequence& sequence) {
   Terms terms;
   terms.cross_entropy.push_back({&sequence, 1.0f});
-  return run_terms(graph_, compute_, *base_, round.parent.get(), nullptr, terms, false)
+  return run_terms(graph_, compute_, *base_, parent_of(round), nullptr, terms, false)
       .items[0]
       .sum_logprob;
 }
@@ -177,7 +186,7 @@ void RoundTrainer::note_results(const Recipe& recipe, Round& round, const Step& 
     if (first) at->second.all_argmax = loss.items[i].all_argmax;
   }
   for (const auto& [index, s] : seen) {
-    ds_sample& sample = round.samples[index];
+    ds_sample& sample = round.session.samples[index];
     Entry& entry = round.entries[index];
     const bool good = s.all_argmax && s.worst > recipe.stop_logprob;
     entry.sightings = good ? entry.sightings + 1 : 0;
@@ -186,7 +195,7 @@ void RoundTrainer::note_results(const Recipe& recipe, Round& round, const Step& 
     if (entry.sightings >= recipe.sightings) sample.flags |= DS_SAMPLE_LEARNED;
   }
   for (size_t i = 0; i < kl.size(); ++i) {
-    ds_sample& sample = round.samples[kl[i]];
+    ds_sample& sample = round.session.samples[kl[i]];
     sample.kl = static_cast<float>(loss.kl_mean[i]);
     sample.flags |= DS_SAMPLE_SEEN;
   }
@@ -196,13 +205,12 @@ void RoundTrainer::note_results(const Recipe& recipe, Round& round, const Step& 
 /// stays where the optimizer takes it.
 Status RoundTrainer::run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total) {
   round.what.zero_gradient();
-  if (round.vectors != nullptr) round.vectors->begin_step();
   for (size_t s = kSlots; s-- > 0;) {
     Step::Slot& slot = step.slots[s];
     if (slot.empty()) continue;
     slot.terms.summed.derivative = [&](std::span<const double> logprob, std::span<double> out) {
       for (size_t i = 0; i < logprob.size(); ++i) slot.stats[i].logprob = logprob[i];
-      return round.learner.coefficients(round.at, slot.stats, out);
+      return round.session.coefficients(slot.stats, out);
     };
     const StepLoss loss = run_terms(graph_, compute_, round.what.over(*base_),
                                     round.what.adapters(), round.what.gradient(), slot.terms, true);
@@ -211,10 +219,9 @@ Status RoundTrainer::run_step(const Recipe& recipe, Round& round, Step& step, St
     note_results(recipe, round, step, s, loss);
     total.loss += loss.total;
     total.tokens += loss.tokens;
-    if (s > 0) round.vectors->move_gradient_to(static_cast<uint32_t>(s));
+    round.session.passed(static_cast<uint32_t>(s));
   }
-  return round.vectors == nullptr ? Status()
-                                  : round.learner.combine(round.at, round.vectors->table());
+  return round.session.combine();
 }
 
 }  // namespace ds

@@ -218,9 +218,9 @@ void RoundTrainer::add_contrasts(const Recipe& recipe, Round& round,
     const Lesson& lesson = *round.entries[i].lesson;
     if (lesson.kind != Lesson::Kind::kChat) continue;
     ds_sample sample{};
-    sample.owner = round.samples[i].key;
+    sample.owner = round.session.samples[i].key;
     sample.pool = DS_POOL_CONTRAST;
-    Rng rng(round.at.seed, sample.owner);
+    Rng rng(round.session.seed(), sample.owner);
     for (int n = 0; n < recipe.contrast_pool; ++n) {
       const auto swapped = swap_entity(lesson.context.back().content, lesson.answer, avoid, rng);
       if (!swapped) break;
@@ -263,7 +263,7 @@ void RoundTrainer::lay_out(const Recipe& recipe, const RoundInput& input, Round&
     }
   }
   for (const Lesson& lesson : input.fresh) add_lesson(recipe, round, lesson, DS_POOL_FRESH);
-  Rng rng(round.at.seed);
+  Rng rng(round.session.seed());
   const size_t rehearsed = recipe.replay_ratio > 0 ? std::min(input.replay.size(), kRehearsed) : 0;
   for (const size_t i : draw_indices(input.replay.size(), rehearsed, rng))
     add_lesson(recipe, round, input.replay[i], DS_POOL_REPLAY);
@@ -274,26 +274,10 @@ void RoundTrainer::lay_out(const Recipe& recipe, const RoundInput& input, Round&
 /// The weights as they are now, and the learner's vectors over them.
 Status RoundTrainer::begin_round(const Recipe& recipe, const RoundInput& input, int64_t steps_max,
                                  Round& round) const {
-  if (const Adapters* now = round.what.adapters(); now != nullptr) {
-    round.parent =
-        std::make_unique<Adapters>(base_->config(), now->rank(), now->scale(), now->targets());
-    std::ranges::copy(now->parameters(), round.parent->parameters().begin());
-    round.parent->pack(compute_, base_->format());
-  }
-  if (round.learner.uses_vectors()) {
-    round.vectors = std::make_unique<RoundVectors>(compute_.context.parallel, round.what.weights(),
-                                                   round.what.gradients());
-    DS_TRY(round.vectors->restore(round.learner.vectors()).in(std::string(round.learner.name())));
-  }
-  ds_round about{};
-  about.size = sizeof about;
-  about.round = input.number;
-  about.seed = round.at.seed;
-  about.n_fresh = static_cast<uint32_t>(input.fresh.size());
-  for (const ds_sample& s : round.samples) about.n_replay += s.pool == DS_POOL_REPLAY;
-  about.max_steps = static_cast<uint64_t>(steps_max);
-  about.replay_ratio = recipe.replay_ratio;
-  return round.learner.begin(about);
+  if (const Adapters* now = round.what.adapters(); now != nullptr) round.parent = now->copy();
+  if (round.session.learner().uses_vectors())
+    DS_TRY(round.session.give_vectors(round.what.weights(), round.what.gradients()));
+  return round.session.begin(input.number, static_cast<uint64_t>(steps_max), recipe.replay_ratio);
 }
 
 /// The optimizer's step and what the learner makes of it; false = the round is over.
@@ -302,15 +286,7 @@ bool RoundTrainer::finish_step(const Recipe& recipe, Round& round, AdamW& optimi
   report.gradient_norm = round.what.step(optimizer, compute_, lr, recipe);
   outcome.finite = std::isfinite(report.gradient_norm);
   if (!outcome.finite) return false;
-  ds_step_report told{};
-  told.size = sizeof told;
-  told.step = round.at.step;
-  told.loss = report.loss;
-  told.gradient_norm = report.gradient_norm;
-  told.samples = round.samples.data();
-  told.n_samples = round.samples.size();
-  if (round.vectors != nullptr)
-    outcome.failure = round.learner.stepped(round.at, round.vectors->table(), told);
+  outcome.failure = round.session.stepped(report.loss, report.gradient_norm);
   if (!outcome.failure.ok()) return false;
   round.what.pack(compute_, base_->format());
   return true;
@@ -318,14 +294,11 @@ bool RoundTrainer::finish_step(const Recipe& recipe, Round& round, AdamW& optimi
 
 void RoundTrainer::end_round(Round& round, RoundOutcome& outcome) const {
   if (!outcome.failure.ok() || !outcome.finite || outcome.stopped) return;
-  if (round.vectors != nullptr) {
-    outcome.failure = round.learner.end(round.at, round.vectors->table());
-    round.what.pack(compute_, base_->format());  // it may have changed the weights
-  }
-  if (!outcome.failure.ok()) return;
-  Result<LearnerMemory> memory = round.learner.save(round.vectors.get());
+  Result<LearnerMemory> memory = round.session.end();
   outcome.failure = memory.status();
   if (memory.ok()) outcome.memory = std::move(memory).value();
+  // It may have changed the weights.
+  if (round.session.learner().uses_vectors()) round.what.pack(compute_, base_->format());
 }
 
 RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& learner, Trainable what,
@@ -334,8 +307,7 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& lear
   DS_CHECK(base_ != nullptr);
   prepare(recipe);
   what.pack(compute_, base_->format());
-  Round round(what, learner);
-  round.at = {compute_.context.parallel, Rng::mix(input.seed, input.number), 0};
+  Round round(what, learner, compute_.context.parallel, Rng::mix(input.seed, input.number));
   lay_out(recipe, input, round);
   const auto lessons = std::ssize(input.fresh);
   const int64_t steps_max = std::max(recipe.max_steps, recipe.max_steps_per_lesson * lessons);
@@ -343,9 +315,8 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& lear
   outcome.failure = begin_round(recipe, input, steps_max, round);
   AdamW optimizer(what.size());
   for (int64_t index = 0; outcome.failure.ok() && index < steps_max; ++index) {
-    round.at.step = static_cast<uint64_t>(index);
     Step step;
-    outcome.failure = build_step(recipe, round, step);
+    outcome.failure = build_step(recipe, round, static_cast<uint64_t>(index), step);
     if (!outcome.failure.ok() || step.empty()) break;  // nothing drawn: the learner is done
     StepTotal total;
     outcome.failure = run_step(recipe, round, step, total);

@@ -155,12 +155,13 @@ class RoundTrainer {
   void add_anchors(const Recipe& recipe, Round& round) const;
   Status begin_round(const Recipe& recipe, const RoundInput& input, int64_t steps_max,
                      Round& round) const;
-  Status build_step(const Recipe& recipe, Round& round, Step& step);
+  Status build_step(const Recipe& recipe, Round& round, uint64_t index, Step& step);
   Status run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total);
   bool finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
                    StepReport& report, RoundOutcome& outcome) const;
   void end_round(Round& round, RoundOutcome& outcome) const;
-  double parent_logprob(const Round& round, const Sequence& sequence);
+  Adapters* parent_of(Round& round) const;
+  double parent_logprob(Round& round, const Sequence& sequence);
   static void note_results(const Recipe& recipe, Round& round, const Step& step, size_t slot,
                            const StepLoss& loss);
 

@@ -32,9 +32,9 @@ std::string train_domain(const std::string& model) { return "task/" + model; }
 std::string hold_domain(const std::string& model) { return "hold/task/" + model; }
 
 template <class Examples>
-std::vector<TaskExample> tasks(const Examples& examples) {
-  std::vector<TaskExample> out;
-  for (const auto& e : examples) out.push_back(e.task);
+std::vector<const TaskExample*> tasks(const Examples& examples) {
+  std::vector<const TaskExample*> out;
+  for (const auto& e : examples) out.push_back(&e.task);
   return out;
 }
 
@@ -350,12 +350,10 @@ TaskOutcome TaskModels::learn(const std::string& name, int64_t parent, Mlp& mlp,
   const Result<LearnerPlugin> learner = learner_for(name, parent);
   failed.failure = learner.status();
   if (!learner.ok()) return failed;
-  ds_round round{};
-  round.size = sizeof round;
-  round.round = find(name)->versions->ancestors(parent).size();
-  round.seed = Rng::mix(static_cast<uint64_t>(config_.integer("learn.seed")), round.round);
-  round.replay_ratio = static_cast<float>(config_.number("learn.replay_ratio"));
-  return train_task(training_, *learner, mlp, tasks(fresh), tasks(replay), round);
+  const uint64_t number = find(name)->versions->ancestors(parent).size();
+  return train_task(training_, *learner, mlp, tasks(fresh), tasks(replay),
+                    Rng::mix(static_cast<uint64_t>(config_.integer("learn.seed")), number), number,
+                    static_cast<float>(config_.number("learn.replay_ratio")));
 }
 
 VersionManifest TaskModels::manifest_of(const std::string& name, const Model& model, int64_t parent,

@@ -26,10 +26,13 @@ struct TaskOutcome {
   Json learner;  ///< which plugin said what to train on
 };
 
+using TaskExamples = std::span<const TaskExample* const>;
+
 /// One pass over `fresh`, in steps of about ten, on `mlp`. A learner draws from fresh and earlier
-/// examples; other pools and terms than cross-entropy are the language model's.
+/// examples; other pools and terms than cross-entropy are the language model's. `number`: of the
+/// round in the lineage.
 TaskOutcome train_task(const Compute& compute, const LearnerPlugin& learner, Mlp& mlp,
-                       std::span<const TaskExample> fresh, std::span<const TaskExample> replay,
-                       const ds_round& round);
+                       TaskExamples fresh, TaskExamples replay, uint64_t seed, uint64_t number,
+                       float replay_ratio);
 
 }  // namespace ds
