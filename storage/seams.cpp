@@ -11,6 +11,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "storage/descriptor.h"
+
 namespace ds {
 namespace {
 
@@ -31,25 +33,6 @@ class SystemClock final : public Clock {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
   }
-};
-
-/// Owns one descriptor.
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(const Descriptor&) = delete;
-  ~Descriptor() { close(); }
-  int get() const { return fd_; }
-  /// errno of close(2), 0 when already closed. The descriptor is gone either way.
-  int close() {
-    if (fd_ < 0) return 0;
-    const int result = ::close(fd_);
-    fd_ = -1;
-    return result == 0 ? 0 : errno;
-  }
-
- private:
-  int fd_;
 };
 
 class PosixFile final : public WritableFile {

@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "ctl/interrupt.h"
+#include "storage/descriptor.h"
 
 namespace ds::ctl {
 namespace {
@@ -30,19 +31,6 @@ int64_t now_ms() {
 }
 
 std::string system_error() { return std::strerror(errno); }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 /// Until `fd` is ready, the deadline (kNoTimeout = none) has passed, or Ctrl-C.
 Status wait_for(int fd, short events, int64_t deadline_ms) {

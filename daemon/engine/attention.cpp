@@ -9,10 +9,8 @@
 namespace ds {
 namespace {
 
-ds_call host_call(const OpContext& context, Buffer& workspace, uint64_t bytes) {
-  ds_call call{};
-  call.size = sizeof call;
-  call.parallel = context.parallel;
+ds_call call_with(const OpContext& context, Buffer& workspace, uint64_t bytes) {
+  ds_call call = host_call(context.parallel);
   call.workspace = workspace.at_least(static_cast<size_t>(bytes));
   call.workspace_bytes = bytes;
   return call;
@@ -125,7 +123,7 @@ Status ServingAttention::begin(const Attention& attention, const OpContext& cont
   n_pages_ = n_pages;
   page_extra_bytes_ = static_cast<int64_t>(plan.page_extra_bytes + 7) / 8 * 8;
   kv_.page_extra = page_extra_bytes_ > 0 ? extra_.get() : nullptr;
-  call_ = host_call(context, workspace_, plan.workspace_bytes);
+  call_ = call_with(context, workspace_, plan.workspace_bytes);
   return {};
 }
 
@@ -187,7 +185,7 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention,
   args_.train = &train_;
   DS_ASSIGN(const ds_plan plan, attention_->plan(args_));
   saved_bytes_ = static_cast<size_t>(plan.saved_bytes);
-  call_ = host_call(context, workspace_, plan.workspace_bytes);
+  call_ = call_with(context, workspace_, plan.workspace_bytes);
   return {};
 }
 

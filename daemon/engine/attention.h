@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "ds/status.h"
-#include "engine/buffer.h"
+#include "kernels/buffer.h"
 #include "kernels/ops.h"
 #include "plugin/library.h"
 #include "plugin/tensor_view.h"

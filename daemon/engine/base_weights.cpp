@@ -9,16 +9,6 @@
 
 namespace ds {
 
-Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  constexpr size_t kAlign = 64;
-  const size_t rounded = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
-  auto* p = static_cast<std::byte*>(std::aligned_alloc(kAlign, rounded));
-  DS_CHECK(p != nullptr);  // host out of memory: die, restart from the checkpoint
-  data_.reset(p);
-}
-
-void Buffer::Free::operator()(std::byte* p) const { std::free(p); }
-
 std::string_view target_path(Target target) {
   static constexpr std::string_view kPaths[kTargets] = {
       "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",

@@ -52,8 +52,8 @@ void Attention::record(const ds_attn_args& args, bool decode) const {
   const int64_t first = (rows[chosen + 1] - call.rows) * heads * dim, n = call.rows * heads * dim;
   call.q = copy_floats(static_cast<const float*>(args.q->data) + first, n);
   const size_t pages = pages_of(chosen);
-  call.k = AlignedBytes(pages * page_bytes);
-  call.v = AlignedBytes(pages * page_bytes);
+  call.k = Buffer(pages * page_bytes);
+  call.v = Buffer(pages * page_bytes);
   const auto* table = static_cast<const int32_t*>(kv.block_table->data) +
                       chosen * static_cast<size_t>(kv.block_table->shape[1]);
   for (size_t p = 0; p < pages; ++p) {
@@ -65,7 +65,7 @@ void Attention::record(const ds_attn_args& args, bool decode) const {
   }
   CallOutput output;
   output.values = copy_floats(static_cast<const float*>(args.out->data) + first, n);
-  plugin_->recorded().keep({{std::move(call)}, std::move(output)});
+  plugin_->recorded().keep({std::move(call)}, std::move(output));
 }
 
 /// The product alone, of the first rows of x and of the first weight's first rows: without what the
@@ -97,7 +97,7 @@ void Quantizer::record(const OpContext& context, const QuantWeight& weight,
   CallOutput output;
   for (int64_t r = 0; r < call.rows; ++r)
     output.values.insert(output.values.end(), y.begin() + r * n, y.begin() + r * n + call.n);
-  plugin_->recorded().keep({{std::move(call)}, std::move(output)});
+  plugin_->recorded().keep({std::move(call)}, std::move(output));
 }
 
 }  // namespace ds

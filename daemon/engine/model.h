@@ -17,9 +17,9 @@
 
 #include "ds/status.h"
 #include "engine/attention.h"
-#include "engine/buffer.h"
 #include "engine/quantizer.h"
 #include "engine/tokenizer.h"
+#include "kernels/buffer.h"
 #include "kernels/ops.h"
 #include "storage/model_file.h"
 

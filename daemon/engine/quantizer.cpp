@@ -12,13 +12,6 @@
 namespace ds {
 namespace {
 
-ds_call host_call(const OpContext& context) {
-  ds_call call{};
-  call.size = sizeof call;
-  call.parallel = context.parallel;
-  return call;
-}
-
 /// The low-rank parts of a call in the ABI's form.
 struct AbiSlots {
   std::array<ds_lora_pair, kMaxLoraSlots * kMaxFusedWeights> pairs{};
@@ -194,7 +187,7 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
   out->view.scales = out->scales.data();
   out->view.zeros = out->zeros.data();
   const TensorView source(w, kAbiF32, {n, k});
-  const ds_call call = host_call(context);
+  const ds_call call = host_call(context.parallel);
   ds_status st{};
   const auto held = plugin_->one_call();
   DS_TRY(plugin_status(name(),
@@ -208,7 +201,7 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
 Status Quantizer::dequantize(const OpContext& context, const QuantWeight& weight, float* w) const {
   const int64_t n = weight.view.n, k = weight.view.k;
   const TensorView out(w, kAbiF32, {n, k});
-  const ds_call call = host_call(context);
+  const ds_call call = host_call(context.parallel);
   ds_status st{};
   const auto held = plugin_->one_call();
   return plugin_status(
@@ -226,7 +219,7 @@ Result<bool> Quantizer::accepts(const QuantWeight& weight) const {
 Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* const> weights,
                       const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const {
   const ds_qformat& format = weights[0]->format;
-  ds_call call = host_call(context);
+  ds_call call = host_call(context.parallel);
   ds_status st;
   st.len = 0;
   const auto held = plugin_->one_call();

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "ds/status.h"
-#include "engine/buffer.h"
+#include "kernels/buffer.h"
 #include "kernels/ops.h"
 #include "plugin/library.h"
 

@@ -36,9 +36,7 @@ Status LearnerPlugin::broken(const std::string& what) const {
 template <class Function>
 Status LearnerPlugin::call(const Step& at, const Function& function) const {
   const auto held = plugin_->one_call();
-  ds_call c{};
-  c.size = sizeof c;
-  c.parallel = at.parallel;
+  ds_call c = host_call(at.parallel);
   c.seed = at.seed;
   c.step = at.step;
   ds_status st{};

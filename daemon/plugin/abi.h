@@ -41,6 +41,14 @@ constexpr uint32_t kind_of_name(std::string_view name) {
   return 0;
 }
 
+/// A call of the daemon's on `pool`; what else it says is the caller's.
+inline ds_call host_call(const ds_parallel* pool) {
+  ds_call call{};
+  call.size = sizeof call;
+  call.parallel = pool;
+  return call;
+}
+
 /// Why a call failed, as ours: "window-global: q: 5 dimensions, expected 3".
 inline Status plugin_status(std::string_view component, ds_code code, const ds_status& st) {
   if (code == DS_OK) return {};

@@ -127,8 +127,9 @@ void IsolatedInstance::compact() {
 ds_code IsolatedInstance::run(HelperOp op, const ds_call* call, std::string_view arguments,
                               const Read& read, ds_status* st) {
   const ds_call c = full_struct(call);
-  const int64_t deadline =
-      c.deadline_ns != 0 ? c.deadline_ns : monotonic_ns() + options_.call_timeout_ns;
+  const int64_t deadline = c.deadline_ns != 0
+                               ? c.deadline_ns
+                               : system_clock_seam().monotonic_ns() + options_.call_timeout_ns;
   const std::string bytes = request(op, call, deadline, arguments);
   if (bytes.size() > process_->room())
     return isolated_error(st, DS_E_NOMEM,

@@ -15,6 +15,7 @@
 #include "plugin/flat.h"
 #include "plugin/isolated_process.h"
 #include "plugin/restart_policy.h"
+#include "storage/seams.h"
 
 namespace ds {
 
@@ -24,7 +25,7 @@ struct IsolationOptions {
   int64_t call_timeout_ns = 30'000'000'000;    ///< of calls without a deadline
   int64_t grace_ns = 500'000'000;              ///< from the deadline until it is killed
   RestartLimits restart;                       ///< times by `now`
-  std::function<int64_t()> now = &monotonic_ns;
+  std::function<int64_t()> now = [] { return system_clock_seam().monotonic_ns(); };
   /// "tool/cppcheck", "signal 11": on the thread whose call it was.
   std::function<void(std::string_view component, std::string_view why)> on_death;
 };

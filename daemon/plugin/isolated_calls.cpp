@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "kernels/buffer.h"
 #include "kernels/pool.h"
 #include "plugin/abi.h"
 #include "plugin/isolated.h"
@@ -21,20 +22,6 @@ ds_code missing(ds_status* st) {
   return isolated_error(st, DS_E_UNSUPPORTED, "has no such function");
 }
 
-/// 64-byte aligned room for a part of a weight.
-class Part {
- public:
-  explicit Part(uint64_t bytes)
-      : bytes_(bytes), at_(std::aligned_alloc(64, (bytes / 64 + 1) * 64), &std::free) {}
-  void fill(std::string_view from) { std::memcpy(at_.get(), from.data(), from.size()); }
-  void* get() const { return at_.get(); }
-  std::string_view bytes() const { return {static_cast<const char*>(at_.get()), bytes_}; }
-
- private:
-  uint64_t bytes_;
-  std::unique_ptr<void, void (*)(void*)> at_;
-};
-
 /// A quantized weight with its own memory.
 struct HeldWeight {
   explicit HeldWeight(FlatReader& from) {
@@ -48,13 +35,13 @@ struct HeldWeight {
     for (const uint64_t n : {format.packed_bytes, format.scale_bytes, format.zero_bytes}) {
       parts.emplace_back(n);
       const std::string_view part = data ? from.get_text() : std::string_view();
-      if (part.size() <= n) parts.back().fill(part);
+      if (part.size() <= n) std::memcpy(parts.back().data(), part.data(), part.size());
     }
-    view.packed = parts[0].get(), view.scales = parts[1].get(), view.zeros = parts[2].get();
+    view.packed = parts[0].data(), view.scales = parts[1].data(), view.zeros = parts[2].data();
   }
   ds_qformat format{};
   ds_qweight view{};
-  std::vector<Part> parts;
+  std::vector<Buffer> parts;
 };
 
 ds_code keep_finding(void* ctx, const ds_finding* given) {
@@ -94,9 +81,7 @@ HelperCalls::HelperCalls(uint32_t kind, std::string component, FileContent file,
 std::string HelperCalls::answer(std::string_view request) {
   FlatReader from(request);
   const auto op = static_cast<HelperOp>(from.get<uint32_t>());
-  ds_call call{};
-  call.size = sizeof call;
-  call.parallel = serial_parallel();
+  ds_call call = host_call(serial_parallel());
   call.cancel = stop_;
   call.deadline_ns = from.get<int64_t>();
   call.seed = from.get<uint64_t>();
@@ -104,8 +89,8 @@ std::string HelperCalls::answer(std::string_view request) {
   call.request_id = from.get<uint64_t>();
   call.generation = from.get<uint64_t>();
   call.workspace_bytes = from.get<uint64_t>();
-  const Part workspace(call.workspace_bytes);
-  call.workspace = workspace.get();
+  const Buffer workspace(call.workspace_bytes);
+  call.workspace = workspace.data();
   ds_status st{};
   FlatWriter results;
   ds_code code = run(op, from, call, results, &st);
@@ -318,7 +303,7 @@ ds_code HelperCalls::quantizer(HelperOp op, FlatReader& from, const ds_call& cal
     const HeldTensor w(from);
     const HeldWeight weight(from);
     const ds_code code = table.quantize(handle, &call, name, w.get(), &weight.view, st);
-    for (const Part& part : weight.parts) out.put_text(part.bytes());
+    for (const Buffer& part : weight.parts) out.put_text({part.as<const char>(), part.bytes()});
     return code;
   }
   if (op == HelperOp::kDequantize) {

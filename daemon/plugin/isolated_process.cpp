@@ -8,13 +8,14 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <vector>
+
+#include "storage/seams.h"
 
 namespace ds {
 namespace {
@@ -26,8 +27,8 @@ Status failed(const char* what) {
 }
 
 /// A number that none of the helper's own takes; closed by exec.
-Result<OwnedFd> out_of_the_way(int fd) {
-  OwnedFd moved(fcntl(fd, F_DUPFD_CLOEXEC, 64));
+Result<Descriptor> out_of_the_way(int fd) {
+  Descriptor moved(fcntl(fd, F_DUPFD_CLOEXEC, 64));
   if (moved.get() < 0) return failed("descriptor");
   return moved;
 }
@@ -53,9 +54,9 @@ std::vector<char*> pointers(std::vector<std::string>& texts) {
 }
 
 Result<pid_t> spawn(const HelperLaunch& launch, int arena, int socket) {
-  DS_ASSIGN(const OwnedFd file_at, out_of_the_way(launch.file));
-  DS_ASSIGN(const OwnedFd arena_at, out_of_the_way(arena));
-  DS_ASSIGN(const OwnedFd socket_at, out_of_the_way(socket));
+  DS_ASSIGN(const Descriptor file_at, out_of_the_way(launch.file));
+  DS_ASSIGN(const Descriptor arena_at, out_of_the_way(arena));
+  DS_ASSIGN(const Descriptor socket_at, out_of_the_way(socket));
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -88,24 +89,9 @@ Result<pid_t> spawn(const HelperLaunch& launch, int arena, int socket) {
 
 }  // namespace
 
-OwnedFd& OwnedFd::operator=(OwnedFd&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-
-OwnedFd::~OwnedFd() {
-  if (fd_ >= 0) close(fd_);
-}
-
-int64_t monotonic_ns() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
-}
-
 Result<std::unique_ptr<HelperProcess>> HelperProcess::start(const HelperLaunch& launch) {
   std::unique_ptr<HelperProcess> out(new HelperProcess());
-  const OwnedFd memory(memfd_create("ds-plugin-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  const Descriptor memory(memfd_create("ds-plugin-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (memory.get() < 0 || ftruncate(memory.get(), static_cast<off_t>(launch.arena_bytes)) != 0 ||
       fcntl(memory.get(), F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0)
     return failed("arena");
@@ -115,10 +101,10 @@ Result<std::unique_ptr<HelperProcess>> HelperProcess::start(const HelperLaunch& 
   out->arena_bytes_ = launch.arena_bytes;
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return failed("socket");
-  out->socket_ = OwnedFd(ends[0]);
-  const OwnedFd other(ends[1]);
+  out->socket_ = Descriptor(ends[0]);
+  const Descriptor other(ends[1]);
   DS_ASSIGN(out->pid_, spawn(launch, memory.get(), other.get()));
-  out->pidfd_ = OwnedFd(pidfd_of(out->pid_));
+  out->pidfd_ = Descriptor(pidfd_of(out->pid_));
   if (out->pidfd_.get() < 0) return failed("pidfd");
   return out;
 }
@@ -168,7 +154,7 @@ HelperProcess::Answer HelperProcess::exchange(std::string_view request, int64_t 
   if (send(socket_.get(), &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
     return {End::kDied, {}, finish()};
   for (;;) {
-    const int64_t now = monotonic_ns();
+    const int64_t now = system_clock_seam().monotonic_ns();
     if (now >= kill_at_ns) {
       finish();
       return {cancelled ? End::kCancelled : End::kLate, {}, "no answer in time, killed"};

@@ -10,22 +10,9 @@
 
 #include "ds/status.h"
 #include "plugin/isolation_wire.h"
+#include "storage/descriptor.h"
 
 namespace ds {
-
-/// Closed at the end of its life.
-class OwnedFd {
- public:
-  OwnedFd() = default;
-  explicit OwnedFd(int fd) : fd_(fd) {}
-  OwnedFd(OwnedFd&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
-  OwnedFd& operator=(OwnedFd&& other) noexcept;
-  ~OwnedFd();
-  int get() const { return fd_; }
-
- private:
-  int fd_ = -1;
-};
 
 struct HelperLaunch {
   std::string program;  ///< ds-plugin-helper
@@ -62,11 +49,9 @@ class HelperProcess {
   Answer take_reply();
 
   pid_t pid_ = -1;
-  OwnedFd pidfd_, socket_;
+  Descriptor pidfd_, socket_;
   std::byte* arena_ = nullptr;
   uint64_t arena_bytes_ = 0, sequence_ = 0;
 };
-
-int64_t monotonic_ns();
 
 }  // namespace ds

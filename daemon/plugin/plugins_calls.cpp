@@ -27,8 +27,8 @@ Calls calls_of(const PluginInstance& from, int64_t deadline_ns) {
   for (CallInput& input : small_calls(from.component().kind)) {
     Result<CallOutput> output = replay(from, input, deadline_ns);
     if (!output.ok()) continue;
-    out.list.push_back(
-        std::make_shared<const RecordedCall>(RecordedCall{std::move(input), std::move(*output)}));
+    out.list.push_back(std::make_shared<const RecordedCall>(
+        RecordedCall{std::make_shared<const CallInput>(std::move(input)), std::move(*output)}));
   }
   return out;
 }
@@ -132,12 +132,12 @@ Status Plugins::replay_calls(const Slot& slot, Generation& next, Shadow shadow) 
   for (const auto& call : calls.list) {
     if (clock_.monotonic_ns() > deadline_ns) break;
     double promised = 0;
-    Result<CallOutput> got = replay(*next.instance, call->input, deadline_ns, &promised);
+    Result<CallOutput> got = replay(*next.instance, *call->input, deadline_ns, &promised);
     if (!got.ok()) {
-      all.add_failed(call->input, got.status());
+      all.add_failed(*call->input, got.status());
       continue;
     }
-    all.add(call->input, difference(call->input, call->output, *got, promised));
+    all.add(*call->input, difference(*call->input, call->output, *got, promised));
     // The next reload compares with what this generation answers.
     if (calls.recorded) next.instance->recorded().keep({call->input, std::move(*got)});
   }
@@ -200,7 +200,7 @@ Result<Json> Plugins::diff(const std::string& a, const std::string& b) {
   Json rows = Json::array();
   Comparison all;
   for (const auto& call : calls.list) {
-    const CallInput& input = call->input;
+    const CallInput& input = *call->input;
     Json row = {{"call", input.name()}, {"size", input.size()}};
     double promised = 0;
     const auto one = replay(*left.instance, input, deadline_ns);
@@ -246,7 +246,7 @@ Result<Json> Plugins::bench(const std::string& name, double seconds) {
   const int64_t each_ns = total_ns / static_cast<int64_t>(calls.list.size());
   Json rows = Json::array();
   for (const auto& recorded : calls.list) {
-    DS_ASSIGN(const auto call, ReplayedCall::make(instance, recorded->input, deadline_ns));
+    DS_ASSIGN(const auto call, ReplayedCall::make(instance, *recorded->input, deadline_ns));
     DS_TRY(call->run());  // warm
     std::vector<double> us;
     const int64_t begin = clock_.monotonic_ns();
@@ -259,8 +259,8 @@ Result<Json> Plugins::bench(const std::string& name, double seconds) {
     } while (now - begin < each_ns && us.size() < kMostRuns);
     const double per_s = static_cast<double>(us.size()) * 1e9 / static_cast<double>(now - begin);
     std::sort(us.begin(), us.end());
-    rows.push_back({{"call", recorded->input.name()},
-                    {"size", recorded->input.size()},
+    rows.push_back({{"call", recorded->input->name()},
+                    {"size", recorded->input->size()},
                     {"runs", us.size()},
                     {"median_us", quantile(us, 0.5)},
                     {"p99_us", quantile(us, 0.99)},

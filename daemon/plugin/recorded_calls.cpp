@@ -16,9 +16,9 @@ std::vector<float> waves(size_t n, float step) {
   return out;
 }
 
-AlignedBytes bytes_of(const std::vector<float>& values) {
-  AlignedBytes out(values.size() * sizeof(float));
-  std::memcpy(out.data(), values.data(), out.size());
+Buffer bytes_of(const std::vector<float>& values) {
+  Buffer out(values.size() * sizeof(float));
+  std::memcpy(out.data(), values.data(), out.bytes());
   return out;
 }
 
@@ -49,7 +49,7 @@ std::string rows(int64_t n) { return std::to_string(n) + (n == 1 ? " row, " : " 
 
 size_t bytes_of(const RecordedCall& call) {
   constexpr size_t kFinding = 512;  // about
-  return call.input.bytes() + call.output.findings.size() * kFinding +
+  return call.input->bytes() + call.output.findings.size() * kFinding +
          (call.output.values.size() + call.output.weights.size()) * 4;
 }
 
@@ -76,7 +76,7 @@ std::string CallInput::size() const {
 
 size_t CallInput::bytes() const {
   if (const auto* a = std::get_if<AttentionCall>(&of))
-    return a->q.size() * 4 + a->k.size() + a->v.size();
+    return a->q.size() * 4 + a->k.bytes() + a->v.bytes();
   if (const auto* l = std::get_if<LinearCall>(&of)) return (l->x.size() + l->w.size()) * 4;
   return std::get<ToolCall>(of).text.size();
 }
@@ -99,9 +99,9 @@ bool CallRecorder::pick(Turn& turn, CallSort sort, uint64_t n, uint64_t next) {
 void CallRecorder::keep(RecordedCall call) {
   auto kept = std::make_shared<const RecordedCall>(std::move(call));
   std::lock_guard lock(mutex_);
-  const CallSort sort = kept->input.sort();
+  const CallSort sort = kept->input->sort();
   calls_.push_back(std::move(kept));
-  const auto same = [sort](const auto& c) { return c->input.sort() == sort; };
+  const auto same = [sort](const auto& c) { return c->input->sort() == sort; };
   if (std::count_if(calls_.begin(), calls_.end(), same) > std::ptrdiff_t{kMostOfASort})
     calls_.erase(std::find_if(calls_.begin(), calls_.end(), same));
   size_t bytes = 0;

@@ -17,26 +17,10 @@
 #include <vector>
 
 #include "ds/plugin.h"
+#include "kernels/buffer.h"
 #include "storage/json.h"
 
 namespace ds {
-
-/// 64-byte aligned, zero at first.
-class AlignedBytes {
- public:
-  AlignedBytes() = default;
-  explicit AlignedBytes(size_t bytes) : lines_((bytes + 63) / 64), bytes_(bytes) {}
-  std::byte* data() { return lines_.empty() ? nullptr : lines_.front().bytes; }
-  const std::byte* data() const { return lines_.empty() ? nullptr : lines_.front().bytes; }
-  size_t size() const { return bytes_; }
-
- private:
-  struct alignas(64) Line {
-    std::byte bytes[64];
-  };
-  std::vector<Line> lines_;
-  size_t bytes_ = 0;
-};
 
 enum class CallSort { kPrefill, kDecode, kLinear, kAnalyse };
 constexpr size_t kCallSorts = 4;
@@ -49,7 +33,7 @@ struct AttentionCall {
   float scale = 0, softcap = 0;
   ds_dtype element{};    ///< of the pages
   std::vector<float> q;  ///< [rows, heads, dim]
-  AlignedBytes k, v;     ///< [ceil(keys / page_tokens), kv_heads, page_tokens, dim]
+  Buffer k, v;           ///< [ceil(keys / page_tokens), kv_heads, page_tokens, dim]
   uint32_t page_tokens = 0;
 };
 /// y = x W^T with the first rows of a weight.
@@ -75,7 +59,7 @@ struct CallOutput {
   Json findings = Json::array();
 };
 struct RecordedCall {
-  CallInput input;
+  std::shared_ptr<const CallInput> input;  ///< shared by the generations that answered it
   CallOutput output;
 };
 using RecordedCalls = std::vector<std::shared_ptr<const RecordedCall>>;
@@ -102,6 +86,9 @@ class CallRecorder {
     return n >= next && pick(turn, sort, n, next);
   }
   void keep(RecordedCall call);
+  void keep(CallInput input, CallOutput output) {
+    keep({std::make_shared<const CallInput>(std::move(input)), std::move(output)});
+  }
   RecordedCalls calls() const;  ///< oldest first
 
  private:

@@ -12,20 +12,13 @@
 namespace ds {
 namespace {
 
-ds_call serial_call() {
-  ds_call call{};
-  call.size = sizeof call;
-  call.parallel = serial_parallel();
-  return call;
-}
-
 constexpr uint64_t kMemoryLimit = uint64_t{256} << 20;  // of what a plan may ask for here
 
-Result<AlignedBytes> planned(const PluginInstance& plugin, uint64_t bytes) {
+Result<Buffer> planned(const PluginInstance& plugin, uint64_t bytes) {
   if (bytes > kMemoryLimit)
     return Status(Code::kPlugin, std::string(plugin.name()) + ": plans " + std::to_string(bytes) +
                                      " bytes for a recorded call");
-  return AlignedBytes(static_cast<size_t>(bytes));
+  return Buffer::zeros(static_cast<size_t>(bytes));
 }
 
 class ReplayedAttention final : public ReplayedCall {
@@ -85,7 +78,7 @@ class ReplayedAttention final : public ReplayedCall {
     plan = full_struct(&plan);
     extra_bytes_ = (plan.page_extra_bytes + 7) / 8 * 8;
     DS_ASSIGN(workspace_, planned(plugin_, plan.workspace_bytes));
-    call_ = serial_call();
+    call_ = host_call(serial_parallel());
     call_.workspace = workspace_.data();
     call_.workspace_bytes = plan.workspace_bytes;
     return {};
@@ -112,7 +105,7 @@ class ReplayedAttention final : public ReplayedCall {
   std::vector<int32_t> table_ids_;
   int32_t rows_[2] = {0, 0}, length_ = 0;
   std::vector<float> out_;
-  AlignedBytes workspace_, extra_;
+  Buffer workspace_, extra_;
   uint64_t extra_bytes_ = 0;
   TensorView q_, out_view_, k_, v_, ids_view_, rows_view_, length_view_, extra_view_;
   ds_kv_view kv_{};
@@ -159,7 +152,7 @@ class ReplayedLinear final : public ReplayedCall {
     if (table_.linear == nullptr) return dequantize();
     ds_status st{};
     const auto held = plugin_.one_call();
-    if (prepared_.size() > 0 && table_.prepare != nullptr) {
+    if (prepared_.bytes() > 0 && table_.prepare != nullptr) {
       const ds_code code = table_.prepare(plugin_.handle(), &call_, &format_, from_.rows, from_.k,
                                           from_.x.data(), from_.k, prepared_.data(), &st);
       DS_TRY(plugin_status(plugin_.name(), code, st));
@@ -222,10 +215,10 @@ class ReplayedLinear final : public ReplayedCall {
   const float* no_bias_ = nullptr;
   float* y_at_ = nullptr;
   std::vector<float> y_, weights_;
-  AlignedBytes packed_, scales_, zeros_, workspace_, prepared_;
+  Buffer packed_, scales_, zeros_, workspace_, prepared_;
   TensorView weights_view_;
   ds_linear_args args_{};
-  ds_call call_ = serial_call();
+  ds_call call_ = host_call(serial_parallel());
 };
 
 class ReplayedTool final : public ReplayedCall {

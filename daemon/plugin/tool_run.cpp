@@ -48,9 +48,7 @@ Result<Json> run_tool(const PluginInstance& tool, const ToolRequest& request) {
   const auto table = tool.table<ds_tool>();
   if (table.analyse == nullptr)
     return Status(Code::kUnsupported, std::string(tool.name()) + ": has no findings in a text");
-  ds_call call{};
-  call.size = sizeof call;
-  call.parallel = serial_parallel();
+  ds_call call = host_call(serial_parallel());
   call.cancel = request.stop;
   call.deadline_ns = request.deadline_ns;
   Findings found{request.path};
@@ -70,8 +68,7 @@ void record_tool(const PluginInstance& tool, const ToolRequest& request, const J
   if (request.text.size() > kMostBytes || findings.size() > kMostRecorded) return;
   CallOutput output;
   output.findings = findings;
-  tool.recorded().keep(
-      {{ToolCall{request.language, request.path, request.text}}, std::move(output)});
+  tool.recorded().keep({ToolCall{request.language, request.path, request.text}}, std::move(output));
 }
 
 }  // namespace ds

@@ -301,9 +301,9 @@ TEST_F(HangTest, ARoundTripIsShort) {
   start();
   std::vector<int64_t> times(2000);
   for (int64_t& time : times) {
-    const int64_t from = monotonic_ns();
+    const int64_t from = system_clock_seam().monotonic_ns();
     ASSERT_TRUE(tool_->health().ok());
-    time = monotonic_ns() - from;
+    time = system_clock_seam().monotonic_ns() - from;
   }
   std::sort(times.begin(), times.end());
   std::printf("round trip: median %.1f us, 99%% %.1f us\n",
@@ -376,7 +376,7 @@ TEST_F(HangTest, FiftyHangsEndAtTheirDeadline) {
   isolation_.grace_ns = 20'000'000;
   start();
   for (int i = 0; i < 50; ++i) {
-    const int64_t deadline = monotonic_ns() + 20'000'000;
+    const int64_t deadline = system_clock_seam().monotonic_ns() + 20'000'000;
     const auto late = analyse(*tool_, "hang", deadline);
     ASSERT_EQ(late.status().code(), Code::kDeadline) << error_of(late);
     EXPECT_THAT(error_of(late), HasSubstr("hang: no answer until 20 ms after the deadline"));
@@ -433,11 +433,11 @@ TEST_F(HangTest, TwoHundredKillsUnderLoadFailOnlyTheCallsInFlight) {
     pid_t pid = -1;
     while ((pid = tool_->isolated()->state().pid) < 0) std::this_thread::yield();
     const int before_deaths = deaths_;
-    const int64_t from = monotonic_ns();
+    const int64_t from = system_clock_seam().monotonic_ns();
     kill(pid, SIGKILL);
     while (deaths_ == before_deaths) std::this_thread::yield();
     for (const int before = served; served == before;) std::this_thread::yield();
-    slowest = std::max(slowest, monotonic_ns() - from);
+    slowest = std::max(slowest, system_clock_seam().monotonic_ns() - from);
   }
   done = true;
   for (std::thread& caller : callers) caller.join();

@@ -128,13 +128,13 @@ TEST_F(RecordedCallsTest, AttentionAnswersARecordedCallBitForBit) {
     const auto plugin = serve(name, 301);
     const RecordedCalls calls = plugin->recorded().calls();
     ASSERT_EQ(calls.size(), 2u) << name;
-    EXPECT_STREQ(calls[0]->input.name(), "prefill");
-    EXPECT_EQ(calls[0]->input.size(), "64 rows, 300 keys");
-    EXPECT_EQ(calls[1]->input.size(), "1 row, 301 keys");
+    EXPECT_STREQ(calls[0]->input->name(), "prefill");
+    EXPECT_EQ(calls[0]->input->size(), "64 rows, 300 keys");
+    EXPECT_EQ(calls[1]->input->size(), "1 row, 301 keys");
     for (const auto& call : calls) {
-      const auto got = replay(*plugin, call->input, 0);
+      const auto got = replay(*plugin, *call->input, 0);
       ASSERT_TRUE(got.ok()) << got.status().message();
-      EXPECT_EQ(got->values, call->output.values) << name << " " << call->input.name();
+      EXPECT_EQ(got->values, call->output.values) << name << " " << call->input->name();
     }
   }
 }
@@ -161,12 +161,12 @@ TEST_F(RecordedCallsTest, QuantizersAnswerTheProductOfARealRowBlock) {
     ASSERT_TRUE(quantizer.linear(ops, context, weights, args, scratch).ok());
     const RecordedCalls calls = plugin->recorded().calls();
     ASSERT_EQ(calls.size(), 1u) << name;
-    EXPECT_EQ(calls[0]->input.size(), "8 rows, 64 x 128");
+    EXPECT_EQ(calls[0]->input->size(), "8 rows, 64 x 128");
     EXPECT_NEAR(calls[0]->output.values[0] + 1.0f, y[0], 1e-4f * std::abs(y[0]) + 1e-5f);
     double promised = 0;
-    const auto got = replay(*plugin, calls[0]->input, 0, &promised);
+    const auto got = replay(*plugin, *calls[0]->input, 0, &promised);
     ASSERT_TRUE(got.ok()) << got.status().message();
-    const Difference same = difference(calls[0]->input, calls[0]->output, *got, promised);
+    const Difference same = difference(*calls[0]->input, calls[0]->output, *got, promised);
     EXPECT_TRUE(same.within()) << name << " " << same.largest << " " << same.weights;
     EXPECT_LT(same.largest, 1e-3) << "its own weights lie on its grid";
     EXPECT_GT(promised, 0);
@@ -177,9 +177,9 @@ TEST_F(RecordedCallsTest, QuantizersAnswerTheProductOfARealRowBlock) {
   EXPECT_GT((*diff)["largest"].get<double>(), 1e-3);
   EXPECT_EQ((*diff)["differing"], 0) << dump_json(*diff);
   const RecordedCalls calls = find(DS_KIND_QUANTIZER, "int8")->recorded().calls();
-  CallOutput broken = *replay(*find(DS_KIND_QUANTIZER, "int8"), calls[0]->input, 0);
+  CallOutput broken = *replay(*find(DS_KIND_QUANTIZER, "int8"), *calls[0]->input, 0);
   broken.weights[5] += 1;
-  EXPECT_FALSE(difference(calls[0]->input, calls[0]->output, broken, 0.01).within());
+  EXPECT_FALSE(difference(*calls[0]->input, calls[0]->output, broken, 0.01).within());
 }
 
 TEST_F(RecordedCallsTest, AreFewAndBoundedAndNoneWhenOff) {
@@ -194,13 +194,13 @@ TEST_F(RecordedCallsTest, AreFewAndBoundedAndNoneWhenOff) {
     AttentionCall call;
     call.rows = i;
     call.q.resize(size_t{1} << 20);  // 4 MiB
-    recorder.keep({{std::move(call)}, {}});
-    recorder.keep({{ToolCall{"c", "", std::to_string(i)}}, {}});
+    recorder.keep({std::move(call)}, {});
+    recorder.keep({ToolCall{"c", "", std::to_string(i)}}, {});
   }
   size_t bytes = 0, tools = 0;
   for (const auto& call : recorder.calls()) {
-    bytes += call->input.bytes();
-    tools += call->input.sort() == CallSort::kAnalyse;
+    bytes += call->input->bytes();
+    tools += call->input->sort() == CallSort::kAnalyse;
   }
   EXPECT_LE(bytes, CallRecorder::kMostBytes);
   EXPECT_GT(bytes, CallRecorder::kMostBytes / 2);
