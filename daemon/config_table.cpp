@@ -54,6 +54,7 @@ constexpr Setting kSettings[] = {
     {"serve.precision", kT, "default", 0, 0, "default|fp32", kRestart,
      "numerics of activations and KV cache"},
     {"serve.attention", kT, "dense", 0, 0, "", kLive, "attention component of a plugin"},
+    {"serve.encoder", kT, "text", 0, 0, "", kLive, "encoder component for text"},
     {"serve.context", kI, "2048", 32, 1 << 20, "", kRestart, "longest sequence in tokens"},
     {"serve.max_running", kI, "16", 1, 1024, "", kRestart, "sequences decoded together"},
     {"serve.max_waiting", kI, "256", 0, 1 << 20, "", kRestart,

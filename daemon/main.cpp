@@ -250,10 +250,10 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   const Ops& ops = cpu_ops(best_cpu_isa());
-  AttentionSlot attention;
+  ComponentsSlot components;
   DS_ASSIGN(const std::unique_ptr<Plugins> plugins,
-            open_plugins(a.data + "/plugins", config, metrics, events, attention));
-  const Compute compute{&ops, {pool.engine(), nullptr}, &attention};
+            open_plugins(a.data + "/plugins", config, metrics, events, components));
+  const Compute compute{&ops, {pool.engine(), nullptr}, &components};
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
   VersionStore files(posix_file_system(), a.data);
   BaseStore base_files(posix_file_system(), a.data);
@@ -274,7 +274,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    config,
                    pool,
                    ops,
-                   attention,
+                   components,
                    *plugins,
                    metrics,
                    events,
@@ -283,7 +283,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    model.chat,
                    [&](bool at_once) { return tasks.train(at_once); },
                    {}});
-  follow_plugins(*plugins, config, attention, bases, *versions, events);
+  follow_plugins(*plugins, config, components, bases, *versions, events);
   const uint64_t watch = events.subscribe([&](const Event& e) {
     if (e.topic == "store") learner.notify();
   });

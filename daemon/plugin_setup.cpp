@@ -55,9 +55,41 @@ Status keep_in(const WeightForm& form, Bases& bases, Versions& versions) {
 /// Whether a plugin that was there before is not: the daemon then starts without it.
 bool left_out(const Plugins& plugins) { return !plugins.list()["refused"].empty(); }
 
-Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slot) {
-  DS_ASSIGN(const Plugins::Serving found, plugins.find(DS_KIND_ATTENTION, name));
-  slot.set(std::make_shared<Attention>(found.instance, found.generation));
+/// Settings that name what a pass computes with; the built-in one serves without the named one.
+struct Part {
+  const char* setting;
+  uint32_t kind;
+  const char* built_in;
+};
+constexpr Part kParts[] = {{"serve.attention", DS_KIND_ATTENTION, "dense"},
+                           {"serve.encoder", DS_KIND_ENCODER, "text"}};
+
+/// New sequences compute with `next`.
+Status take(uint32_t kind, const Plugins::Serving& next, ComponentsSlot& slot) {
+  if (kind == DS_KIND_ATTENTION) {
+    auto attention = std::make_shared<const Attention>(next.instance, next.generation);
+    slot.update([&](Components& c) { c.attention = std::move(attention); });
+  } else {
+    DS_ASSIGN(auto encoder, TextEncoder::make(next.instance, next.generation));
+    slot.update([&](Components& c) { c.encoder = std::move(encoder); });
+  }
+  return {};
+}
+
+Status take(const Part& part, const std::string& name, Plugins& plugins, ComponentsSlot& slot) {
+  DS_ASSIGN(const Plugins::Serving found, plugins.find(part.kind, name));
+  return take(part.kind, found, slot);
+}
+
+Status take_configured(const Config& config, Plugins& plugins, ComponentsSlot& slot) {
+  for (const Part& part : kParts) {
+    const Status taken = take(part, config.text(part.setting), plugins, slot);
+    if (taken.ok()) continue;
+    if (!left_out(plugins)) return taken.in(part.setting);
+    log(LogLevel::kError, "plugin",
+        taken.message() + "; " + part.setting + " is " + part.built_in + " instead");
+    DS_TRY(take(part, part.built_in, plugins, slot).in(part.setting));
+  }
   return {};
 }
 
@@ -65,7 +97,7 @@ Status attend_with(Plugins& plugins, const std::string& name, AttentionSlot& slo
 
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
                                               Metrics& metrics, EventBus& events,
-                                              AttentionSlot& slot) {
+                                              ComponentsSlot& slot) {
   PluginOptions options;
   options.modules = modules_folder();
   options.data = data;
@@ -95,13 +127,7 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   const Json list = plugins->list();  // named: a temporary would be gone before the first turn
   for (const Json& refused : list["refused"])
     log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
-  const std::string attention = config.text("serve.attention");
-  const Status attends = attend_with(*plugins, attention, slot);
-  if (!attends.ok() && !left_out(*plugins)) return attends.in("serve.attention");
-  if (!attends.ok()) {
-    log(LogLevel::kError, "plugin", attends.message() + "; attending with dense instead");
-    DS_TRY(attend_with(*plugins, "dense", slot).in("serve.attention"));
-  }
+  DS_TRY(take_configured(config, *plugins, slot));
   for (const char* setting : kLearnerSettings) {
     const Status learns = plugins->find(DS_KIND_LEARNER, config.text(setting)).status();
     if (!learns.ok() && !left_out(*plugins)) return learns.in(setting);
@@ -123,7 +149,7 @@ Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std
                     std::make_shared<Quantizer>(found.instance, found.generation));
 }
 
-void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases& bases,
+void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
                     Versions& versions, EventBus& events) {
   config.before_change("model.quant", [&](const std::string& name) -> Status {
     DS_ASSIGN(const WeightForm form, weight_form(plugins, config, name));
@@ -134,22 +160,26 @@ void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases
       return plugins.find(DS_KIND_LEARNER, name).status();
     });
   }
-  config.before_change("serve.attention",
-                       [&](const std::string& name) { return attend_with(plugins, name, slot); });
+  for (const Part& part : kParts) {
+    config.before_change(part.setting,
+                         [&](const std::string& name) { return take(part, name, plugins, slot); });
+  }
   config.before_change("plugins.shadow", [&](const std::string& name) -> Status {
     DS_ASSIGN(const Shadow shadow, shadow_of(name));
     plugins.set_shadow(shadow);
     return {};
   });
   plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
-    if (kind == DS_KIND_ATTENTION && slot.current()->name() == name)
-      slot.set(std::make_shared<Attention>(next.instance, next.generation));
+    Status taken;
+    for (const Part& part : kParts) {
+      if (part.kind == kind && config.text(part.setting) == name) taken = take(kind, next, slot);
+    }
     if (kind == DS_KIND_QUANTIZER && config.text("model.quant") == name) {
-      const Status kept = keep_in(
+      taken = keep_in(
           {packed_format(config), std::make_shared<Quantizer>(next.instance, next.generation)},
           bases, versions);
-      if (!kept.ok()) log(LogLevel::kError, "plugin", kept.message());
     }
+    if (!taken.ok()) log(LogLevel::kError, "plugin", taken.message());
     events.publish("plugin", {{"event", "swapped"},
                               {"kind", kind_name(kind)},
                               {"name", name},

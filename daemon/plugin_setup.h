@@ -15,17 +15,17 @@
 
 namespace ds {
 
-/// The modules beside this program and what `data` says was installed; `slot` gets the attention
-/// that serve.attention names. `metrics` outlives them.
+/// The modules beside this program and what `data` says was installed; `slot` gets the
+/// attention and encoder that the settings name. `metrics` outlives them.
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
                                               Metrics& metrics, EventBus& events,
-                                              AttentionSlot& slot);
+                                              ComponentsSlot& slot);
 /// What model.quant = `name` means.
 Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name);
 
-/// From now on new sequences take what serve.attention and model.quant are set to, and the newest
-/// generation of it. A setting that cannot be applied is refused.
-void follow_plugins(Plugins& plugins, Config& config, AttentionSlot& slot, Bases& bases,
+/// From now on new sequences take what serve.attention, serve.encoder and model.quant are set to,
+/// and the newest generation of it. A setting that cannot be applied is refused.
+void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
                     Versions& versions, EventBus& events);
 
 }  // namespace ds

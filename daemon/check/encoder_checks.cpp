@@ -195,6 +195,29 @@ Verdict weight_scales(Bench& bench) {
   return pass();
 }
 
+/// The host gives an encoder of text the ids of a step, whatever sequences they are of.
+Verdict text_rows(Bench& bench) {
+  if (!reads<DS_MOD_TEXT>(bench.component)) return skipped("does not read text");
+  const Media all = media_of(DS_MOD_TEXT, 1, false, bench.settings.seed);
+  const std::vector<float> together = encoded(bench, all, 1);
+  const int64_t n = all.shape[0];
+  if (together.empty() || together.size() % static_cast<size_t>(n) != 0)
+    return failed(std::to_string(together.size()) + " values for " + std::to_string(n) +
+                  " tokens, expected the same number for each");
+  const size_t width = together.size() / static_cast<size_t>(n);
+  for (size_t row = 0; row < static_cast<size_t>(n); ++row) {
+    Media one = all;
+    one.shape = {1};
+    one.bytes.assign(all.bytes.begin() + static_cast<int64_t>(row * sizeof(int32_t)),
+                     all.bytes.begin() + static_cast<int64_t>((row + 1) * sizeof(int32_t)));
+    const std::vector<float> alone = encoded(bench, one, 1);
+    if (alone.size() != width || !std::equal(alone.begin(), alone.end(), &together[row * width]))
+      return failed("token " + std::to_string(row) + " of " + std::to_string(n) +
+                    " has other values than alone");
+  }
+  return pass();
+}
+
 double loss_of(const std::vector<float>& out, const std::vector<float>& dout) {
   double sum = 0;
   for (size_t i = 0; i < out.size(); ++i) sum += double{out[i]} * dout[i];
@@ -291,6 +314,7 @@ std::vector<Operation> encoder_operations() {
 
 std::vector<Check> encoder_checks() {
   return {{"numerics.weight", 2, DS_KIND_ENCODER, {}, weight_scales},
+          {"numerics.rows", 2, DS_KIND_ENCODER, {}, text_rows},
           {"numerics.gradient", 2, DS_KIND_ENCODER, {}, gradients}};
 }
 

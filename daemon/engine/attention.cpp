@@ -35,12 +35,18 @@ Attention::Attention(std::shared_ptr<const PluginInstance> plugin, uint64_t gene
       generation_(generation),
       key_(plugin_key(*plugin_)) {}
 
+Status Attention::judge(ds_code result, const ds_status& st) const {
+  if (result == DS_OK) return {};
+  return plugin_status(name(), result, st)
+      .in("generation " + std::to_string(generation_) + " of attention");
+}
+
 Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
   ds_plan plan{};
   plan.size = sizeof plan;
   ds_status st{};
   const PluginRunning running(plugin_->who());
-  DS_TRY(plugin_status(name(), table_.plan(plugin_->handle(), &args, &plan, &st), st));
+  DS_TRY(judge(table_.plan(plugin_->handle(), &args, &plan, &st), st));
   plan = full_struct(&plan);
   constexpr uint64_t kLimit = uint64_t{1} << 40;
   if (plan.workspace_bytes > kLimit || plan.saved_bytes > kLimit)
@@ -54,8 +60,7 @@ Status Attention::run(Function function, const ds_call& call, const ds_attn_args
   const auto held = plugin_->one_call();
   ds_status st;
   st.len = 0;
-  const ds_code code = function(plugin_->handle(), &call, &args, &st);
-  return code == DS_OK ? Status() : plugin_status(name(), code, st);
+  return judge(function(plugin_->handle(), &call, &args, &st), st);
 }
 
 Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention by a loaded plugin: one generation of it, the slot that says which generation new work
-// takes, and the arguments of its calls built once per step.
+// Attention by a loaded plugin: one generation of it, and the arguments of its calls built once per
+// step.
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -36,31 +35,14 @@ class Attention {
 
  private:
   using Function = ds_code (*)(ds_instance*, const ds_call*, const ds_attn_args*, ds_status*);
+  /// `result` of one of its functions, as ours.
+  Status judge(ds_code result, const ds_status& st) const;
   Status run(Function function, const ds_call& call, const ds_attn_args& args) const;
   void record(const ds_attn_args& args, bool decode) const;
 
   std::shared_ptr<const PluginInstance> plugin_;
   ds_attention table_;
   uint64_t generation_, key_;
-};
-
-/// Which generation new work takes. Thread-safe.
-class AttentionSlot {
- public:
-  AttentionSlot() = default;
-  explicit AttentionSlot(std::shared_ptr<const Attention> first) : current_(std::move(first)) {}
-  std::shared_ptr<const Attention> current() const {
-    std::lock_guard lock(mutex_);
-    return current_;
-  }
-  void set(std::shared_ptr<const Attention> next) {
-    std::lock_guard lock(mutex_);
-    current_.swap(next);  // the old one may end here, outside the lock
-  }
-
- private:
-  mutable std::mutex mutex_;
-  std::shared_ptr<const Attention> current_;
 };
 
 /// The serving calls of one step: begin(), then layer() for each layer. Keeps its memory.

@@ -151,8 +151,8 @@ Status Engine::State::enqueue(std::unique_ptr<LiveSequence> sequence) {
                   std::to_string(options.max_waiting));
     }
     LiveSequence* s = sequence.get();
-    s->attention = compute.attention->current();
-    s->execution_id = Rng::mix(s->weights->execution_id, s->attention->key());
+    s->components = compute.components->current();
+    s->execution_id = Rng::mix(s->weights->execution_id, s->components->key());
     if (!live.emplace(s->request.id, std::move(sequence)).second) {
       return conflict("request " + s->request.id + ": the id is in use");
     }

@@ -32,9 +32,9 @@ struct LiveSequence {
   OnFinish on_finish;
   OnEmbedding on_embedding;  ///< set: mean hidden state instead of text
   std::shared_ptr<const Weights> weights;
-  std::shared_ptr<const Attention> attention;  ///< the generation that it began with
-  uint64_t execution_id = 0;                   ///< key of its KV pages
-  int64_t arrival = 0;                         ///< order of submission; smaller = older
+  std::shared_ptr<const Components> components;  ///< the generations that it began with
+  uint64_t execution_id = 0;                     ///< key of its KV pages
+  int64_t arrival = 0;                           ///< order of submission; smaller = older
   int64_t prompt_count = 0;
   int64_t token_limit = 0;  ///< prompt and answer together
   int64_t submitted_ns = 0;
@@ -91,11 +91,11 @@ struct LogitUse {
   Status status;
 };
 
-/// One call of Forward: sequences on one base and attention with at most kMaxLoraSlots distinct
+/// One call of Forward: sequences on one base and components with at most kMaxLoraSlots distinct
 /// deltas.
 struct Run {
   const BaseWeights* base = nullptr;
-  const Attention* attention = nullptr;
+  const Components* components = nullptr;
   std::vector<const LoraDelta*> deltas;
   std::vector<PlannedRows> items;
 };

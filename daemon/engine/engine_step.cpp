@@ -71,12 +71,12 @@ void Engine::State::group_runs() {
   n_runs = 0;
   for (const PlannedRows& item : planned) {
     const BaseWeights* base = item.sequence->weights->base.get();
-    const Attention* attention = item.sequence->attention.get();
+    const Components* components = item.sequence->components.get();
     const LoraDelta* delta = item.sequence->weights->delta.get();
     const auto takes = [&](const Run& r) {
       const bool has_delta =
           delta == nullptr || std::ranges::find(r.deltas, delta) != r.deltas.end();
-      return r.base == base && r.attention == attention &&
+      return r.base == base && r.components == components &&
              (has_delta || std::ssize(r.deltas) < kMaxLoraSlots);
     };
     const auto end = runs.begin() + static_cast<ptrdiff_t>(n_runs);
@@ -85,7 +85,7 @@ void Engine::State::group_runs() {
       if (++n_runs > runs.size()) runs.emplace_back();
       at = runs.begin() + static_cast<ptrdiff_t>(n_runs) - 1;
       at->base = base;
-      at->attention = attention;
+      at->components = components;
       at->deltas.clear();
       at->items.clear();
     }
@@ -119,13 +119,11 @@ void Engine::State::run(const Run& run) {
     hidden.resize(static_cast<size_t>(forward.max_rows() * config.d_model));
   }
   const Status ran =
-      forward.run(*run.base, {ids, spans, slots, run.deltas, logit_rows, run.attention}, pages,
+      forward.run(*run.base, {ids, spans, slots, run.deltas, logit_rows, run.components}, pages,
                   logits.as<float>(), wants_hidden ? hidden.data() : nullptr);
   if (!ran.ok()) {
-    for (const PlannedRows& item : run.items) {  // what gave this is never used again
-      item.sequence->failure =
-          ran.in("generation " + std::to_string(run.attention->generation()) + " of attention");
-    }
+    // What gave this is never used again.
+    for (const PlannedRows& item : run.items) item.sequence->failure = ran;
     return;
   }
   judge_logits();

@@ -179,10 +179,11 @@ Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pa
   DS_CHECK(rows > 0 && rows <= max_rows_);
   DS_CHECK(batch.deltas.size() <= kMaxLoraSlots);
   float* x = x_.as<float>();
-  ops.embed(compute_.context, base.embedding().view, rows, batch.ids.data(), x);
-  const std::shared_ptr<const Attention> held =
-      batch.attention == nullptr ? compute_.attention->current() : nullptr;
-  DS_TRY(attention_.begin(held != nullptr ? *held : *batch.attention, compute_.context, c.n_heads,
+  const std::shared_ptr<const Components> held =
+      batch.components == nullptr ? compute_.components->current() : nullptr;
+  const Components& with = held != nullptr ? *held : *batch.components;
+  DS_TRY(encoding_.forward(*with.encoder, compute_.context, base, batch.ids, x));
+  DS_TRY(attention_.begin(*with.attention, compute_.context, c.n_heads,
                           1.0f / std::sqrt(static_cast<float>(c.head_dim)), batch.sequences, rows,
                           pages.layer(0), pages.n_pages()));
   pages.reserve_extra(attention_.page_extra_bytes());

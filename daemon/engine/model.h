@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "ds/status.h"
-#include "engine/attention.h"
+#include "engine/components.h"
 #include "engine/quantizer.h"
 #include "engine/tokenizer.h"
 #include "kernels/buffer.h"
@@ -25,12 +25,12 @@
 
 namespace ds {
 
-/// A backend with the pool or stream to run on, and the attention of the passes. Copied freely;
+/// A backend with the pool or stream to run on, and the plugins of the passes. Copied freely;
 /// pool and slot outlive all copies.
 struct Compute {
   const Ops* ops = nullptr;
   OpContext context;
-  const AttentionSlot* attention = nullptr;  ///< null where nothing attends: packing, task models
+  const ComponentsSlot* components = nullptr;  ///< null where no pass runs: packing, task models
 };
 
 /// The seven linear layers of a block, in the order used by every per-target array.
@@ -198,7 +198,7 @@ struct StepBatch {
   std::span<const int32_t> slot_of_row;      ///< [rows] into deltas, -1 = base
   std::span<const LoraDelta* const> deltas;  ///< at most kMaxLoraSlots
   std::span<const int32_t> logit_rows;       ///< rows whose logits are wanted
-  const Attention* attention = nullptr;      ///< null: what the slot of Compute has now
+  const Components* components = nullptr;    ///< null: what the slot of Compute has now
 };
 
 /// The forward pass with its planned workspace. Not thread-safe; one per thread that runs it.
@@ -224,6 +224,7 @@ class Forward {
   ModelConfig config_;
   Compute compute_;
   int64_t max_rows_;
+  TextEncoding encoding_;
   ServingAttention attention_;
   LinearScratch scratch_;
   Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_;

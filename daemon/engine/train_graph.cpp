@@ -115,7 +115,7 @@ void TrainGraph::begin_attention(const TrainBatch& batch) {
   for (const TrainBatch::Sequence& s : batch.sequences)
     sequences.push_back({s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
   const Status begun = attention_.begin(
-      compute_.attention->current(), compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
+      components_->attention, compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
       1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids));
   note(begun);
   if (!status_.ok()) return;
@@ -208,9 +208,10 @@ float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
     }
   }
   const Call call{base, batch, adapters, nullptr, nullptr, rows};
+  components_ = compute_.components->current();
   begin_attention(batch);
-  compute_.ops->embed(compute_.context, base.embedding().view, rows, batch.ids.data(),
-                      layers_[0].x.as<float>());
+  note(encoding_.forward(*components_->encoder, compute_.context, base, batch.ids,
+                         layers_[0].x.as<float>()));
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);
   head_forward(call);
   return logits_.as<float>();
@@ -408,9 +409,9 @@ void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradi
       std::memset(dx_.as<float>() + row * config_.d_model, 0,
                   static_cast<size_t>(config_.d_model) * sizeof(float));
     }
-    compute_.ops->embed_backward(
-        compute_.context, call.rows, config_.d_model, batch.ids.data(), dx_.as<float>(),
-        full_gradient(*full, "model.embed_tokens.weight", config_.vocab * config_.d_model).data());
+    note(encoding_.backward(
+        *components_->encoder, compute_.context, dx_.as<float>(),
+        full_gradient(*full, "model.embed_tokens.weight", config_.vocab * config_.d_model).data()));
   }
 }
 

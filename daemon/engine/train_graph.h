@@ -144,6 +144,8 @@ class TrainGraph {
   ModelConfig config_;
   Compute compute_;
   Status status_;
+  std::shared_ptr<const Components> components_;  ///< of the last forward()
+  TextEncoding encoding_;
   TrainingAttention attention_;
   LinearScratch scratch_;
   std::vector<const float*> prefix_k_, prefix_v_;  ///< of each sequence, null where it has none

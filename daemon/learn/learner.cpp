@@ -21,7 +21,7 @@ double quantile(std::vector<double> values, double q) {
 
 Learner::Learner(LearnerParts parts)
     : parts_(std::move(parts)),
-      compute_{&parts_.ops, {parts_.pool.background(), nullptr}, &attention_} {
+      compute_{&parts_.ops, {parts_.pool.background(), nullptr}, &components_} {
   for (const auto& [number, record] : parts_.store.rounds(0)) {
     outcomes_.push_back(record);
     if (outcomes_.size() > 10) outcomes_.pop_front();
@@ -124,10 +124,24 @@ int64_t Learner::train_task_models() {
   return parts_.train_task_models(false);
 }
 
+/// A component without a backward of its own passes no gradient on: what is below it learns less.
+void Learner::warn_of_frozen_parts() const {
+  const std::shared_ptr<const Components> now = components_.current();
+  if (!now->attention->trains())
+    log(LogLevel::kWarn, "learn",
+        "attention " + std::string(now->attention->name()) +
+            " has no backward: what is below it learns through the residual alone");
+  if (!now->encoder->trains() && parts_.config.text("learn.method") == "full")
+    log(LogLevel::kWarn, "learn",
+        "encoder " + std::string(now->encoder->name()) +
+            " has no backward: the embedding learns as the head alone, if it is the head");
+}
+
 /// Anchors and gate speak of the model file's own weights, whatever serves now. Once they have been
 /// asked, those weights need not stay in memory.
 void Learner::build_trainer() {
-  attention_.set(parts_.attention.current());
+  components_.set(parts_.components.current());
+  warn_of_frozen_parts();
   form_key_ = parts_.bases.form().key();
   const auto base = parts_.bases.find(parts_.bases.file_sha256(), compute_);
   DS_CHECK(base.ok());            // it was read from this file at start
@@ -147,10 +161,10 @@ void Learner::build_trainer() {
 /// Between rounds: each is trained and judged with one attention and one form of the weights, and
 /// what was kept of the base's answers belongs to those that gave them.
 void Learner::follow_plugins() {
-  const std::shared_ptr<const Attention> now = parts_.attention.current();
+  const std::shared_ptr<const Components> now = parts_.components.current();
   const uint64_t form = parts_.bases.form().key();
-  if (now->key() != attention_.current()->key() || form != form_key_) return build_trainer();
-  attention_.set(now);
+  if (now->key() != components_.current()->key() || form != form_key_) return build_trainer();
+  components_.set(now);
   // A round that began before the form changed has published on the one before.
   if (parts_.versions.current()->base->form().key() == form) return;
   const Status reloaded = parts_.versions.reload();

@@ -36,7 +36,7 @@ struct LearnerParts {
   Config& config;
   Pool& pool;
   const Ops& ops;
-  const AttentionSlot& attention;
+  const ComponentsSlot& components;
   Plugins& plugins;
   Metrics& metrics;
   EventBus& events;
@@ -93,6 +93,7 @@ class Learner {
   void bring_back(const FeedbackItem& undone, Commit& commit) const;
 
   void build_trainer();
+  void warn_of_frozen_parts() const;
   void follow_plugins();
   Recipe recipe_for(size_t items, const Trained& trained) const;
   uint64_t lineage_round(int64_t version) const;
@@ -119,8 +120,8 @@ class Learner {
   void update_share();
 
   LearnerParts parts_;
-  AttentionSlot attention_;  ///< of the round
-  uint64_t form_key_ = 0;    ///< of the weights that trainer and probe know
+  ComponentsSlot components_;  ///< of the round
+  uint64_t form_key_ = 0;      ///< of the weights that trainer and probe know
   Compute compute_;
   std::unique_ptr<RoundTrainer> trainer_;
   std::unique_ptr<GateProbe> probe_;

@@ -95,8 +95,8 @@ double rate(const std::function<int64_t()>& work) {
 int main(int argc, char** argv) {
   const CpuIsa isa = argc > 1 ? test::isa_named(argv[1]) : best_cpu_isa();
   Pool pool(argc > 2 ? std::atoi(argv[2]) : 0);
-  const AttentionSlot attention(test::attention_module("dense"));
-  const Compute compute{&cpu_ops(isa), {pool.engine(), nullptr}, &attention};
+  const ComponentsSlot components(test::default_components());
+  const Compute compute{&cpu_ops(isa), {pool.engine(), nullptr}, &components};
   const test::LoadedModel model =
       test::load_model(test::smollm2_path(), compute, WeightFormat::kBF16);
   Serving serving(compute, *model.base);

@@ -66,7 +66,7 @@ class Workshop {
                        *config_,
                        machine.pool,
                        *machine.compute.ops,
-                       machine.attention,
+                       machine.components,
                        test::modules(),
                        metrics,
                        events,

@@ -154,7 +154,7 @@ class House {
     versions = std::move(*opened);
     learner = std::make_unique<Learner>(LearnerParts{
         *versions, *store, files_, bases_, base_files_, config, w.machine.pool,
-        *w.machine.compute.ops, w.machine.attention, plugins_, metrics_, events_, clock_,
+        *w.machine.compute.ops, w.machine.components, plugins_, metrics_, events_, clock_,
         w.model.tokenizer, w.chat, [this](bool at_once) { return tasks ? tasks(at_once) : -1; },
         [this](Adapters& a) {
           if (tamper) tamper(a);

@@ -65,14 +65,27 @@ inline std::shared_ptr<const Attention> attention_module(const std::string& name
   return std::make_shared<Attention>(found->instance, generation);
 }
 
-/// One pool, backend and attention per test program.
+inline std::shared_ptr<const TextEncoder> text_encoder_module() {
+  Result<Plugins::Serving> found = modules().find(DS_KIND_ENCODER, "text");
+  DS_CHECK(found.ok());
+  auto made = TextEncoder::make(found->instance, 1);
+  DS_CHECK(made.ok());
+  return *made;
+}
+
+/// What passes compute with by default.
+inline Components default_components() {
+  return {text_encoder_module(), attention_module("dense")};
+}
+
+/// One pool, backend and set of components per test program.
 struct Machine {
   explicit Machine(CpuIsa isa = best_cpu_isa())
       : pool(0),
-        attention(attention_module("dense")),
-        compute{&cpu_ops(isa), {pool.engine(), nullptr}, &attention} {}
+        components(default_components()),
+        compute{&cpu_ops(isa), {pool.engine(), nullptr}, &components} {}
   Pool pool;
-  AttentionSlot attention;
+  ComponentsSlot components;
   Compute compute;
 };
 

@@ -11,6 +11,7 @@ import unittest
 from daemon import BIN, Daemon
 
 RELOADS, RELOADS_TO_AN_ANSWER, MAX_TOKENS, PATIENCE_S = 50, 4, 48, 120
+ENCODER_RELOADS = 10
 MODULES = BIN.parent / "modules"
 QUESTIONS = ["What is the capital of France?", "Write a short poem about the sea.",
              "How do I boil an egg?", "Name three colors."]
@@ -73,6 +74,14 @@ class PluginReload(unittest.TestCase):
         for name in ("dense", "window-global"):
             with self.subTest(name), Daemon(settings={"learn.enabled": "false", "serve.attention": name}) as dsd:
                 self.reload_under_streams(dsd, name)
+
+    def test_encoder(self):
+        with Daemon(settings={"learn.enabled": "false"}) as dsd, Streams(dsd) as streams:
+            for _ in range(ENCODER_RELOADS):
+                dsd.post("/ds/v1/plugins/reload", {"name": "text"})
+                streams.wait_for_another()
+            self.assertEqual(dsd.get("/ds/v1/plugins/text")["generation"], ENCODER_RELOADS + 1)
+            self.assertEqual(streams.wrong, [])
 
     def test_quantizer(self):
         for name in ("int8", "int4"):

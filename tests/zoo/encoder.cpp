@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Encoders that break one rule each: a token for each 100 samples of sound.
+// Encoders that break one rule each: a token for each 100 samples of sound; of text, a wave.
 #include "tests/zoo/zoo.h"
 
 namespace {
@@ -62,7 +62,40 @@ struct encoder {
   std::array<const ds_parameter*, 1> all;
 };
 
+/// A token's values take up those of the token before it.
+struct row_dependent {
+  static constexpr std::string_view name = "row_dependent";
+  static constexpr std::uint32_t modalities = 1u << DS_MOD_TEXT;
+  static constexpr std::int64_t width = 4;
+  explicit row_dependent(ds::sdk::context) {}
+
+  ds_plan plan(const ds_encode_args& a) const {
+    ds_plan p{};
+    p.shape[0] = std::ssize(ids(a));
+    p.shape[1] = width;
+    return p;
+  }
+  void encode(const ds_call&, const ds_encode_args& a) const {
+    const auto in = ids(a);
+    const auto out = ds::sdk::flat<float>(a.out, "out", {std::ssize(in), width});
+    const float given = ds::sdk::widened(a.media).weight, w = given != 0 ? given : 1;
+    std::int32_t before = 0;
+    for (std::size_t t = 0; t < in.size(); before = in[t++])
+      for (std::size_t i = 0; i < width; ++i)
+        out[t * width + i] =
+            w * (static_cast<float>(in[t] % 64) + 0.001f * static_cast<float>(before % 64));
+  }
+
+ private:
+  static std::span<const std::int32_t> ids(const ds_encode_args& a) {
+    if (a.media == nullptr) throw ds::sdk::error(DS_E_ARG, "media: missing");
+    const ds_media m = ds::sdk::widened(a.media);
+    if (m.modality != DS_MOD_TEXT) throw ds::sdk::error(DS_E_UNSUPPORTED, "modality");
+    return ds::sdk::flat<const std::int32_t>(m.data, "ids", {-1});
+  }
+};
+
 }  // namespace
 
 DS_PLUGIN("org.driftstone.zoo.encoder", "1.0.0", "Apache-2.0", encoder<sound>,
-          encoder<ignores_weight>, encoder<wrong_gradient>)
+          encoder<ignores_weight>, encoder<wrong_gradient>, row_dependent)

@@ -82,6 +82,7 @@ const std::vector<Animal>& animals() {
       {"quantizer", "wrong_fake_quant", "numerics.fake-quant"},
       {"encoder", "ignores_weight", "numerics.weight"},
       {"encoder", "wrong_gradient", "numerics.gradient"},
+      {"encoder", "row_dependent", "numerics.rows"},
       {"training", "foreign_draw", "numerics.draws"},
       {"training", "infinite_coefficients", "numerics.finite"},
       {"training", "unseeded", "numerics.seed"},

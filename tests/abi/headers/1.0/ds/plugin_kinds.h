@@ -15,7 +15,8 @@ typedef struct ds_media {
   uint32_t size;
   uint32_t modality;
   const ds_tensor*
-      data;       /* TEXT i32 [tokens] ids · IMAGE u8 [height, width, channels] · AUDIO f32
+      data;       /* TEXT i32 [tokens] ids, of several sequences maybe: a token's output depends on
+                     its own id alone · IMAGE u8 [height, width, channels] · AUDIO f32
                      [samples, channels] in -1..1 · VIDEO u8 [frames, height, width, channels] */
   double rate;    /* AUDIO Hz, VIDEO frames per second, else 0 */
   double start_s; /* where it begins in a longer stream */

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/text_encoder.h"
+
+#include "engine/model.h"
+#include "engine/plugin_key.h"
+
+namespace ds {
+namespace {
+
+constexpr std::string_view kEmbedding = "model.embed_tokens.weight";
+
+}  // namespace
+
+TextEncoder::TextEncoder(std::shared_ptr<const PluginInstance> plugin, uint64_t generation)
+    : plugin_(std::move(plugin)),
+      table_(plugin_->table<ds_encoder>()),
+      generation_(generation),
+      key_(plugin_key(*plugin_)) {}
+
+Result<std::shared_ptr<const TextEncoder>> TextEncoder::make(
+    std::shared_ptr<const PluginInstance> plugin, uint64_t generation) {
+  std::shared_ptr<const TextEncoder> out(new TextEncoder(std::move(plugin), generation));
+  const std::string name(out->name());
+  if ((out->table_.modalities & (1u << DS_MOD_TEXT)) == 0)
+    return unsupported("encoder " + name + ": does not read text");
+  for (uint32_t i = 0; i < out->table_.tensor_count; ++i) {
+    const std::string_view wanted = text_of(out->table_.tensor_names[i]);
+    if (wanted != kEmbedding || i > 0)
+      return unsupported("encoder " + name + ": reads the tensor \"" + std::string(wanted) +
+                         "\"; the daemon gives an encoder of text " + std::string(kEmbedding) +
+                         ", once");
+  }
+  return out;
+}
+
+Status TextEncoder::judge(ds_code result, const ds_status& st) const {
+  if (result == DS_OK) return {};
+  return plugin_status(name(), result, st)
+      .in("generation " + std::to_string(generation_) + " of encoder");
+}
+
+Result<ds_plan> TextEncoding::plan(const TextEncoder& encoder, int64_t rows, int64_t width) const {
+  ds_plan plan{};
+  plan.size = sizeof plan;
+  ds_status st{};
+  const PluginRunning running(encoder.plugin_->who());
+  DS_TRY(encoder.judge(encoder.table_.plan(encoder.plugin_->handle(), &args_, &plan, &st), st));
+  plan = full_struct(&plan);
+  const auto refuse = [&](const std::string& what) {
+    return Status(Code::kPlugin, "encoder " + std::string(encoder.name()) + ": plans " + what);
+  };
+  if (plan.shape[0] != rows || plan.shape[1] != width)
+    return refuse("rows [" + std::to_string(plan.shape[0]) + ", " + std::to_string(plan.shape[1]) +
+                  "] of " + std::to_string(rows) + " tokens, expected [" + std::to_string(rows) +
+                  ", " + std::to_string(width) + "]");
+  constexpr uint64_t kLimit = uint64_t{1} << 40;
+  if (plan.workspace_bytes > kLimit || plan.saved_bytes > kLimit)
+    return refuse(std::to_string(plan.workspace_bytes) + " bytes of workspace, " +
+                  std::to_string(plan.saved_bytes) + " to keep");
+  return plan;
+}
+
+Status TextEncoding::run(const TextEncoder& encoder, const OpContext& context,
+                         ds_code (*function)(ds_instance*, const ds_call*, const ds_encode_args*,
+                                             ds_status*)) {
+  ds_call call = host_call(context.parallel);
+  call.workspace = workspace_.at_least(static_cast<size_t>(workspace_bytes_));
+  call.workspace_bytes = workspace_bytes_;
+  const auto held = encoder.plugin_->one_call();
+  ds_status st;
+  st.len = 0;
+  return encoder.judge(function(encoder.plugin_->handle(), &call, &args_, &st), st);
+}
+
+Status TextEncoding::forward(const TextEncoder& encoder, const OpContext& context,
+                             const BaseWeights& base, std::span<const int32_t> ids, float* out) {
+  const Linear& embedding = base.embedding();
+  const int64_t rows = std::ssize(ids), width = embedding.view.k;
+  const bool f32 = embedding.view.format == WeightFormat::kF32;
+  ids_.set(ids.data(), kAbiI32, {rows});
+  out_.set(out, kAbiF32, {rows, width});
+  table_.set(embedding.view.data, f32 ? kAbiF32 : kAbiBf16, {embedding.view.n, width});
+  table_.set_packing(f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16, embedding.storage.bytes());
+  tensors_[0] = table_.get();
+  media_ = {};
+  media_.size = sizeof media_;
+  media_.modality = DS_MOD_TEXT;
+  media_.data = ids_.get();
+  args_ = {};
+  args_.size = sizeof args_;
+  args_.flags = DS_ENCODE_TRAIN;
+  args_.media = &media_;
+  args_.tensors = tensors_.data();
+  DS_ASSIGN(const ds_plan planned, plan(encoder, rows, width));
+  workspace_bytes_ = planned.workspace_bytes;
+  args_.saved = saved_.at_least(static_cast<size_t>(planned.saved_bytes));
+  args_.out = out_.get();
+  return run(encoder, context, encoder.table_.encode);
+}
+
+Status TextEncoding::backward(const TextEncoder& encoder, const OpContext& context,
+                              const float* dout, float* embedding) {
+  if (!encoder.trains()) return {};
+  const ds_tensor& out = *out_.get();
+  const ds_tensor& table = *table_.get();
+  dout_.set(dout, kAbiF32, {out.shape[0], out.shape[1]});
+  dtable_.set(embedding, kAbiF32, {table.shape[0], table.shape[1]});
+  dtensors_[0] = dtable_.get();
+  args_.dout = dout_.get();
+  args_.dtensors = dtensors_.data();
+  return run(encoder, context, encoder.table_.backward);
+}
+
+}  // namespace ds

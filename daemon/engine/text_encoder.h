@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Text by a loaded encoder plugin: token ids to the rows that the first layer reads.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "ds/status.h"
+#include "kernels/buffer.h"
+#include "kernels/ops.h"
+#include "plugin/library.h"
+#include "plugin/tensor_view.h"
+
+namespace ds {
+
+class BaseWeights;
+
+/// One generation of an encoder component. Immutable; whoever computes with it holds it.
+class TextEncoder {
+ public:
+  /// Refused when it does not read text, or reads a tensor other than the model's embedding.
+  static Result<std::shared_ptr<const TextEncoder>> make(
+      std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
+
+  std::string_view name() const { return plugin_->name(); }
+  uint64_t generation() const { return generation_; }
+  /// Part of the key of KV pages: file and config; equal keys compute equal bits.
+  uint64_t key() const { return key_; }
+  bool trains() const { return table_.backward != nullptr; }
+
+ private:
+  friend class TextEncoding;
+  TextEncoder(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
+  /// `result` of one of its functions, as ours.
+  Status judge(ds_code result, const ds_status& st) const;
+
+  std::shared_ptr<const PluginInstance> plugin_;
+  ds_encoder table_;
+  uint64_t generation_, key_;
+};
+
+/// The encoder's calls of one pass, forward and backward. Keeps its memory.
+class TextEncoding {
+ public:
+  /// `out` FP32 [ids, d_model]. The ids may be of several sequences: a row depends on its own id
+  /// alone. What `out` and `ids` point at stays until backward(), if that is called.
+  Status forward(const TextEncoder& encoder, const OpContext& context, const BaseWeights& base,
+                 std::span<const int32_t> ids, float* out);
+  /// Adds the gradient of the embedding for `dout`, FP32 [ids, d_model], to `embedding`, FP32
+  /// [vocab, d_model]. An encoder without backward adds nothing.
+  Status backward(const TextEncoder& encoder, const OpContext& context, const float* dout,
+                  float* embedding);
+
+ private:
+  Result<ds_plan> plan(const TextEncoder& encoder, int64_t rows, int64_t width) const;
+  Status run(const TextEncoder& encoder, const OpContext& context,
+             ds_code (*function)(ds_instance*, const ds_call*, const ds_encode_args*, ds_status*));
+
+  TensorView ids_, out_, table_, dout_, dtable_;
+  std::array<const ds_tensor*, 1> tensors_{}, dtensors_{};
+  Buffer workspace_, saved_;
+  uint64_t workspace_bytes_ = 0;
+  ds_media media_{};
+  ds_encode_args args_{};
+};
+
+}  // namespace ds
