@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin_setup.h"
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "log.h"
@@ -64,31 +66,45 @@ struct Part {
 constexpr Part kParts[] = {{"serve.attention", DS_KIND_ATTENTION, "dense"},
                            {"serve.encoder", DS_KIND_ENCODER, "text"}};
 
-/// New sequences compute with `next`.
-Status take(uint32_t kind, const Plugins::Serving& next, ComponentsSlot& slot) {
+/// One token through an encoder, on the model's own embedding: no self-test knows the model's
+/// width.
+Status try_out(const TextEncoder& encoder, const BaseWeights& base) {
+  std::vector<float> row(static_cast<size_t>(base.config().d_model));
+  const int32_t id = 0;
+  DS_TRY(TextEncoding().forward(encoder, {serial_parallel(), nullptr}, base, {&id, 1}, row.data()));
+  if (std::ranges::all_of(row, [](float v) { return std::isfinite(v); })) return {};
+  return {Code::kPlugin,
+          "encoder " + std::string(encoder.name()) + ": NaN or infinity for token 0"};
+}
+
+/// New sequences compute with `next`, if it works with `base`; null: that is not known yet.
+Status take(uint32_t kind, const Plugins::Serving& next, const BaseWeights* base,
+            ComponentsSlot& slot) {
   if (kind == DS_KIND_ATTENTION) {
     auto attention = std::make_shared<const Attention>(next.instance, next.generation);
     slot.update([&](Components& c) { c.attention = std::move(attention); });
   } else {
     DS_ASSIGN(auto encoder, TextEncoder::make(next.instance, next.generation));
+    if (base != nullptr) DS_TRY(try_out(*encoder, *base));
     slot.update([&](Components& c) { c.encoder = std::move(encoder); });
   }
   return {};
 }
 
-Status take(const Part& part, const std::string& name, Plugins& plugins, ComponentsSlot& slot) {
+Status take(const Part& part, const std::string& name, const BaseWeights* base, Plugins& plugins,
+            ComponentsSlot& slot) {
   DS_ASSIGN(const Plugins::Serving found, plugins.find(part.kind, name));
-  return take(part.kind, found, slot);
+  return take(part.kind, found, base, slot);
 }
 
 Status take_configured(const Config& config, Plugins& plugins, ComponentsSlot& slot) {
   for (const Part& part : kParts) {
-    const Status taken = take(part, config.text(part.setting), plugins, slot);
+    const Status taken = take(part, config.text(part.setting), nullptr, plugins, slot);
     if (taken.ok()) continue;
     if (!left_out(plugins)) return taken.in(part.setting);
     log(LogLevel::kError, "plugin",
         taken.message() + "; " + part.setting + " is " + part.built_in + " instead");
-    DS_TRY(take(part, part.built_in, plugins, slot).in(part.setting));
+    DS_TRY(take(part, part.built_in, nullptr, plugins, slot).in(part.setting));
   }
   return {};
 }
@@ -161,8 +177,9 @@ void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Base
     });
   }
   for (const Part& part : kParts) {
-    config.before_change(part.setting,
-                         [&](const std::string& name) { return take(part, name, plugins, slot); });
+    config.before_change(part.setting, [&](const std::string& name) {
+      return take(part, name, versions.current()->base.get(), plugins, slot);
+    });
   }
   config.before_change("plugins.shadow", [&](const std::string& name) -> Status {
     DS_ASSIGN(const Shadow shadow, shadow_of(name));
@@ -172,7 +189,8 @@ void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Base
   plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
     Status taken;
     for (const Part& part : kParts) {
-      if (part.kind == kind && config.text(part.setting) == name) taken = take(kind, next, slot);
+      if (part.kind == kind && config.text(part.setting) == name)
+        taken = take(kind, next, versions.current()->base.get(), slot);
     }
     if (kind == DS_KIND_QUANTIZER && config.text("model.quant") == name) {
       taken = keep_in(

@@ -22,13 +22,13 @@ Result<std::shared_ptr<const TextEncoder>> TextEncoder::make(
   std::shared_ptr<const TextEncoder> out(new TextEncoder(std::move(plugin), generation));
   const std::string name(out->name());
   if ((out->table_.modalities & (1u << DS_MOD_TEXT)) == 0)
-    return unsupported("encoder " + name + ": does not read text");
+    return invalid("encoder " + name + ": does not read text");
   for (uint32_t i = 0; i < out->table_.tensor_count; ++i) {
     const std::string_view wanted = text_of(out->table_.tensor_names[i]);
     if (wanted != kEmbedding || i > 0)
-      return unsupported("encoder " + name + ": reads the tensor \"" + std::string(wanted) +
-                         "\"; the daemon gives an encoder of text " + std::string(kEmbedding) +
-                         ", once");
+      return invalid("encoder " + name + ": reads the tensor \"" + std::string(wanted) +
+                     "\"; the daemon gives an encoder of text " + std::string(kEmbedding) +
+                     ", once");
   }
   return out;
 }

@@ -67,6 +67,23 @@ class PluginPath(unittest.TestCase):
             with Daemon(data=data, settings={"learn.enabled": "false", "model.quant": "int8"}) as dsd:
                 self.assertEqual(dsd.get("/ds/v1/plugins/int8")["origin"], "installed")
 
+    def test_an_encoder_of_ones_own_reaches_the_answers(self):
+        question = "What is the capital of France?"
+        with Daemon(settings={"learn.enabled": "false"}) as dsd:
+            before = dsd.ask(question, 8)[0]
+            dsd.ctl("plugin", "load", str(BIN.parent / "tests/daemon/encoder_probe.so"), "width=576", "--trust")
+            for name, why in {"nobody": "there are: deaf, fails", "deaf": "does not read text",
+                              "other-tensor": "reads the tensor", "too-wide": "plans rows [1, 577]",
+                              "fails": "not today"}.items():
+                status, answer = dsd.call("POST", "/ds/v1/config", {"name": "serve.encoder", "value": name})
+                self.assertGreaterEqual(status, 400, answer)
+                self.assertIn(why, answer["error"]["message"])
+                self.assertEqual(dsd.ask(question, 8)[0], before)
+            dsd.ctl("config", "set", "serve.encoder", "own-rows")
+            self.assertNotEqual(dsd.ask(question, 8)[0], before)
+            dsd.ctl("config", "set", "serve.encoder", "text")
+            self.assertEqual(dsd.ask(question, 8)[0], before)
+
     def test_perplexity_of_the_built_in_formats(self):
         with Daemon(settings={"learn.enabled": "false", "serve.precision": "fp32"}) as dsd:
             exact = perplexity(dsd)
