@@ -22,6 +22,12 @@ ds_code missing(ds_status* st) {
   return isolated_error(st, DS_E_UNSUPPORTED, "has no such function");
 }
 
+/// The message without the name at its front, which the daemon puts there.
+std::string own_words(const Status& status, const std::string& name) {
+  const std::string& message = status.message();
+  return message.starts_with(name + ": ") ? message.substr(name.size() + 2) : message;
+}
+
 /// A quantized weight with its own memory.
 struct HeldWeight {
   explicit HeldWeight(FlatReader& from) {
@@ -124,6 +130,7 @@ std::string HelperCalls::answer(std::string_view request) {
 ds_code HelperCalls::run(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
                          ds_status* st) {
   if (op == HelperOp::kCreate) return create(from, st);
+  if (op == HelperOp::kDescribe) return describe(out, st);
   if (instance_ == nullptr) return isolated_error(st, DS_E_STATE, "was not created");
   if (op <= HelperOp::kStats) return common(op, from, out, st);
   switch (kind_) {
@@ -149,7 +156,17 @@ ds_code HelperCalls::create(FlatReader& from, ds_status* st) {
     DS_ASSIGN(instance_, PluginInstance::create(library, *component, config));
     return {};
   }();
-  return made.ok() ? DS_OK : isolated_error(st, DS_E_CONFIG, made.message());
+  return made.ok() ? DS_OK : isolated_error(st, DS_E_CONFIG, own_words(made, component_));
+}
+
+ds_code HelperCalls::describe(FlatWriter& out, ds_status* st) {
+  const auto library = PluginLibrary::load(file_, services_);
+  if (!library.ok())
+    return isolated_error(st, DS_E_INTERNAL, own_words(library.status(), file_.path));
+  FlatWriter description;
+  put_description(description, (*library)->said());
+  out.put_text(description.bytes());
+  return DS_OK;
 }
 
 ds_code HelperCalls::common(HelperOp op, FlatReader& from, FlatWriter& out, ds_status* st) {
@@ -177,7 +194,7 @@ ds_code HelperCalls::common(HelperOp op, FlatReader& from, FlatWriter& out, ds_s
     out.put_text(json);
     return code;
   }
-  return done.ok() ? DS_OK : isolated_error(st, DS_E_STATE, done.message());
+  return done.ok() ? DS_OK : isolated_error(st, DS_E_STATE, own_words(done, component_));
 }
 
 ds_code HelperCalls::tool(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,

@@ -23,6 +23,7 @@ class HelperCalls {
  private:
   ds_code run(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out, ds_status* st);
   ds_code create(FlatReader& from, ds_status* st);
+  ds_code describe(FlatWriter& out, ds_status* st);
   ds_code common(HelperOp op, FlatReader& from, FlatWriter& out, ds_status* st);
   ds_code tool(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out, ds_status* st);
   ds_code retriever(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
