@@ -15,15 +15,13 @@ std::string milliseconds(int64_t ns) { return std::to_string((ns + 999'999) / 1'
 
 }  // namespace
 
-std::string_view IsolatedInstance::cannot(const ds_component& component) {
-  switch (component.kind) {
+std::string_view IsolatedInstance::kind_cannot(uint32_t kind) {
+  switch (kind) {
     case DS_KIND_TOOL:
     case DS_KIND_RETRIEVER:
     case DS_KIND_CURRICULUM:
     case DS_KIND_QUANTIZER:
-      return (component.caps & DS_CAP_OUT_OF_PROCESS) != 0
-                 ? std::string_view()
-                 : "it does not say DS_CAP_OUT_OF_PROCESS";
+      return {};
     case DS_KIND_ENCODER:
       return "an encoder reads the model's tensors, which a helper process does not have";
     case DS_KIND_ATTENTION:
@@ -31,6 +29,12 @@ std::string_view IsolatedInstance::cannot(const ds_component& component) {
     default:
       return "a learner works on the weights and gradients in place";
   }
+}
+
+std::string_view IsolatedInstance::cannot(const ds_component& component) {
+  if (const std::string_view why = kind_cannot(component.kind); !why.empty()) return why;
+  return (component.caps & DS_CAP_OUT_OF_PROCESS) != 0 ? std::string_view()
+                                                       : "it does not say DS_CAP_OUT_OF_PROCESS";
 }
 
 IsolatedInstance::IsolatedInstance(const IsolationOptions& options, HelperLaunch launch,

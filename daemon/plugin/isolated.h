@@ -43,6 +43,8 @@ class IsolatedInstance {
  public:
   /// Why a component cannot run isolated; empty if it can.
   static std::string_view cannot(const ds_component& component);
+  /// Why no component of a kind can; empty if one may.
+  static std::string_view kind_cannot(uint32_t kind);
   /// `component`, with its create and functions replaced by those in `table`, which outlives it.
   static ds_component proxied(const ds_component& component, IsolatedTable& table);
 
