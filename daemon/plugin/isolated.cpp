@@ -21,9 +21,8 @@ std::string_view IsolatedInstance::kind_cannot(uint32_t kind) {
     case DS_KIND_RETRIEVER:
     case DS_KIND_CURRICULUM:
     case DS_KIND_QUANTIZER:
-      return {};
     case DS_KIND_ENCODER:
-      return "an encoder reads the model's tensors, which a helper process does not have";
+      return {};
     case DS_KIND_ATTENTION:
       return "attention reads the cache in place, in every layer of every token";
     default:
@@ -33,6 +32,9 @@ std::string_view IsolatedInstance::kind_cannot(uint32_t kind) {
 
 std::string_view IsolatedInstance::cannot(const ds_component& component) {
   if (const std::string_view why = kind_cannot(component.kind); !why.empty()) return why;
+  if (component.kind == DS_KIND_ENCODER &&
+      full_struct(static_cast<const ds_encoder*>(component.table)).tensor_count != 0)
+    return "it reads the model's tensors, which a helper process does not have";
   return (component.caps & DS_CAP_OUT_OF_PROCESS) != 0 ? std::string_view()
                                                        : "it does not say DS_CAP_OUT_OF_PROCESS";
 }

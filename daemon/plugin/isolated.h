@@ -37,6 +37,7 @@ struct IsolatedTable {
   ds_retriever retriever{};
   ds_curriculum curriculum{};
   ds_quantizer quantizer{};
+  ds_encoder encoder{};
 };
 
 class IsolatedInstance {
@@ -60,6 +61,7 @@ class IsolatedInstance {
   /// call(), of what the next helper has to be told again.
   ds_code change(HelperOp op, const FlatWriter& arguments, const ReplyReader& read, ds_status* st);
   ds_code health(ds_status* st);
+  uint64_t room() const { return arena_room(options_.arena_bytes); }  ///< bytes of a reply
   ds_code reconfigure(std::string_view config, ds_status* st);
   ds_code restore(std::string state, std::string_view saved_by_version, ds_status* st);
 

@@ -50,6 +50,21 @@ struct HeldWeight {
   std::vector<Buffer> parts;
 };
 
+struct HeldMedia {
+  explicit HeldMedia(FlatReader& from) : modality(from.get<uint32_t>()), data(from) {
+    view.size = sizeof view;
+    view.modality = modality;
+    view.data = data.get();
+    view.rate = from.get<double>();
+    view.start_s = from.get<double>();
+    view.weight = from.get<float>();
+    view.flags = from.get<uint32_t>();
+  }
+  const uint32_t modality;
+  const HeldTensor data;
+  ds_media view{};
+};
+
 ds_code keep_finding(void* ctx, const ds_finding* given) {
   auto& [count, out] = *static_cast<std::pair<uint64_t, FlatWriter>*>(ctx);
   if (given == nullptr) return DS_E_ARG;
@@ -142,6 +157,8 @@ ds_code HelperCalls::run(HelperOp op, FlatReader& from, const ds_call& call, Fla
       return curriculum(op, from, call, out, st);
     case DS_KIND_QUANTIZER:
       return quantizer(op, from, call, out, st);
+    case DS_KIND_ENCODER:
+      return encoder(op, from, call, out, st);
     default:
       return missing(st);
   }
@@ -331,6 +348,44 @@ ds_code HelperCalls::quantizer(HelperOp op, FlatReader& from, const ds_call& cal
     return code;
   }
   return missing(st);
+}
+
+/// What plan asks for beside the output is this process's own affair.
+ds_code HelperCalls::encoder(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
+                             ds_status* st) {
+  const auto table = instance_->table<ds_encoder>();
+  const HeldMedia media(from);
+  if (!from.ok()) return isolated_error(st, DS_E_ARG, from.why());
+  ds_encode_args args{};
+  args.size = sizeof args;
+  args.media = &media.view;
+  ds_plan given{};
+  given.size = sizeof given;
+  if (const ds_code code = table.plan(instance_->handle(), &args, &given, st); code != DS_OK)
+    return code;
+  const ds_plan plan = full_struct(&given);
+  if (op == HelperOp::kPlan) {
+    out.put(plan.shape[0]);
+    out.put(plan.shape[1]);
+    return DS_OK;
+  }
+  if (op != HelperOp::kEncode) return missing(st);
+  const HeldTensor to(from);
+  if (!from.ok() || to.get() == nullptr) return isolated_error(st, DS_E_ARG, "out: missing");
+  const int64_t* shape = to.get()->shape;
+  if (shape[0] != plan.shape[0] || shape[1] != plan.shape[1])
+    return isolated_error(st, DS_E_SHAPE,
+                          "out: [" + std::to_string(shape[0]) + ", " + std::to_string(shape[1]) +
+                              "], expected [" + std::to_string(plan.shape[0]) + ", " +
+                              std::to_string(plan.shape[1]) + "]");
+  const Buffer workspace(plan.workspace_bytes);
+  ds_call own = call;
+  own.workspace = workspace.data();
+  own.workspace_bytes = plan.workspace_bytes;
+  args.out = to.get();
+  const ds_code code = table.encode(instance_->handle(), &own, &args, st);
+  out.put_text(to.bytes());
+  return code;
 }
 
 }  // namespace ds

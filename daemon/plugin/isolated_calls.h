@@ -32,6 +32,8 @@ class HelperCalls {
                      ds_status* st);
   ds_code quantizer(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
                     ds_status* st);
+  ds_code encoder(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
+                  ds_status* st);
 
   const uint32_t kind_;
   const std::string component_;

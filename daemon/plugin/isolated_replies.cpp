@@ -172,6 +172,21 @@ ds_code read_weight(FlatReader& from, const ds_qweight& out) {
   return DS_OK;
 }
 
+ds_code read_encoder_plan(FlatReader& from, uint64_t most_bytes, ds_plan* out) {
+  const auto tokens = from.get<int64_t>(), width = from.get<int64_t>();
+  const uint64_t most = most_bytes / sizeof(float);
+  if (from.ok() && (tokens < 0 || width <= 0 ||
+                    static_cast<uint64_t>(tokens) > most / static_cast<uint64_t>(width)))
+    from.fail("an output's shape is not positive or too large");
+  if (!from.ok()) return DS_E_INTERNAL;
+  ds_plan plan{};
+  plan.size = std::min<uint32_t>(out->size, sizeof plan);
+  plan.shape[0] = tokens;
+  plan.shape[1] = width;
+  std::memcpy(out, &plan, plan.size);
+  return DS_OK;
+}
+
 ds_code read_finite(FlatReader& from, const ds_tensor& out, const char* not_finite) {
   read_bytes(from, out.data, out.bytes);
   const auto* values = static_cast<const float*>(out.data);

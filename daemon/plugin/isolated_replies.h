@@ -44,6 +44,9 @@ ds_code read_difficulties(FlatReader& from, float* difficulty, uint64_t n);
 ds_code read_format(FlatReader& from, ds_qformat* out);
 /// Into the memory of `out`, as large as its format says.
 ds_code read_weight(FlatReader& from, const ds_qweight& out);
+/// The output's shape, at most `most_bytes` of FP32. No memory is asked for: the helper has its
+/// own.
+ds_code read_encoder_plan(FlatReader& from, uint64_t most_bytes, ds_plan* out);
 /// FP32, all finite, as many bytes as `out` has.
 ds_code read_finite(FlatReader& from, const ds_tensor& out, const char* not_finite);
 

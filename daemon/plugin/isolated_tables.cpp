@@ -194,6 +194,56 @@ ds_code dequantize(ds_instance* instance, const ds_call* call, const ds_qweight*
   return self(instance).call(HelperOp::kDequantize, call, to, read, st);
 }
 
+// --- Encoder: not its backward, which would need its parameters here ---
+
+/// Whether the media can be sent; without `data` only its shape is.
+ds_code put_media(FlatWriter& to, const ds_encode_args& a, bool data, ds_status* st) {
+  if (a.media == nullptr) return isolated_error(st, DS_E_ARG, "media: missing");
+  if ((a.flags & DS_ENCODE_TRAIN) != 0)
+    return isolated_error(st, DS_E_UNSUPPORTED, "does not train in a helper process");
+  const ds_media media = full_struct(a.media);
+  if (media.data != nullptr && media.data->ndim > kMostDims)
+    return isolated_error(st, DS_E_SHAPE,
+                          "media: " + std::to_string(media.data->ndim) + " dimensions, at most " +
+                              std::to_string(kMostDims) + " in a helper process");
+  if (data && media.data != nullptr && media.data->data == nullptr && media.data->bytes != 0)
+    return isolated_error(st, DS_E_ARG, "media: no data");
+  to.put(media.modality);
+  put_tensor(to, media.data, data);
+  to.put(media.rate);
+  to.put(media.start_s);
+  to.put(media.weight);
+  to.put(media.flags);
+  return DS_OK;
+}
+
+ds_code plan(ds_instance* instance, const ds_encode_args* args, ds_plan* out, ds_status* st) {
+  FlatWriter to;
+  if (const ds_code code = put_media(to, full_struct(args), false, st); code != DS_OK) return code;
+  const uint64_t room = self(instance).room();
+  const auto read = [&](FlatReader& from) { return read_encoder_plan(from, room, out); };
+  return self(instance).call(HelperOp::kPlan, nullptr, to, read, st);
+}
+
+ds_code encode(ds_instance* instance, const ds_call* call, const ds_encode_args* args,
+               ds_status* st) {
+  FlatWriter to;
+  const ds_encode_args a = full_struct(args);
+  if (const ds_code code = put_media(to, a, true, st); code != DS_OK) return code;
+  const ds_tensor* out = a.out;
+  if (out == nullptr || out->data == nullptr || out->ndim != 2 || out->byte_offset != 0 ||
+      out->dtype.code != DS_FLOAT || out->dtype.bits != 32 || out->shape[0] < 0 ||
+      out->shape[1] <= 0 ||
+      out->bytes / sizeof(float) / static_cast<uint64_t>(out->shape[1]) !=
+          static_cast<uint64_t>(out->shape[0]))
+    return isolated_error(st, DS_E_SHAPE, "out: expected FP32 [tokens, width] and nothing else");
+  put_tensor(to, out, false);
+  const auto read = [&](FlatReader& from) {
+    return read_finite(from, *out, "a value of the output is NaN or infinity");
+  };
+  return self(instance).call(HelperOp::kEncode, call, to, read, st);
+}
+
 /// `ours` if the component has the function at all.
 template <class F>
 F if_there(F theirs, F ours) {
@@ -227,6 +277,13 @@ ds_component IsolatedInstance::proxied(const ds_component& component, IsolatedTa
     t.curriculum = {sizeof t.curriculum, 0, &pick, if_there(theirs.score, &score),
                     if_there(theirs.outcome, &outcome)};
     out.table = &t.curriculum;
+  } else if (component.kind == DS_KIND_ENCODER) {
+    const auto theirs = full_struct(static_cast<const ds_encoder*>(component.table));
+    t.encoder.size = sizeof t.encoder;
+    t.encoder.modalities = theirs.modalities;
+    t.encoder.plan = &plan;
+    t.encoder.encode = &encode;
+    out.table = &t.encoder;
   } else {
     const auto theirs = full_struct(static_cast<const ds_quantizer*>(component.table));
     t.quantizer.size = sizeof t.quantizer;

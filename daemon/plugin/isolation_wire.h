@@ -40,6 +40,8 @@ enum class HelperOp : uint32_t {
   kObserve,
   kQuantize,
   kDequantize,
+  kPlan,
+  kEncode,
   kDescribe,  ///< loads the file and says what is in it, without an instance
 };
 
