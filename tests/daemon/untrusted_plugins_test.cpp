@@ -206,6 +206,13 @@ TEST_F(UntrustedPluginsTest, ADeathIsCountedAndTheNextCallIsAnswered) {
   EXPECT_EQ(shown()["breaker"], "open");
 }
 
+TEST_F(UntrustedPluginsTest, ReachesNeitherTheDaemonNorTheKernel) {
+  ASSERT_EQ(refusal(copy(DS_UNTRUSTED_PLUGIN, "tool.so")), "loaded");
+  const Json found = finding("reach out");
+  ASSERT_TRUE(found.is_object()) << found;
+  EXPECT_EQ(found["message"], "nothing");
+}
+
 TEST_F(UntrustedPluginsTest, ExplainSaysThatItNeedsNoTrustIsolated) {
   const Json tool = plugins_->explain(copy(DS_UNTRUSTED_PLUGIN, "tool.so"));
   EXPECT_EQ(tool["loads"], false);
