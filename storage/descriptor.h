@@ -20,6 +20,7 @@ class Descriptor {
   }
   ~Descriptor() { close(); }
   int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
   /// errno of close(2), 0 when already closed. The descriptor is gone either way.
   int close() {
     if (fd_ < 0) return 0;

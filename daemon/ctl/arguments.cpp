@@ -212,6 +212,10 @@ void declare_plugin(CLI::App& app, Command& chosen) {
   load.app->add_option("FILE", load.options->file)->required();
   load.app->add_option("KEY=VALUE", load.options->config, "its settings");
   load.app->add_flag("--trust", load.options->trust, "allow this very file, by its SHA-256");
+  load.app
+      ->add_flag("--isolated", load.options->isolated,
+                 "no trust needed: its code runs in helper processes only")
+      ->excludes("--trust");
   const auto again =
       request("reload", "swap in the file as it is now, while it serves", plugin_reload);
   again.app->add_option("NAME", again.options->name)->required();

@@ -67,6 +67,7 @@ struct PluginRequest {
   std::vector<std::string> config;  ///< KEY=VALUE
   std::string shadow;               ///< off, report, refuse; "" = as the daemon is set
   bool trust = false;
+  bool isolated = false;
 };
 int plugin_load(Session& session, const PluginRequest& request);
 int plugin_reload(Session& session, const PluginRequest& request);

@@ -40,11 +40,16 @@ Result<Json> config_of(const std::vector<std::string>& pairs) {
   return out;
 }
 
+/// "installed, isolated": none of its code runs in the daemon.
+std::string with_isolated(const Json& item, const char* key) {
+  return text_at(item, key) + (flag_at(item, "isolated") ? ", isolated" : "");
+}
+
 std::vector<std::string> cells_of(const Json& item) {
-  return {text_at(item, "name"),    text_at(item, "kind"),
-          text_at(item, "state"),   std::to_string(integer_at(item, "generation")),
-          text_at(item, "version"), text_at(item, "id"),
-          text_at(item, "origin"),  text_at(item, "sha256").substr(0, 12)};
+  return {text_at(item, "name"),         text_at(item, "kind"),
+          text_at(item, "state"),        std::to_string(integer_at(item, "generation")),
+          text_at(item, "version"),      text_at(item, "id"),
+          with_isolated(item, "origin"), text_at(item, "sha256").substr(0, 12)};
 }
 
 /// Of the recorded calls that were run before it served, if any were.
@@ -136,7 +141,8 @@ int plugin_show(Session& session, const std::string& name) {
   for (const char* key :
        {"name", "kind", "summary", "id", "version", "license", "abi", "state", "generation",
         "users", "threads", "origin", "trusted_by", "path", "sha256", "config", "config_schema"})
-    lines.emplace_back(key, text_at(*reply, key));
+    lines.emplace_back(key, key == std::string_view("trusted_by") ? with_isolated(*reply, key)
+                                                                  : text_at(*reply, key));
   for (const char* key : {"runs_in", "pid", "deaths", "breaker"}) {
     if (reply->contains(key)) lines.emplace_back(key, text_at(*reply, key));
   }
@@ -171,6 +177,7 @@ int plugin_load(Session& session, const PluginRequest& o) {
   if (!config.ok())
     return session.fail_as(kUsage, "usage", config.status().message(), "e.g. window=64");
   Json body = {{"path", absolute(o.file)}, {"trust", o.trust}};
+  if (o.isolated) body["isolated"] = true;
   if (!o.config.empty()) body["config"] = *config;
   if (!o.shadow.empty()) body["shadow"] = o.shadow;
   const auto reply = session.post("/ds/v1/plugins/load", body, Patience::kLong);
@@ -182,7 +189,7 @@ int plugin_load(Session& session, const PluginRequest& o) {
   for (const Json& item : list_at(*reply, "components"))
     session.print(text_at(item, "kind") + " " + text_at(item, "name") + " loaded, generation " +
                   std::to_string(integer_at(item, "generation")) + ", trusted by " +
-                  text_at(item, "trusted_by") + shadow_text(item) + "\n");
+                  with_isolated(item, "trusted_by") + shadow_text(item) + "\n");
   return kDone;
 }
 

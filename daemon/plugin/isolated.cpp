@@ -5,39 +5,24 @@
 #include <cstring>
 
 #include "plugin/abi.h"
-#include "plugin/utf8.h"
 
 namespace ds {
 namespace {
 
 constexpr size_t kLeastSaved = size_t{1} << 20;  // bytes of changes that are not worth a save
-constexpr ds_code kLastCode = DS_E_INTERNAL;
 
 std::string milliseconds(int64_t ns) { return std::to_string((ns + 999'999) / 1'000'000) + " ms"; }
 
 }  // namespace
 
-ds_code isolated_error(ds_status* st, ds_code code, std::string_view text, uint32_t flags) {
-  if (st == nullptr) return code;
-  *st = {};
-  st->code = code;
-  st->flags = flags;
-  st->len = static_cast<uint32_t>(std::min(text.size(), sizeof st->text));
-  std::memcpy(st->text, text.data(), st->len);
-  return code;
-}
-
-std::string_view IsolatedInstance::cannot(const ds_component& component) {
-  switch (component.kind) {
+std::string_view IsolatedInstance::kind_cannot(uint32_t kind) {
+  switch (kind) {
     case DS_KIND_TOOL:
     case DS_KIND_RETRIEVER:
     case DS_KIND_CURRICULUM:
     case DS_KIND_QUANTIZER:
-      return (component.caps & DS_CAP_OUT_OF_PROCESS) != 0
-                 ? std::string_view()
-                 : "it does not say DS_CAP_OUT_OF_PROCESS";
     case DS_KIND_ENCODER:
-      return "an encoder reads the model's tensors, which a helper process does not have";
+      return {};
     case DS_KIND_ATTENTION:
       return "attention reads the cache in place, in every layer of every token";
     default:
@@ -45,8 +30,17 @@ std::string_view IsolatedInstance::cannot(const ds_component& component) {
   }
 }
 
+std::string_view IsolatedInstance::cannot(const ds_component& component) {
+  if (const std::string_view why = kind_cannot(component.kind); !why.empty()) return why;
+  if (component.kind == DS_KIND_ENCODER &&
+      full_struct(static_cast<const ds_encoder*>(component.table)).tensor_count != 0)
+    return "it reads the model's tensors, which a helper process does not have";
+  return (component.caps & DS_CAP_OUT_OF_PROCESS) != 0 ? std::string_view()
+                                                       : "it does not say DS_CAP_OUT_OF_PROCESS";
+}
+
 IsolatedInstance::IsolatedInstance(const IsolationOptions& options, HelperLaunch launch,
-                                   const ds_component& component, std::string config, Log log)
+                                   const ds_component& component, std::string config, HelperLog log)
     : options_(options),
       launch_(std::move(launch)),
       stateful_((component.caps & DS_CAP_STATEFUL) != 0),
@@ -58,7 +52,8 @@ IsolatedInstance::IsolatedInstance(const IsolationOptions& options, HelperLaunch
 Result<std::unique_ptr<IsolatedInstance>> IsolatedInstance::create(const IsolationOptions& options,
                                                                    HelperLaunch launch,
                                                                    const ds_component& component,
-                                                                   std::string config, Log log) {
+                                                                   std::string config,
+                                                                   HelperLog log) {
   std::unique_ptr<IsolatedInstance> made(new IsolatedInstance(options, std::move(launch), component,
                                                               std::move(config), std::move(log)));
   ds_status st{};
@@ -67,8 +62,8 @@ Result<std::unique_ptr<IsolatedInstance>> IsolatedInstance::create(const Isolati
   return made;
 }
 
-std::string IsolatedInstance::request(HelperOp op, const ds_call* call, int64_t deadline_ns,
-                                      std::string_view arguments) const {
+std::string helper_request(HelperOp op, const ds_call* call, int64_t deadline_ns,
+                           std::string_view arguments) {
   const ds_call c = full_struct(call);
   FlatWriter to;
   to.put(static_cast<uint32_t>(op));
@@ -81,8 +76,40 @@ std::string IsolatedInstance::request(HelperOp op, const ds_call* call, int64_t 
   return to.bytes() + std::string(arguments);
 }
 
+Result<std::string> describe_in_helper(const IsolationOptions& options, const HelperLaunch& launch,
+                                       const std::string& id, const HelperLog& log) {
+  DS_ASSIGN(const auto process, HelperProcess::start(launch));
+  const int64_t deadline = system_clock_seam().monotonic_ns() + options.call_timeout_ns;
+  const std::string request = helper_request(HelperOp::kDescribe, nullptr, deadline, {});
+  const HelperProcess::Answer answer =
+      process->exchange(request, deadline + options.grace_ns, nullptr, options.grace_ns);
+  std::string out, why = answer.why;
+  if (answer.end == HelperProcess::End::kReply) {
+    ds_status st{};
+    const auto read = [&](FlatReader& from) {
+      out = from.get_text();
+      return DS_OK;
+    };
+    const JudgedReply judged = judge_reply(answer.bytes, log, read, &st);
+    if (judged.garbage.empty() && judged.code == DS_OK) return out;
+    if (judged.garbage.empty()) return plugin_status("in a helper process", judged.code, st);
+    why = judged.garbage;
+  }
+  if (options.on_death) options.on_death(id, why);
+  switch (answer.end) {
+    case HelperProcess::End::kReply:
+    case HelperProcess::End::kGarbage:
+      return Status(Code::kPlugin, "garbage from its helper process: " + why);
+    case HelperProcess::End::kLate:
+      return Status(Code::kDeadline, "its helper process did not load it within " +
+                                         milliseconds(options.call_timeout_ns) + " and was killed");
+    default:
+      return Status(Code::kPlugin, "its helper process died while it loaded it (" + why + ")");
+  }
+}
+
 ds_code IsolatedInstance::call(HelperOp op, const ds_call* call, const FlatWriter& arguments,
-                               const Read& read, ds_status* st) {
+                               const ReplyReader& read, ds_status* st) {
   const std::lock_guard lock(calls_);
   if (const ds_code code = ensure_running(st); code != DS_OK) return code;
   const ds_code code = run(op, call, arguments.bytes(), read, st);
@@ -93,7 +120,7 @@ ds_code IsolatedInstance::call(HelperOp op, const ds_call* call, const FlatWrite
   return code;
 }
 
-ds_code IsolatedInstance::change(HelperOp op, const FlatWriter& arguments, const Read& read,
+ds_code IsolatedInstance::change(HelperOp op, const FlatWriter& arguments, const ReplyReader& read,
                                  ds_status* st) {
   const std::lock_guard lock(calls_);
   if (const ds_code code = ensure_running(st); code != DS_OK) return code;
@@ -125,12 +152,12 @@ void IsolatedInstance::compact() {
 }
 
 ds_code IsolatedInstance::run(HelperOp op, const ds_call* call, std::string_view arguments,
-                              const Read& read, ds_status* st) {
+                              const ReplyReader& read, ds_status* st) {
   const ds_call c = full_struct(call);
   const int64_t deadline = c.deadline_ns != 0
                                ? c.deadline_ns
                                : system_clock_seam().monotonic_ns() + options_.call_timeout_ns;
-  const std::string bytes = request(op, call, deadline, arguments);
+  const std::string bytes = helper_request(op, call, deadline, arguments);
   if (bytes.size() > process_->room())
     return isolated_error(st, DS_E_NOMEM,
                           "the call has " + std::to_string(bytes.size()) +
@@ -139,44 +166,13 @@ ds_code IsolatedInstance::run(HelperOp op, const ds_call* call, std::string_view
   return exchange({bytes, deadline, c.cancel}, read, st);
 }
 
-ds_code IsolatedInstance::exchange(const Sent& sent, const Read& read, ds_status* st) {
+ds_code IsolatedInstance::exchange(const Sent& sent, const ReplyReader& read, ds_status* st) {
   const HelperProcess::Answer answer = process_->exchange(
       sent.request, sent.deadline_ns + options_.grace_ns, sent.cancel, options_.grace_ns);
   if (answer.end != HelperProcess::End::kReply) return died(answer.end, answer.why, st);
-  return judge(answer.bytes, read, st);
-}
-
-ds_code IsolatedInstance::judge(const std::string& reply, const Read& read, ds_status* st) {
-  FlatReader from(reply);
-  const auto code = from.get<ds_code>();
-  const auto native = from.get<int32_t>();
-  const auto flags = from.get<uint32_t>();
-  const std::string_view text = from.get_text();
-  if (code < DS_OK || code > kLastCode) from.fail("its code is none of the ABI's");
-  if (text.size() > sizeof st->text || !valid_utf8(text)) from.fail("its text is broken");
-  const uint64_t logs = from.get_count(sizeof(int32_t) + sizeof(uint64_t));
-  if (logs > kMostHelperLogs) from.fail("it has too many log lines");
-  for (uint64_t i = 0; i < logs && from.ok(); ++i) {
-    const auto level = from.get<int32_t>();
-    const std::string_view line = from.get_text();
-    if (level < DS_LOG_TRACE || level > DS_LOG_ERROR || !valid_utf8(line))
-      from.fail("a log line is broken");
-    else if (from.ok() && log_)
-      log_(level, line);
-  }
-  ds_code ours = code;
-  if (from.ok() && code == DS_OK && read) ours = read(from);
-  if (from.ok() && code == DS_OK && ours == DS_OK && !from.at_end())
-    from.fail("something follows it");
-  if (!from.ok())
-    return died(HelperProcess::End::kGarbage, std::string("reply: ") + from.why(), st);
-  if (code != DS_OK) {
-    isolated_error(st, code, text, flags);
-    if (st != nullptr) st->native = native;
-  } else if (ours != DS_OK) {
-    isolated_error(st, ours, "stopped by its caller");
-  }
-  return ours;
+  const JudgedReply judged = judge_reply(answer.bytes, log_, read, st);
+  if (!judged.garbage.empty()) return died(HelperProcess::End::kGarbage, judged.garbage, st);
+  return judged.code;
 }
 
 ds_code IsolatedInstance::died(HelperProcess::End end, const std::string& why, ds_status* st) {

@@ -12,8 +12,8 @@
 
 #include "ds/plugin.h"
 #include "ds/status.h"
-#include "plugin/flat.h"
 #include "plugin/isolated_process.h"
+#include "plugin/isolated_replies.h"
 #include "plugin/restart_policy.h"
 #include "storage/seams.h"
 
@@ -37,15 +37,15 @@ struct IsolatedTable {
   ds_retriever retriever{};
   ds_curriculum curriculum{};
   ds_quantizer quantizer{};
+  ds_encoder encoder{};
 };
 
 class IsolatedInstance {
  public:
-  /// Log lines of the plugin: level, text.
-  using Log = std::function<void(int32_t level, std::string_view text)>;
-
   /// Why a component cannot run isolated; empty if it can.
   static std::string_view cannot(const ds_component& component);
+  /// Why no component of a kind can; empty if one may.
+  static std::string_view kind_cannot(uint32_t kind);
   /// `component`, with its create and functions replaced by those in `table`, which outlives it.
   static ds_component proxied(const ds_component& component, IsolatedTable& table);
 
@@ -53,16 +53,15 @@ class IsolatedInstance {
   static Result<std::unique_ptr<IsolatedInstance>> create(const IsolationOptions& options,
                                                           HelperLaunch launch,
                                                           const ds_component& component,
-                                                          std::string config, Log log);
+                                                          std::string config, HelperLog log);
 
-  /// Reads the results of a reply that says DS_OK; its code is the call's.
-  using Read = std::function<ds_code(FlatReader&)>;
   /// `call` null: without deadline.
-  ds_code call(HelperOp op, const ds_call* call, const FlatWriter& arguments, const Read& read,
-               ds_status* st);
+  ds_code call(HelperOp op, const ds_call* call, const FlatWriter& arguments,
+               const ReplyReader& read, ds_status* st);
   /// call(), of what the next helper has to be told again.
-  ds_code change(HelperOp op, const FlatWriter& arguments, const Read& read, ds_status* st);
+  ds_code change(HelperOp op, const FlatWriter& arguments, const ReplyReader& read, ds_status* st);
   ds_code health(ds_status* st);
+  uint64_t room() const { return arena_room(options_.arena_bytes); }  ///< bytes of a reply
   ds_code reconfigure(std::string_view config, ds_status* st);
   ds_code restore(std::string state, std::string_view saved_by_version, ds_status* st);
 
@@ -81,22 +80,19 @@ class IsolatedInstance {
     const uint32_t* cancel;
   };
   IsolatedInstance(const IsolationOptions& options, HelperLaunch launch,
-                   const ds_component& component, std::string config, Log log);
-  std::string request(HelperOp op, const ds_call* call, int64_t deadline_ns,
-                      std::string_view arguments) const;
-  ds_code run(HelperOp op, const ds_call* call, std::string_view arguments, const Read& read,
+                   const ds_component& component, std::string config, HelperLog log);
+  ds_code run(HelperOp op, const ds_call* call, std::string_view arguments, const ReplyReader& read,
               ds_status* st);
   ds_code ensure_running(ds_status* st);
   ds_code replay(ds_status* st);
-  ds_code exchange(const Sent& sent, const Read& read, ds_status* st);
-  ds_code judge(const std::string& reply, const Read& read, ds_status* st);
+  ds_code exchange(const Sent& sent, const ReplyReader& read, ds_status* st);
   ds_code died(HelperProcess::End end, const std::string& why, ds_status* st);
   void compact();
 
   const IsolationOptions options_;
   const HelperLaunch launch_;
   const bool stateful_, remembers_;
-  const Log log_;
+  const HelperLog log_;
   mutable std::mutex calls_;  ///< one at a time
   std::unique_ptr<HelperProcess> process_;
   // What the next helper gets: the last state that was saved, and the changes since. Saving after
@@ -112,7 +108,13 @@ class IsolatedInstance {
   std::string last_death_;
 };
 
-/// Says what is wrong in a call's status.
-ds_code isolated_error(ds_status* st, ds_code code, std::string_view text, uint32_t flags = 0);
+/// The bytes of a request; `arguments` follow what all have.
+std::string helper_request(HelperOp op, const ds_call* call, int64_t deadline_ns,
+                           std::string_view arguments);
+
+/// What the plugin file of `launch` says of itself (plugin/description.h), loaded in a helper
+/// process that ends with this call; hostile bytes. `id` names it in on_death.
+Result<std::string> describe_in_helper(const IsolationOptions& options, const HelperLaunch& launch,
+                                       const std::string& id, const HelperLog& log);
 
 }  // namespace ds

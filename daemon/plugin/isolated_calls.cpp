@@ -22,6 +22,12 @@ ds_code missing(ds_status* st) {
   return isolated_error(st, DS_E_UNSUPPORTED, "has no such function");
 }
 
+/// The message without the name at its front, which the daemon puts there.
+std::string own_words(const Status& status, const std::string& name) {
+  const std::string& message = status.message();
+  return message.starts_with(name + ": ") ? message.substr(name.size() + 2) : message;
+}
+
 /// A quantized weight with its own memory.
 struct HeldWeight {
   explicit HeldWeight(FlatReader& from) {
@@ -42,6 +48,21 @@ struct HeldWeight {
   ds_qformat format{};
   ds_qweight view{};
   std::vector<Buffer> parts;
+};
+
+struct HeldMedia {
+  explicit HeldMedia(FlatReader& from) : modality(from.get<uint32_t>()), data(from) {
+    view.size = sizeof view;
+    view.modality = modality;
+    view.data = data.get();
+    view.rate = from.get<double>();
+    view.start_s = from.get<double>();
+    view.weight = from.get<float>();
+    view.flags = from.get<uint32_t>();
+  }
+  const uint32_t modality;
+  const HeldTensor data;
+  ds_media view{};
 };
 
 ds_code keep_finding(void* ctx, const ds_finding* given) {
@@ -124,6 +145,7 @@ std::string HelperCalls::answer(std::string_view request) {
 ds_code HelperCalls::run(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
                          ds_status* st) {
   if (op == HelperOp::kCreate) return create(from, st);
+  if (op == HelperOp::kDescribe) return describe(out, st);
   if (instance_ == nullptr) return isolated_error(st, DS_E_STATE, "was not created");
   if (op <= HelperOp::kStats) return common(op, from, out, st);
   switch (kind_) {
@@ -135,6 +157,8 @@ ds_code HelperCalls::run(HelperOp op, FlatReader& from, const ds_call& call, Fla
       return curriculum(op, from, call, out, st);
     case DS_KIND_QUANTIZER:
       return quantizer(op, from, call, out, st);
+    case DS_KIND_ENCODER:
+      return encoder(op, from, call, out, st);
     default:
       return missing(st);
   }
@@ -149,7 +173,17 @@ ds_code HelperCalls::create(FlatReader& from, ds_status* st) {
     DS_ASSIGN(instance_, PluginInstance::create(library, *component, config));
     return {};
   }();
-  return made.ok() ? DS_OK : isolated_error(st, DS_E_CONFIG, made.message());
+  return made.ok() ? DS_OK : isolated_error(st, DS_E_CONFIG, own_words(made, component_));
+}
+
+ds_code HelperCalls::describe(FlatWriter& out, ds_status* st) {
+  const auto library = PluginLibrary::load(file_, services_);
+  if (!library.ok())
+    return isolated_error(st, DS_E_INTERNAL, own_words(library.status(), file_.path));
+  FlatWriter description;
+  put_description(description, (*library)->said());
+  out.put_text(description.bytes());
+  return DS_OK;
 }
 
 ds_code HelperCalls::common(HelperOp op, FlatReader& from, FlatWriter& out, ds_status* st) {
@@ -177,7 +211,7 @@ ds_code HelperCalls::common(HelperOp op, FlatReader& from, FlatWriter& out, ds_s
     out.put_text(json);
     return code;
   }
-  return done.ok() ? DS_OK : isolated_error(st, DS_E_STATE, done.message());
+  return done.ok() ? DS_OK : isolated_error(st, DS_E_STATE, own_words(done, component_));
 }
 
 ds_code HelperCalls::tool(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
@@ -314,6 +348,44 @@ ds_code HelperCalls::quantizer(HelperOp op, FlatReader& from, const ds_call& cal
     return code;
   }
   return missing(st);
+}
+
+/// What plan asks for beside the output is this process's own affair.
+ds_code HelperCalls::encoder(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
+                             ds_status* st) {
+  const auto table = instance_->table<ds_encoder>();
+  const HeldMedia media(from);
+  if (!from.ok()) return isolated_error(st, DS_E_ARG, from.why());
+  ds_encode_args args{};
+  args.size = sizeof args;
+  args.media = &media.view;
+  ds_plan given{};
+  given.size = sizeof given;
+  if (const ds_code code = table.plan(instance_->handle(), &args, &given, st); code != DS_OK)
+    return code;
+  const ds_plan plan = full_struct(&given);
+  if (op == HelperOp::kPlan) {
+    out.put(plan.shape[0]);
+    out.put(plan.shape[1]);
+    return DS_OK;
+  }
+  if (op != HelperOp::kEncode) return missing(st);
+  const HeldTensor to(from);
+  if (!from.ok() || to.get() == nullptr) return isolated_error(st, DS_E_ARG, "out: missing");
+  const int64_t* shape = to.get()->shape;
+  if (shape[0] != plan.shape[0] || shape[1] != plan.shape[1])
+    return isolated_error(st, DS_E_SHAPE,
+                          "out: [" + std::to_string(shape[0]) + ", " + std::to_string(shape[1]) +
+                              "], expected [" + std::to_string(plan.shape[0]) + ", " +
+                              std::to_string(plan.shape[1]) + "]");
+  const Buffer workspace(plan.workspace_bytes);
+  ds_call own = call;
+  own.workspace = workspace.data();
+  own.workspace_bytes = plan.workspace_bytes;
+  args.out = to.get();
+  const ds_code code = table.encode(instance_->handle(), &own, &args, st);
+  out.put_text(to.bytes());
+  return code;
 }
 
 }  // namespace ds

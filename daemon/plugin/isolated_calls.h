@@ -23,6 +23,7 @@ class HelperCalls {
  private:
   ds_code run(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out, ds_status* st);
   ds_code create(FlatReader& from, ds_status* st);
+  ds_code describe(FlatWriter& out, ds_status* st);
   ds_code common(HelperOp op, FlatReader& from, FlatWriter& out, ds_status* st);
   ds_code tool(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out, ds_status* st);
   ds_code retriever(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
@@ -31,6 +32,8 @@ class HelperCalls {
                      ds_status* st);
   ds_code quantizer(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
                     ds_status* st);
+  ds_code encoder(HelperOp op, FlatReader& from, const ds_call& call, FlatWriter& out,
+                  ds_status* st);
 
   const uint32_t kind_;
   const std::string component_;

@@ -19,6 +19,7 @@
 
 #include "plugin/abi.h"
 #include "plugin/isolated_calls.h"
+#include "plugin/isolated_syscalls.h"
 
 namespace ds {
 namespace {
@@ -35,16 +36,22 @@ void write_file(const char* path, const std::string& text) {
   close(fd);
 }
 
-/// No network where the system lets a user have none, no new privileges, no core file.
-void restrict_self() {
-  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-  const rlimit none{0, 0};
-  setrlimit(RLIMIT_CORE, &none);
+/// No network where the system lets a user have none.
+void leave_network() {
   const std::string uid = std::to_string(getuid()), gid = std::to_string(getgid());
   if (unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0) return;
   write_file("/proc/self/setgroups", "deny");
   write_file("/proc/self/uid_map", uid + " " + uid + " 1");
   write_file("/proc/self/gid_map", gid + " " + gid + " 1");
+}
+
+/// No new privileges, no core file, no network, no calls that reach into the daemon.
+void restrict_self(pid_t daemon) {
+  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  const rlimit none{0, 0};
+  setrlimit(RLIMIT_CORE, &none);
+  leave_network();
+  if (!forbid_syscalls(daemon)) leave("the kernel has no system call filters");
 }
 
 /// Ends this process when the daemon ends. PR_SET_PDEATHSIG would do so when the thread ends that
@@ -105,8 +112,9 @@ void serve(char** arguments) {
 
 int main(int count, char** arguments) {
   if (count != ds::kHelperArguments) ds::leave("is started by dsd only");
-  ds::restrict_self();
-  ds::end_with(static_cast<pid_t>(std::atol(arguments[5])));
+  const auto daemon = static_cast<pid_t>(std::atol(arguments[5]));
+  ds::restrict_self(daemon);
+  ds::end_with(daemon);
   ds::serve(arguments);
   _exit(0);  // what the plugin has at exit, or its threads, cannot get in the way
 }

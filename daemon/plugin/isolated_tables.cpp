@@ -1,41 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of each kind that can run isolated: arguments to flat values, results back. What
 // comes back is judged before anything else sees it.
-#include <cmath>
 #include <span>
 
 #include "plugin/abi.h"
 #include "plugin/isolated.h"
 #include "plugin/plugin_config.h"
 #include "plugin/tensor_wire.h"
-#include "plugin/utf8.h"
 
 namespace ds {
 namespace {
 
-constexpr uint64_t kMostFindings = 100'000;
-
 IsolatedInstance& self(ds_instance* instance) {
   return *reinterpret_cast<IsolatedInstance*>(instance);
-}
-
-/// `n` values of T into `out`.
-template <class T>
-ds_code read_array(FlatReader& from, T* out, uint64_t n) {
-  for (uint64_t i = 0; i < n && from.ok(); ++i) out[i] = from.get<T>();
-  return DS_OK;
-}
-
-ds_code read_sink(FlatReader& from, const ds_sink* sink) {
-  const std::string_view bytes = from.get_text();
-  return from.ok() ? sink->write(sink->ctx, bytes.data(), bytes.size()) : DS_E_INTERNAL;
-}
-
-/// Text for a sink that takes only text.
-ds_code read_text_sink(FlatReader& from, const ds_sink* sink) {
-  const std::string_view bytes = from.get_text();
-  if (!valid_utf8(bytes)) from.fail("a text is not UTF-8");
-  return from.ok() ? sink->write(sink->ctx, bytes.data(), bytes.size()) : DS_E_INTERNAL;
 }
 
 // --- All kinds ---
@@ -75,34 +52,6 @@ ds_code stats(ds_instance* instance, const ds_sink* json, ds_status* st) {
 
 // --- Tool ---
 
-ds_code read_findings(FlatReader& from, void* ctx, ds_code (*emit)(void*, const ds_finding*)) {
-  constexpr uint64_t kLeast = 5 * sizeof(uint32_t) + 3 * sizeof(uint64_t) + sizeof(float);
-  const uint64_t n = from.get_count(kLeast);
-  if (n > kMostFindings) from.fail("it has too many findings");
-  for (uint64_t i = 0; i < n; ++i) {
-    ds_finding f{};
-    f.size = sizeof f;
-    f.severity = from.get<uint32_t>();
-    f.line = from.get<uint32_t>();
-    f.column = from.get<uint32_t>();
-    f.end_line = from.get<uint32_t>();
-    f.end_column = from.get<uint32_t>();
-    for (ds_str* text : {&f.rule, &f.message, &f.fix}) {
-      const std::string_view bytes = from.get_text();
-      if (!valid_utf8(bytes)) from.fail("a finding's text is not UTF-8");
-      *text = abi_str(bytes);
-    }
-    f.confidence = from.get<float>();
-    if (f.severity < DS_SEVERITY_ERROR || f.severity > DS_SEVERITY_NOTE)
-      from.fail("a finding's severity is none of the ABI's");
-    if (!(f.confidence >= 0 && f.confidence <= 1))
-      from.fail("a finding's confidence is not within 0 and 1");
-    if (!from.ok()) return DS_E_INTERNAL;
-    if (const ds_code code = emit(ctx, &f); code != DS_OK) return code;
-  }
-  return DS_OK;
-}
-
 ds_code analyse(ds_instance* instance, const ds_call* call, ds_str language, ds_str path,
                 ds_str text, void* ctx, ds_code (*emit)(void*, const ds_finding*), ds_status* st) {
   FlatWriter to;
@@ -141,7 +90,7 @@ ds_code erase(ds_instance* instance, const uint64_t* ids, uint64_t n, ds_status*
 }
 
 ds_code commit(ds_instance* instance, uint64_t* version, ds_status* st) {
-  const auto read = [&](FlatReader& from) { return read_array(from, version, 1); };
+  const auto read = [&](FlatReader& from) { return read_version(from, version); };
   return self(instance).change(HelperOp::kCommit, {}, read, st);
 }
 
@@ -152,18 +101,7 @@ ds_code search(ds_instance* instance, const ds_call* call, ds_str text, const ds
   put_tensor(to, embedding, true);
   to.put_text(text_of(filter));
   to.put(max);
-  const auto read = [&](FlatReader& from) {
-    const uint64_t count = from.get_count(sizeof(uint64_t) + sizeof(float) + sizeof(uint32_t));
-    if (count > max) from.fail("it has more hits than were asked for");
-    for (uint64_t i = 0; i < count && from.ok(); ++i) {
-      out[i].id = from.get<uint64_t>();
-      out[i].score = from.get<float>();
-      out[i].flags = from.get<uint32_t>();
-      if (!std::isfinite(out[i].score)) from.fail("a hit's score is NaN or infinity");
-    }
-    *n = from.ok() ? count : 0;
-    return DS_OK;
-  };
+  const auto read = [&](FlatReader& from) { return read_hits(from, out, max, n); };
   return self(instance).call(HelperOp::kSearch, call, to, read, st);
 }
 
@@ -190,25 +128,13 @@ ds_code pick(ds_instance* instance, const ds_call* call, const ds_sample* sample
              uint64_t budget, uint64_t* keys, uint64_t* n_keys, ds_status* st) {
   FlatWriter to = samples_of(samples, n);
   to.put(budget);
-  const auto read = [&](FlatReader& from) {
-    const uint64_t count = from.get_count(sizeof(uint64_t));
-    if (count > budget) from.fail("it picks more than the budget");
-    read_array(from, keys, from.ok() ? count : 0);
-    *n_keys = from.ok() ? count : 0;
-    return DS_OK;
-  };
+  const auto read = [&](FlatReader& from) { return read_picks(from, budget, keys, n_keys); };
   return self(instance).call(HelperOp::kPick, call, to, read, st);
 }
 
 ds_code score(ds_instance* instance, const ds_call* call, const ds_sample* samples, uint64_t n,
               float* difficulty, ds_status* st) {
-  const auto read = [&](FlatReader& from) {
-    read_array(from, difficulty, n);
-    for (const float d : std::span(difficulty, from.ok() ? n : 0)) {
-      if (!std::isfinite(d)) from.fail("a difficulty is NaN or infinity");
-    }
-    return DS_OK;
-  };
+  const auto read = [&](FlatReader& from) { return read_difficulties(from, difficulty, n); };
   return self(instance).call(HelperOp::kScore, call, samples_of(samples, n), read, st);
 }
 
@@ -222,18 +148,7 @@ ds_code format(ds_instance* instance, int64_t n, int64_t k, ds_qformat* out, ds_
   FlatWriter to;
   to.put(n);
   to.put(k);
-  const auto read = [&](FlatReader& from) {
-    ds_qformat f{};
-    const std::string_view bytes = from.get_text();
-    if (bytes.size() != sizeof f) from.fail("a format has another size");
-    if (!from.ok()) return DS_E_INTERNAL;
-    std::memcpy(&f, bytes.data(), sizeof f);
-    if (!std::isfinite(f.rel_tol)) from.fail("a format's tolerance is NaN or infinity");
-    f.fused = 0;
-    f.size = std::min<uint32_t>(out->size, sizeof f);
-    std::memcpy(out, &f, f.size);
-    return DS_OK;
-  };
+  const auto read = [&](FlatReader& from) { return read_format(from, out); };
   return self(instance).call(HelperOp::kFormat, nullptr, to, read, st);
 }
 
@@ -257,12 +172,6 @@ void put_weight(FlatWriter& to, const ds_qweight& w, bool data) {
   to.put_text({static_cast<const char*>(w.zeros), f.zero_bytes});
 }
 
-void read_bytes(FlatReader& from, void* out, uint64_t n) {
-  const std::string_view bytes = from.get_text();
-  if (bytes.size() != n) from.fail("a buffer has another size");
-  if (from.ok() && n != 0) std::memcpy(out, bytes.data(), n);
-}
-
 ds_code quantize(ds_instance* instance, const ds_call* call, ds_str name, const ds_tensor* w,
                  const ds_qweight* out, ds_status* st) {
   FlatWriter to;
@@ -270,13 +179,7 @@ ds_code quantize(ds_instance* instance, const ds_call* call, ds_str name, const 
   to.put_text(text_of(name));
   put_tensor(to, w, true);
   put_weight(to, weight, false);
-  const ds_qformat f = full_struct(weight.format);
-  const auto read = [&](FlatReader& from) {
-    read_bytes(from, weight.packed, f.packed_bytes);
-    read_bytes(from, weight.scales, f.scale_bytes);
-    read_bytes(from, weight.zeros, f.zero_bytes);
-    return DS_OK;
-  };
+  const auto read = [&](FlatReader& from) { return read_weight(from, weight); };
   return self(instance).call(HelperOp::kQuantize, call, to, read, st);
 }
 
@@ -286,16 +189,59 @@ ds_code dequantize(ds_instance* instance, const ds_call* call, const ds_qweight*
   put_weight(to, full_struct(weight), true);
   put_tensor(to, w, false);
   const auto read = [&](FlatReader& from) {
-    read_bytes(from, w->data, w->bytes);
-    const auto* values = static_cast<const float*>(w->data);
-    for (const float v : std::span(values, from.ok() ? w->bytes / sizeof(float) : 0)) {
-      if (std::isfinite(v)) continue;
-      from.fail("a weight is NaN or infinity");
-      break;
-    }
-    return DS_OK;
+    return read_finite(from, *w, "a weight is NaN or infinity");
   };
   return self(instance).call(HelperOp::kDequantize, call, to, read, st);
+}
+
+// --- Encoder: not its backward, which would need its parameters here ---
+
+/// Whether the media can be sent; without `data` only its shape is.
+ds_code put_media(FlatWriter& to, const ds_encode_args& a, bool data, ds_status* st) {
+  if (a.media == nullptr) return isolated_error(st, DS_E_ARG, "media: missing");
+  if ((a.flags & DS_ENCODE_TRAIN) != 0)
+    return isolated_error(st, DS_E_UNSUPPORTED, "does not train in a helper process");
+  const ds_media media = full_struct(a.media);
+  if (media.data != nullptr && media.data->ndim > kMostDims)
+    return isolated_error(st, DS_E_SHAPE,
+                          "media: " + std::to_string(media.data->ndim) + " dimensions, at most " +
+                              std::to_string(kMostDims) + " in a helper process");
+  if (data && media.data != nullptr && media.data->data == nullptr && media.data->bytes != 0)
+    return isolated_error(st, DS_E_ARG, "media: no data");
+  to.put(media.modality);
+  put_tensor(to, media.data, data);
+  to.put(media.rate);
+  to.put(media.start_s);
+  to.put(media.weight);
+  to.put(media.flags);
+  return DS_OK;
+}
+
+ds_code plan(ds_instance* instance, const ds_encode_args* args, ds_plan* out, ds_status* st) {
+  FlatWriter to;
+  if (const ds_code code = put_media(to, full_struct(args), false, st); code != DS_OK) return code;
+  const uint64_t room = self(instance).room();
+  const auto read = [&](FlatReader& from) { return read_encoder_plan(from, room, out); };
+  return self(instance).call(HelperOp::kPlan, nullptr, to, read, st);
+}
+
+ds_code encode(ds_instance* instance, const ds_call* call, const ds_encode_args* args,
+               ds_status* st) {
+  FlatWriter to;
+  const ds_encode_args a = full_struct(args);
+  if (const ds_code code = put_media(to, a, true, st); code != DS_OK) return code;
+  const ds_tensor* out = a.out;
+  if (out == nullptr || out->data == nullptr || out->ndim != 2 || out->byte_offset != 0 ||
+      out->dtype.code != DS_FLOAT || out->dtype.bits != 32 || out->shape[0] < 0 ||
+      out->shape[1] <= 0 ||
+      out->bytes / sizeof(float) / static_cast<uint64_t>(out->shape[1]) !=
+          static_cast<uint64_t>(out->shape[0]))
+    return isolated_error(st, DS_E_SHAPE, "out: expected FP32 [tokens, width] and nothing else");
+  put_tensor(to, out, false);
+  const auto read = [&](FlatReader& from) {
+    return read_finite(from, *out, "a value of the output is NaN or infinity");
+  };
+  return self(instance).call(HelperOp::kEncode, call, to, read, st);
 }
 
 /// `ours` if the component has the function at all.
@@ -331,6 +277,13 @@ ds_component IsolatedInstance::proxied(const ds_component& component, IsolatedTa
     t.curriculum = {sizeof t.curriculum, 0, &pick, if_there(theirs.score, &score),
                     if_there(theirs.outcome, &outcome)};
     out.table = &t.curriculum;
+  } else if (component.kind == DS_KIND_ENCODER) {
+    const auto theirs = full_struct(static_cast<const ds_encoder*>(component.table));
+    t.encoder.size = sizeof t.encoder;
+    t.encoder.modalities = theirs.modalities;
+    t.encoder.plan = &plan;
+    t.encoder.encode = &encode;
+    out.table = &t.encoder;
   } else {
     const auto theirs = full_struct(static_cast<const ds_quantizer*>(component.table));
     t.quantizer.size = sizeof t.quantizer;

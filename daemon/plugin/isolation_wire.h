@@ -40,6 +40,9 @@ enum class HelperOp : uint32_t {
   kObserve,
   kQuantize,
   kDequantize,
+  kPlan,
+  kEncode,
+  kDescribe,  ///< loads the file and says what is in it, without an instance
 };
 
 /// At the arena's start.
@@ -58,7 +61,8 @@ constexpr uint64_t arena_room(uint64_t arena_bytes) { return (arena_bytes - kAre
 
 /// File descriptors of a helper; it has no others but the standard ones.
 constexpr int kHelperFile = 3, kHelperArena = 4, kHelperSocket = 5;
-/// Its arguments: kind, component, path and SHA-256 of the file, pid of the daemon.
+/// Its arguments: kind, component (both empty: only to describe the file), path and SHA-256 of the
+/// file, pid of the daemon.
 constexpr int kHelperArguments = 6;
 
 constexpr uint64_t kMostHelperLogs = 64;

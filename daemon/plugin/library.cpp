@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <span>
 
 #include "plugin/elf_file.h"
 #include "plugin/load_entry.h"
@@ -20,7 +21,7 @@ struct HostTable {
   static void log(void* ctx, int32_t level, ds_str component, ds_str text) {
     const PluginLibrary& library = caller(ctx);
     if (library.services_->log)
-      library.services_->log(level, library.id_ + "/" + std::string(text_of(component)),
+      library.services_->log(level, library.id() + "/" + std::string(text_of(component)),
                              text_of(text));
   }
 
@@ -74,133 +75,71 @@ struct HostTable {
 
 namespace {
 
-constexpr uint64_t kComponentLimit = 64;
-
-bool usable_name(std::string_view name) {
-  return !name.empty() && name.size() <= 64 &&
-         std::all_of(name.begin(), name.end(), [](unsigned char c) {
-           return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' ||
-                  c == '.';
-         });
-}
-
-/// What a kind's table must have, by the header's "opt." marks.
-bool has_required(const ds_component& c) {
-  switch (c.kind) {
-    case DS_KIND_ENCODER: {
-      const auto t = full_struct(static_cast<const ds_encoder*>(c.table));
-      return t.plan != nullptr && t.encode != nullptr && t.modalities != 0;
-    }
-    case DS_KIND_ATTENTION: {
-      const auto t = full_struct(static_cast<const ds_attention*>(c.table));
-      return t.plan != nullptr && t.prefill != nullptr;
-    }
-    case DS_KIND_QUANTIZER: {
-      const auto t = full_struct(static_cast<const ds_quantizer*>(c.table));
-      return t.format != nullptr && t.quantize != nullptr && t.dequantize != nullptr;
-    }
-    case DS_KIND_LEARNER:
-      return full_struct(static_cast<const ds_learner*>(c.table)).draws != nullptr;
-    case DS_KIND_CURRICULUM:
-      return full_struct(static_cast<const ds_curriculum*>(c.table)).pick != nullptr;
-    case DS_KIND_RETRIEVER: {
-      const auto t = full_struct(static_cast<const ds_retriever*>(c.table));
-      return t.put != nullptr && t.erase != nullptr && t.commit != nullptr && t.search != nullptr &&
-             t.fetch != nullptr;
-    }
-    case DS_KIND_TOOL: {
-      const auto t = full_struct(static_cast<const ds_tool*>(c.table));
-      return t.analyse != nullptr || t.invoke != nullptr;
-    }
-    default:
-      return false;
-  }
-}
-
-Status broken(const std::string& path, const std::string& what) {
-  return Status(Code::kPlugin, path + ": " + what);
+std::span<const std::byte> bytes_of(const FileContent& file) {
+  return std::as_bytes(std::span(file.bytes.data(), file.bytes.size()));
 }
 
 }  // namespace
 
-Status PluginLibrary::add_component(const ds_component* given, uint32_t note_kinds) {
-  if (given == nullptr) return broken(path_, "a component is NULL");
-  const ds_component c = full_struct(given);
-  const std::string name(text_of(c.name));
-  if (!usable_name(name))
-    return broken(path_, "component name \"" + name +
-                             "\": expected 1 to 64 of a-z, 0-9, dot, dash, underscore");
-  const std::string_view kind = kind_name(c.kind);
-  if (kind.empty())
-    return broken(path_, name + ": kind " + std::to_string(c.kind) + " is not known here");
-  if ((note_kinds & (1u << c.kind)) == 0)
-    return broken(path_, name + ": kind " + std::string(kind) + " is not in the file's note");
-  if (component(c.kind, name) != nullptr)
-    return broken(path_, std::string(kind) + " " + name + " is there twice");
-  if (c.min_host_minor > DS_ABI_MINOR)
-    return unsupported(path_ + ": " + name + " needs plugin ABI 1." +
-                       std::to_string(c.min_host_minor) + ", this host has 1." +
-                       std::to_string(DS_ABI_MINOR));
-  if ((c.caps & DS_CAP_CPU) == 0)
-    return unsupported(path_ + ": " + name + " does not run on a CPU");
-  if (c.create == nullptr || c.ops == nullptr || full_struct(c.ops).destroy == nullptr)
-    return broken(path_, name + ": create or destroy is missing");
-  if (c.table == nullptr || !has_required(c))
-    return broken(path_, name + ": a function that every " + std::string(kind) + " has is missing");
-  DS_TRY(make_plugin_config(name, text_of(c.config_schema), Json::object()).status().in(path_));
-  components_.push_back(c);
-  return {};
-}
-
-Status PluginLibrary::read_descriptor(ds_plugin_entry_fn entry, std::string_view note_id,
-                                      uint32_t note_kinds) {
-  const ds_plugin* given = nullptr;
-  ds_status st{};
-  const ds_code code = entry(&host_, &given, &st);
-  if (code != DS_OK) return plugin_status(path_, code, st);
-  if (given == nullptr) return broken(path_, "the entry gave no descriptor");
-  const ds_plugin plugin = full_struct(given);
-  id_ = text_of(plugin.id);
-  version_ = text_of(plugin.version);
-  license_ = text_of(plugin.license);
-  abi_minor_ = plugin.abi_minor;
-  if (id_ != note_id)
-    return broken(path_,
-                  "id \"" + id_ + "\", the file's note says \"" + std::string(note_id) + "\"");
-  if (version_.empty() || version_.size() > 64)
-    return broken(path_, "version is empty or too long");
-  if (plugin.component_count == 0 || plugin.component_count > kComponentLimit ||
-      plugin.components == nullptr)
-    return broken(path_, std::to_string(plugin.component_count) + " components, expected 1 to " +
-                             std::to_string(kComponentLimit));
-  for (uint32_t i = 0; i < plugin.component_count; ++i)
-    DS_TRY(add_component(plugin.components[i], note_kinds));
-  return {};
+std::shared_ptr<PluginLibrary> PluginLibrary::of(const FileContent& file,
+                                                 const PluginServices& services) {
+  auto library = std::make_shared<PluginLibrary>();
+  library->services_ = &services;
+  library->path_ = file.path;
+  library->sha256_ = file.sha256;
+  library->host_ = HostTable::table(library.get());
+  return library;
 }
 
 Result<std::shared_ptr<const PluginLibrary>> PluginLibrary::load(const FileContent& file,
                                                                  const PluginServices& services) {
-  const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(file.bytes.data()),
-                                         file.bytes.size());
-  Result<PluginFile> judged = inspect_plugin(bytes);
+  Result<PluginFile> judged = inspect_plugin(bytes_of(file));
   if (!judged.ok()) return judged.status().in(file.path);
   const std::string who = file.sha256 + " " + judged->id;
   const PluginRunning running(who.c_str());  // constructors of the file run, too
-  int file_at = -1;
-  const Result<ds_plugin_entry_fn> entry = load_entry(judged->id, bytes, &file_at);
+  const auto library = of(file, services);
+  const Result<ds_plugin_entry_fn> entry = load_entry(judged->id, bytes_of(file), &library->file_);
   if (!entry.ok()) return entry.status().in(file.path);
-  auto library = std::make_shared<PluginLibrary>();
-  library->services_ = &services;
-  library->file_ = file_at;
-  library->path_ = file.path;
-  library->sha256_ = file.sha256;
-  library->host_ = HostTable::table(library.get());
-  DS_TRY(library->read_descriptor(*entry, judged->id, judged->kinds));
-  return std::shared_ptr<const PluginLibrary>(std::move(library));
+  const ds_plugin* given = nullptr;
+  ds_status st{};
+  const ds_code code = (*entry)(&library->host_, &given, &st);
+  if (code != DS_OK) return plugin_status(file.path, code, st);
+  if (given == nullptr) return Status(Code::kPlugin, file.path + ": the entry gave no descriptor");
+  DS_ASSIGN(library->said_, check_description(*given, *judged, file.path, Schemas::kRun));
+  return std::shared_ptr<const PluginLibrary>(library);
+}
+
+Result<std::shared_ptr<const PluginLibrary>> PluginLibrary::describe(
+    const FileContent& file, const PluginServices& services, const IsolationOptions& isolation) {
+  Result<PluginFile> judged = inspect_plugin(bytes_of(file));
+  if (!judged.ok()) return judged.status().in(file.path);
+  const std::string who = file.sha256 + " " + judged->id;
+  const PluginRunning running(who.c_str());  // hostile bytes are read
+  if (isolation.program.empty())
+    return unavailable(file.path + ": no ds-plugin-helper is there to run it in");
+  const auto library = of(file, services);
+  DS_ASSIGN(library->own_file_, sealed_file(judged->id, bytes_of(file)));
+  library->file_ = library->own_file_.get();
+  HelperLaunch launch;
+  launch.program = isolation.program;
+  launch.file = library->file();
+  launch.path = file.path;
+  launch.sha256 = file.sha256;
+  launch.arena_bytes = isolation.arena_bytes;
+  const auto log = [&](int32_t level, std::string_view text) {
+    if (services.log) services.log(level, judged->id, text);
+  };
+  Result<std::string> said = describe_in_helper(isolation, launch, judged->id, log);
+  if (!said.ok()) return said.status().in(file.path);
+  library->described_ = std::make_unique<DescribedPlugin>(std::move(*said));
+  const Result<const ds_plugin*> given = library->described_->read();
+  if (!given.ok()) return given.status().in(file.path);
+  DS_ASSIGN(library->said_, check_description(**given, *judged, file.path, Schemas::kParse));
+  return std::shared_ptr<const PluginLibrary>(library);
 }
 
 const ds_component* PluginLibrary::component(uint32_t kind, std::string_view name) const {
-  for (const ds_component& c : components_) {
+  for (const ds_component& c : said_.components) {
     if (c.kind == kind && text_of(c.name) == name) return &c;
   }
   return nullptr;
@@ -211,8 +150,10 @@ Result<std::shared_ptr<PluginInstance>> PluginInstance::create(
     const IsolationOptions* isolation) {
   std::shared_ptr<PluginInstance> made(new PluginInstance(std::move(library), component));
   made->ops_ = full_struct(component.ops);
-  DS_ASSIGN(made->config_,
-            make_plugin_config(made->name(), text_of(component.config_schema), config));
+  if (isolation == nullptr && !made->library().runs_here())
+    return Status(Code::kPermission,
+                  std::string(made->name()) + ": nobody trusts its file, it runs in a helper only");
+  DS_ASSIGN(made->config_, made->config_from(config));
   if (isolation != nullptr) {
     DS_TRY(made->create_isolated(*isolation));
     return made;
@@ -228,6 +169,13 @@ Result<std::shared_ptr<PluginInstance>> PluginInstance::create(
   if (made->handle_ == nullptr)
     return Status(Code::kPlugin, std::string(made->name()) + ": create gave no instance");
   return made;
+}
+
+/// A schema that nobody trusts is held against the config in the helper.
+Result<std::unique_ptr<ds_config>> PluginInstance::config_from(const Json& values) const {
+  const std::string_view schema = text_of(component_.config_schema);
+  return library_->runs_here() ? make_plugin_config(name(), schema, values)
+                               : unjudged_plugin_config(name(), schema, values);
 }
 
 Status PluginInstance::create_isolated(const IsolationOptions& isolation) {
@@ -271,9 +219,9 @@ PluginInstance::PluginInstance(std::shared_ptr<const PluginLibrary> library,
 }
 
 Status PluginInstance::reconfigure(const Json& values) {
-  const std::string_view schema = text_of(component_.config_schema);
-  DS_ASSIGN(auto next, make_plugin_config(name(), schema, values));
-  DS_ASSIGN(const std::string key, restart_key(schema, config_->values, next->values));
+  DS_ASSIGN(auto next, config_from(values));
+  DS_ASSIGN(const std::string key,
+            restart_key(text_of(component_.config_schema), config_->values, next->values));
   if (!key.empty())
     return unsupported(std::string(name()) + ": " + key +
                        " cannot change while it runs; reload the plugin with it");

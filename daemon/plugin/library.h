@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One loaded plugin file and the instances made from it. A file is loaded from the bytes that were
-// checked, by way of a sealed memory file that stays open: glibc would hand out the old library for
-// a path or descriptor number that it has seen. It is never unmapped.
+// One plugin file and the instances made from it. Either it is loaded here, from the bytes that
+// were checked, by way of a sealed memory file that stays open: glibc would hand out the old
+// library for a path or descriptor number that it has seen; it is never unmapped. Or it was only
+// described by a helper process: then none of its code ever runs here, and its instances live in
+// helpers.
 #pragma once
 
 #include <atomic>
@@ -16,10 +18,12 @@
 #include "ds/status.h"
 #include "plugin/abi.h"
 #include "plugin/crash_report.h"
+#include "plugin/description.h"
 #include "plugin/isolated.h"
 #include "plugin/plugin_config.h"
 #include "plugin/plugin_file.h"
 #include "plugin/recorded_calls.h"
+#include "storage/descriptor.h"
 
 namespace ds {
 
@@ -35,16 +39,23 @@ class PluginLibrary {
   /// against the note. `services` outlives the process's plugins.
   static Result<std::shared_ptr<const PluginLibrary>> load(const FileContent& file,
                                                            const PluginServices& services);
+  /// The same, but a helper process loads the bytes and says what the descriptor is.
+  static Result<std::shared_ptr<const PluginLibrary>> describe(const FileContent& file,
+                                                               const PluginServices& services,
+                                                               const IsolationOptions& isolation);
 
   const std::string& path() const { return path_; }
   const std::string& sha256() const { return sha256_; }
-  const std::string& id() const { return id_; }
-  const std::string& version() const { return version_; }
-  const std::string& license() const { return license_; }
-  uint32_t abi_minor() const { return abi_minor_; }
+  const Description& said() const { return said_; }
+  const std::string& id() const { return said_.id; }
+  const std::string& version() const { return said_.version; }
+  const std::string& license() const { return said_.license; }
+  uint32_t abi_minor() const { return said_.abi_minor; }
+  /// Whether its code may run in this process.
+  bool runs_here() const { return described_ == nullptr; }
   const PluginServices& services() const { return *services_; }
   int file() const { return file_; }  ///< its sealed bytes
-  const std::vector<ds_component>& components() const { return components_; }
+  const std::vector<ds_component>& components() const { return said_.components; }
   const ds_component* component(uint32_t kind, std::string_view name) const;
   const ds_host* host() const { return &host_; }
   /// Threads that the plugin has said it runs; memory that it holds of the host.
@@ -53,14 +64,14 @@ class PluginLibrary {
 
  private:
   friend struct HostTable;
-  Status read_descriptor(ds_plugin_entry_fn entry, std::string_view note_id, uint32_t note_kinds);
-  Status add_component(const ds_component* component, uint32_t note_kinds);
+  static std::shared_ptr<PluginLibrary> of(const FileContent& file, const PluginServices& services);
 
   const PluginServices* services_ = nullptr;
-  std::string path_, sha256_, id_, version_, license_;
-  uint32_t abi_minor_ = 0;
+  std::string path_, sha256_;
   int file_ = -1;
-  std::vector<ds_component> components_;  ///< in full
+  Descriptor own_file_;                         ///< closes file_ where nothing was loaded from it
+  std::unique_ptr<DescribedPlugin> described_;  ///< null: loaded here
+  Description said_;
   ds_host host_{};
   std::atomic<int64_t> threads_{0}, host_bytes_{0};
 };
@@ -68,7 +79,7 @@ class PluginLibrary {
 /// One component, created with one config. Destroyed with the last reference.
 class PluginInstance {
  public:
-  /// `isolation` given: in a helper process of its own.
+  /// `isolation` given: in a helper process of its own. A library that does not run here needs it.
   static Result<std::shared_ptr<PluginInstance>> create(
       std::shared_ptr<const PluginLibrary> library, const ds_component& component,
       const Json& config, const IsolationOptions* isolation = nullptr);
@@ -117,6 +128,7 @@ class PluginInstance {
   }
   Call alone() const { return {PluginRunning(who_.c_str()), lock_unless(0)}; }
   const std::shared_ptr<const PluginLibrary> library_;
+  Result<std::unique_ptr<ds_config>> config_from(const Json& values) const;
   Status create_isolated(const IsolationOptions& isolation);
   ds_component component_;
   IsolatedTable isolated_table_;

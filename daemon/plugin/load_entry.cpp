@@ -10,41 +10,32 @@
 #include <cstring>
 
 namespace ds {
-namespace {
 
-Result<int> memory_file(const std::string& name, std::span<const std::byte> bytes) {
-  const int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return io_error(std::string("memory file: ") + std::strerror(errno));
+Result<Descriptor> sealed_file(const std::string& name, std::span<const std::byte> bytes) {
+  Descriptor file(memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (file.get() < 0) return io_error(std::string("memory file: ") + std::strerror(errno));
   size_t done = 0;
   while (done < bytes.size()) {
-    const ssize_t wrote = write(fd, bytes.data() + done, bytes.size() - done);
+    const ssize_t wrote = write(file.get(), bytes.data() + done, bytes.size() - done);
     if (wrote < 0 && errno == EINTR) continue;
-    if (wrote <= 0) {
-      const std::string why = std::strerror(errno);
-      close(fd);
-      return io_error("memory file: " + why);
-    }
+    if (wrote <= 0) return io_error(std::string("memory file: ") + std::strerror(errno));
     done += static_cast<size_t>(wrote);
   }
-  if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0) {
-    const std::string why = std::strerror(errno);
-    close(fd);
-    return io_error("sealing: " + why);
-  }
-  return fd;
+  if (fcntl(file.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0)
+    return io_error(std::string("sealing: ") + std::strerror(errno));
+  return file;
 }
-
-}  // namespace
 
 Result<ds_plugin_entry_fn> load_entry(const std::string& name, std::span<const std::byte> bytes,
                                       int* file) {
-  DS_ASSIGN(const int fd, memory_file(name, bytes));
-  void* handle = dlopen(("/proc/self/fd/" + std::to_string(fd)).c_str(), RTLD_NOW | RTLD_LOCAL);
+  DS_ASSIGN(Descriptor sealed, sealed_file(name, bytes));
+  void* handle =
+      dlopen(("/proc/self/fd/" + std::to_string(sealed.get())).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* why = dlerror();
-    close(fd);
     return Status(Code::kPlugin, why != nullptr ? why : "cannot be loaded");
   }
+  const int fd = sealed.release();
   void* entry = dlsym(handle, DS_ENTRY_NAME);
   if (entry == nullptr) return Status(Code::kPlugin, DS_ENTRY_NAME " is missing");
   if (file != nullptr) *file = fd;

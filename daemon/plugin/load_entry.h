@@ -7,8 +7,13 @@
 
 #include "ds/plugin.h"
 #include "ds/status.h"
+#include "storage/descriptor.h"
 
 namespace ds {
+
+/// A memory file of these bytes that nobody can change any more; `name` is what it is called in a
+/// process's maps.
+Result<Descriptor> sealed_file(const std::string& name, std::span<const std::byte> bytes);
 
 /// Loads a file from its bytes by way of a sealed memory file that stays open: glibc would hand out
 /// the old library for a path or descriptor number that it has seen. Runs the file's constructors;

@@ -71,18 +71,29 @@ const Json* at_path(const ds_config* config, const char* path) {
   return at;
 }
 
-}  // namespace
-
-Result<std::unique_ptr<ds_config>> make_plugin_config(std::string_view component,
-                                                      std::string_view schema_text, Json values) {
+std::unique_ptr<ds_config> filled(const Json& schema, Json values) {
   if (values.is_null()) values = Json::object();
-  DS_ASSIGN(const Json schema, parse_schema(component, schema_text));
   fill_defaults(schema, values);
-  DS_TRY(check_values(component, schema, values));
   auto config = std::make_unique<ds_config>();
   config->values = std::move(values);
   config->text = dump_json(config->values);
   return config;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ds_config>> make_plugin_config(std::string_view component,
+                                                      std::string_view schema_text, Json values) {
+  DS_ASSIGN(const Json schema, parse_schema(component, schema_text));
+  auto config = filled(schema, std::move(values));
+  DS_TRY(check_values(component, schema, config->values));
+  return config;
+}
+
+Result<std::unique_ptr<ds_config>> unjudged_plugin_config(std::string_view component,
+                                                          std::string_view schema, Json values) {
+  DS_ASSIGN(const Json parsed, parse_schema(component, schema));
+  return filled(parsed, std::move(values));
 }
 
 Result<std::string> restart_key(std::string_view schema_text, const Json& before,

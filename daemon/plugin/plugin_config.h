@@ -21,6 +21,10 @@ namespace ds {
 /// `schema` empty: no keys. Errors name the component, the key and what the schema wants.
 Result<std::unique_ptr<ds_config>> make_plugin_config(std::string_view component,
                                                       std::string_view schema, Json values);
+/// The same without holding the values to the schema, which is only parsed: for a schema that
+/// nobody trusts, where a helper process does the rest.
+Result<std::unique_ptr<ds_config>> unjudged_plugin_config(std::string_view component,
+                                                          std::string_view schema, Json values);
 
 /// Keys of `next` that differ from `before` but are not marked "x-ds-live" in the schema; empty =
 /// the change can be made while the instance runs.

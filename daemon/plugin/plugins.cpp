@@ -8,7 +8,7 @@
 namespace ds {
 namespace {
 
-constexpr std::string_view kBuiltIn = "built-in", kInstalled = "installed";
+constexpr const char *kBuiltIn = "built-in", *kInstalled = "installed", *kNobody = "nobody";
 
 std::string installed_list(const PluginOptions& options) {
   return options.data + "/installed.json";
@@ -45,8 +45,7 @@ void Plugins::scan_modules() {
     const std::string path = options_.modules + "/" + name;
     const auto added = [&]() -> Status {
       DS_ASSIGN(const FileContent file, read_plugin_file(path));
-      return add(file, std::string(kBuiltIn), "its place beside the daemon", Json(), Shadow::kOff)
-          .status();
+      return add(file, {kBuiltIn, "its place beside the daemon"}, Json(), Shadow::kOff).status();
     }();
     if (!added.ok()) refused_.emplace_back(path, added.message());
   }
@@ -88,14 +87,15 @@ Status Plugins::scan_installed() {
       if (!crashed.empty())
         return unavailable("the daemon crashed in it (" + crashed +
                            "); `plugin load FILE --trust` lets it in again");
+      DS_ASSIGN(const bool isolated, get_bool(entry, "isolated", false));
       DS_ASSIGN(FileContent file, read_plugin_file(options_.data + "/" + sha256 + ".so"));
       if (file.sha256 != sha256)
         return corrupt(file.path + ": SHA-256 is " + file.sha256 + ", expected " + sha256);
       DS_ASSIGN(const std::string by, get_string(entry, "trusted_by", "allow-list"));
-      if (by == "allow-list") DS_TRY(trust_.judge(file).status());
+      if (by == "allow-list" && !isolated) DS_TRY(trust_.judge(file).status());
       DS_ASSIGN(file.path, get_string(entry, "path", file.path));
       const Json* config = ds::find(entry, "config");
-      return add(file, std::string(kInstalled), by, config != nullptr ? *config : Json(),
+      return add(file, {kInstalled, by, isolated}, config != nullptr ? *config : Json(),
                  Shadow::kOff)
           .status();
     }();
@@ -113,23 +113,32 @@ Json Plugins::config_of(std::string_view component) const {
 }
 
 /// Tools run programs and read what users send: they are kept out of the daemon unless told
-/// otherwise.
-Result<bool> Plugins::runs_isolated(const ds_component& component) const {
-  if (options_.isolation.program.empty()) return false;
+/// otherwise. What nobody trusts is kept out of it whatever is told.
+Result<bool> Plugins::runs_isolated(const PluginLibrary& library,
+                                    const ds_component& component) const {
+  const bool here = library.runs_here();
+  if (here && options_.isolation.program.empty()) return false;
   const std::string name(text_of(component.name));
+  const std::string_view cannot = IsolatedInstance::cannot(component);
+  if (!here && !cannot.empty())
+    return unsupported(std::string(kind_name(component.kind)) + " " + name +
+                       " cannot run isolated: " + std::string(cannot) +
+                       "; a file with it has to be trusted");
   const Json* place = ds::find(options_.places, name);
-  if (place == nullptr)
-    return component.kind == DS_KIND_TOOL && IsolatedInstance::cannot(component).empty();
-  if (*place == "daemon") return false;
-  if (*place != "process")
+  if (place == nullptr) return !here || (component.kind == DS_KIND_TOOL && cannot.empty());
+  if (*place != "process" && *place != "daemon")
     return invalid("plugins.isolation: " + name + ": " + dump_json(*place) +
                    ", expected \"process\" or \"daemon\"");
-  return true;
+  if (!here && *place == "daemon")
+    return conflict("plugins.isolation says \"daemon\" for " + name +
+                    ", but its file was loaded with --isolated; for the daemon it has to be " +
+                    "trusted and loaded without");
+  return *place == "process";
 }
 
 Status Plugins::make_instance(Slot& slot, Generation& generation,
                               const ds_component& component) const {
-  DS_ASSIGN(const bool isolated, runs_isolated(component));
+  DS_ASSIGN(const bool isolated, runs_isolated(*generation.library, component));
   DS_ASSIGN(generation.instance,
             PluginInstance::create(generation.library, component, generation.config,
                                    isolated ? &options_.isolation : nullptr));
@@ -150,10 +159,18 @@ Status Plugins::hand_over(const Slot& slot, Generation& next) const {
   return next.instance->restore(state, now.library->version());
 }
 
-Result<std::vector<Plugins::Swap>> Plugins::add(const FileContent& file, const std::string& origin,
-                                                const std::string& trusted_by, const Json& config,
-                                                Shadow shadow) {
-  DS_ASSIGN(const auto library, PluginLibrary::load(file, services_));
+Result<std::shared_ptr<const PluginLibrary>> Plugins::library_of(const FileContent& file,
+                                                                 bool isolated) const {
+  if (!isolated) return PluginLibrary::load(file, services_);
+  DS_ASSIGN(const auto library, PluginLibrary::describe(file, services_, options_.isolation));
+  for (const ds_component& component : library->components())
+    DS_TRY(runs_isolated(*library, component).status().in(file.path));
+  return library;
+}
+
+Result<std::vector<Plugins::Swap>> Plugins::add(const FileContent& file, const Standing& standing,
+                                                const Json& config, Shadow shadow) {
+  DS_ASSIGN(const auto library, library_of(file, standing.isolated));
   std::map<Key, Slot> next;  // all components or none
   std::vector<Swap> swaps;
   for (const ds_component& component : library->components()) {
@@ -171,8 +188,7 @@ Result<std::vector<Plugins::Swap>> Plugins::add(const FileContent& file, const s
     Generation made;
     made.number = slot.next++;
     made.library = library;
-    made.origin = origin;
-    made.trusted_by = trusted_by;
+    made.standing = standing;
     made.loaded_ms = clock_.unix_ms();
     made.config = !config.is_null() ? config : now != nullptr ? now->config : config_of(key.second);
     const bool in_use = now != nullptr && now->instance != nullptr;
@@ -244,7 +260,7 @@ Plugins::Generation& Plugins::answering(Slot& slot) {
       serving.instance != nullptr ? serving.instance->isolated() : nullptr;
   if (isolated == nullptr || !isolated->state().open) return serving;
   const auto own = std::ranges::find_if(slot.generations, [&](const Generation& g) {
-    return g.origin == kBuiltIn && &g != &serving;
+    return g.standing.origin == kBuiltIn && &g != &serving;
   });
   return own == slot.generations.end() ? serving : *own;
 }
@@ -258,8 +274,7 @@ std::vector<std::string> Plugins::names(uint32_t kind) const {
   return out;
 }
 
-Status Plugins::remember(const FileContent& file, const std::string& trusted_by,
-                         const Json& config) {
+Status Plugins::remember(const FileContent& file, const Standing& standing, const Json& config) {
   DS_TRY(fs_.make_directories(options_.data));
   DS_TRY(write_file_atomically(fs_, options_.data + "/" + file.sha256 + ".so", file.bytes));
   DS_ASSIGN(const Json entries, installed());
@@ -269,7 +284,8 @@ Status Plugins::remember(const FileContent& file, const std::string& trusted_by,
   }
   kept.push_back({{"path", file.path},
                   {"sha256", file.sha256},
-                  {"trusted_by", trusted_by},
+                  {"trusted_by", standing.trusted_by},
+                  {"isolated", standing.isolated},
                   {"config", config},
                   {"installed_ms", clock_.unix_ms()}});
   return write_file_atomically(fs_, installed_list(options_), dump_json(kept, 2) + "\n");
@@ -281,18 +297,36 @@ Result<Json> Plugins::load(const std::string& path, bool trust, const Json& conf
   DS_ASSIGN(const FileContent file, read_plugin_file(path));
   Result<std::string> trusted = trust_.judge(file);
   if (!trusted.ok() && !trust)
-    return Status(trusted.status().code(),
-                  trusted.status().message() + "; --trust allows this very file");
-  const std::string by = trusted.ok() ? *trusted : "allow-list";
-  DS_ASSIGN(const std::vector<Swap> swaps,
-            add(file, std::string(kInstalled), by, config, shadow.value_or(shadow_)));
+    return Status(trusted.status().code(), trusted.status().message() +
+                                               "; --trust allows this very file, --isolated runs " +
+                                               "it in helper processes only");
+  const Standing standing{kInstalled, trusted.ok() ? *trusted : "allow-list"};
+  DS_ASSIGN(const std::vector<Swap> swaps, add(file, standing, config, shadow.value_or(shadow_)));
   if (!trusted.ok()) DS_TRY(trust_.allow(file, "load --trust"));
-  DS_TRY(remember(file, by, config));
+  return keep(std::move(change), file, standing, config, swaps);
+}
+
+Result<Json> Plugins::load_isolated(const std::string& path, const Json& config,
+                                    std::optional<Shadow> shadow) {
+  std::unique_lock change(change_mutex_);
+  DS_ASSIGN(const FileContent file, read_plugin_file(path));
+  const Result<std::string> trusted = trust_.judge(file);
+  const Standing standing{kInstalled, trusted.ok() ? *trusted : kNobody, true};
+  DS_ASSIGN(const std::vector<Swap> swaps, add(file, standing, config, shadow.value_or(shadow_)));
+  return keep(std::move(change), file, standing, config, swaps);
+}
+
+/// What was added is there after a restart, too, and is told.
+Result<Json> Plugins::keep(std::unique_lock<std::mutex> change, const FileContent& file,
+                           const Standing& standing, const Json& config,
+                           const std::vector<Swap>& swaps) {
+  DS_TRY(remember(file, standing, config));
   change.unlock();
   announce(swaps);
   Json out = {{"path", file.path},
               {"sha256", file.sha256},
-              {"trusted_by", by},
+              {"trusted_by", standing.trusted_by},
+              {"isolated", standing.isolated},
               {"components", Json::array()}};
   std::lock_guard lock(mutex_);
   for (const auto& [key, slot] : slots_) {
@@ -333,17 +367,16 @@ Result<Json> Plugins::reload(const std::string& name, const std::string& path, c
   }
   std::unique_lock change(change_mutex_);
   DS_ASSIGN(const FileContent file, read_plugin_file(from));
-  std::string by = now.trusted_by;
-  if (now.origin != kBuiltIn || !path.empty()) {
+  if (now.standing.origin != kBuiltIn || !path.empty()) {
     const Result<std::string> trusted = trust_.judge(file);
-    if (!trusted.ok())
+    if (!trusted.ok() && !now.standing.isolated)
       return Status(trusted.status().code(),
                     trusted.status().message() + "; `load --trust` allows this very file");
-    by = *trusted;
+    now.standing.trusted_by = trusted.ok() ? *trusted : kNobody;
   }
   DS_ASSIGN(const std::vector<Swap> swaps,
-            add(file, now.origin, by, config, shadow.value_or(shadow_)));
-  if (now.origin == kInstalled) DS_TRY(remember(file, by, config));
+            add(file, now.standing, config, shadow.value_or(shadow_)));
+  if (now.standing.origin == kInstalled) DS_TRY(remember(file, now.standing, config));
   change.unlock();
   announce(swaps);
   return show(std::string(kind_name(key.first)) + "/" + key.second);
@@ -429,8 +462,9 @@ Json Plugins::describe(const Key& key, const Slot& slot, const Generation& g) co
               {"users", users},
               {"threads", g.library->threads()},
               {"host_bytes", g.library->host_bytes()},
-              {"origin", g.origin},
-              {"trusted_by", g.trusted_by},
+              {"origin", g.standing.origin},
+              {"trusted_by", g.standing.trusted_by},
+              {"isolated", g.standing.isolated},
               {"path", g.library->path()},
               {"sha256", g.library->sha256()},
               {"abi", "1." + std::to_string(g.library->abi_minor())},

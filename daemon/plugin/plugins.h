@@ -69,6 +69,10 @@ class Plugins {
   /// trusted signature or hash. A component that is there already gets a new generation.
   Result<Json> load(const std::string& path, bool trust, const Json& config,
                     std::optional<Shadow> shadow = {});
+  /// The same for a file that nobody has to trust: none of its code ever runs in the daemon, its
+  /// components run in helper processes. One that cannot is refused.
+  Result<Json> load_isolated(const std::string& path, const Json& config,
+                             std::optional<Shadow> shadow = {});
   /// A new generation of each component of the plugin or component `name`, from the file as it is
   /// now at `path`, or where it came from when empty; `config` null = unchanged.
   Result<Json> reload(const std::string& name, const std::string& path, const Json& config,
@@ -95,13 +99,18 @@ class Plugins {
   Trust& trust() { return trust_; }
 
  private:
+  /// Where a file comes from and why it may run.
+  struct Standing {
+    std::string origin;      ///< "built-in", "installed"
+    std::string trusted_by;  ///< "nobody": then isolated
+    bool isolated = false;   ///< in helper processes only
+  };
   struct Generation {
     uint64_t number = 0;
     std::shared_ptr<const PluginLibrary> library;
     std::shared_ptr<PluginInstance> instance;     ///< null: not created yet, or retired
     std::weak_ptr<const PluginInstance> running;  ///< the same; lives while somebody computes
-    std::string origin;                           ///< "built-in", "installed"
-    std::string trusted_by;
+    Standing standing;
     Json config;
     int64_t loaded_ms = 0;
     Json shadow;  ///< what the recorded calls gave before it served; null: none ran
@@ -123,8 +132,12 @@ class Plugins {
   void scan_modules();
   Status scan_installed();
   /// Adds the file's components, each as the serving one of a new slot or as a new generation.
-  Result<std::vector<Swap>> add(const FileContent& file, const std::string& origin,
-                                const std::string& trusted_by, const Json& config, Shadow shadow);
+  Result<std::vector<Swap>> add(const FileContent& file, const Standing& standing,
+                                const Json& config, Shadow shadow);
+  Result<std::shared_ptr<const PluginLibrary>> library_of(const FileContent& file,
+                                                          bool isolated) const;
+  Result<Json> keep(std::unique_lock<std::mutex> change, const FileContent& file,
+                    const Standing& standing, const Json& config, const std::vector<Swap>& swaps);
   Status replay_calls(const Slot& slot, Generation& next, Shadow shadow) const;
   Result<Serving> instance_at(const std::string& name);
   Result<Serving> before(const std::string& name);
@@ -132,10 +145,10 @@ class Plugins {
   Status hand_over(const Slot& slot, Generation& next) const;
   Result<Slot*> slot_of(const std::string& name, Key* key = nullptr);
   Result<Json> installed() const;  ///< entries of installed.json
-  Status remember(const FileContent& file, const std::string& trusted_by, const Json& config);
+  Status remember(const FileContent& file, const Standing& standing, const Json& config);
   Json describe(const Key& key, const Slot& slot, const Generation& generation) const;
   Json config_of(std::string_view component) const;
-  Result<bool> runs_isolated(const ds_component& component) const;
+  Result<bool> runs_isolated(const PluginLibrary& library, const ds_component& component) const;
   static Generation& answering(Slot& slot);
   void announce(const std::vector<Swap>& swaps);
 

@@ -16,6 +16,16 @@ std::string kinds_text(uint32_t mask) {
   return out;
 }
 
+/// Whether `load --isolated` would ask for no trust; what a component says of itself is not known.
+Status isolable(uint32_t mask) {
+  for (uint32_t kind = 1; kind < std::size(kKindNames); ++kind) {
+    const std::string_view cannot = IsolatedInstance::kind_cannot(kind);
+    if ((mask >> kind & 1u) != 0 && !cannot.empty())
+      return unsupported("cannot run in helper processes only: " + std::string(cannot));
+  }
+  return {};
+}
+
 class Steps {
  public:
   /// Adds a step; false when it failed.
@@ -25,8 +35,9 @@ class Steps {
     all_ok_ = all_ok_ && status.ok();
     return status.ok();
   }
-  Json result(const std::string& path) const {
-    return {{"path", path}, {"loads", all_ok_}, {"steps", steps_}};
+  /// The answer; `isolated` as for a load with --isolated, which needs no trust.
+  Json result(const std::string& path, bool isolated) const {
+    return {{"path", path}, {"loads", all_ok_}, {"loads_isolated", isolated}, {"steps", steps_}};
   }
 
  private:
@@ -43,16 +54,19 @@ Json Plugins::explain(const std::string& path) const {
                  file.ok() ? "regular file, owner and modes are fine, " +
                                  std::to_string(file->bytes.size()) + " bytes"
                            : ""))
-    return steps.result(path);
+    return steps.result(path, false);
   const Result<PluginFile> judged =
       inspect_plugin(std::as_bytes(std::span(file->bytes.data(), file->bytes.size())));
   if (!steps.add("note", judged.status(),
                  judged.ok() ? judged->id + ", ABI 1." + std::to_string(judged->abi_minor) + ", " +
                                    kinds_text(judged->kinds)
                              : ""))
-    return steps.result(path);
+    return steps.result(path, false);
   const Result<std::string> trusted = trust_.judge(*file);
   steps.add("trust", trusted.status(), trusted.ok() ? *trusted : "");
+  const Status isolated = isolable(judged->kinds);
+  if (!trusted.ok())
+    steps.add("isolated", isolated, "needs no trust in helper processes: plugin load --isolated");
   std::lock_guard lock(mutex_);
   std::string loaded;
   for (const auto& [key, slot] : slots_) {
@@ -62,7 +76,7 @@ Json Plugins::explain(const std::string& path) const {
           (loaded.empty() ? "" : ", ") + key.second + " generation " + std::to_string(g.number);
   }
   steps.add("loaded", {}, loaded.empty() ? "not loaded" : "as " + loaded);
-  return steps.result(file->path);
+  return steps.result(file->path, isolated.ok());
 }
 
 }  // namespace ds

@@ -29,7 +29,11 @@ Result<std::optional<Shadow>> shadow_in(const Json& body) {
 Result<Json> load(Plugins& plugins, const Json& body) {
   DS_ASSIGN(const std::string path, get_string(body, "path"));
   DS_ASSIGN(const bool trust, get_bool(body, "trust", false));
+  DS_ASSIGN(const bool isolated, get_bool(body, "isolated", false));
   DS_ASSIGN(const auto shadow, shadow_in(body));
+  if (trust && isolated)
+    return invalid("trust and isolated: expected one of them, what runs isolated needs no trust");
+  if (isolated) return plugins.load_isolated(path, config_in(body), shadow);
   return plugins.load(path, trust, config_in(body), shadow);
 }
 

@@ -4,6 +4,7 @@
 
 struct patch_mean {
   static constexpr std::string_view name = "patch-mean";
+  static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_OUT_OF_PROCESS;
   static constexpr std::string_view config_schema = R"({"type": "object", "properties": {
     "patch": {"type": "integer", "minimum": 1, "default": 16, "description": "pixels per side"},
     "width": {"type": "integer", "minimum": 1, "default": 576, "description": "of a token"}}})";

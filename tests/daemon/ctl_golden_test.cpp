@@ -82,15 +82,26 @@ constexpr const char* kComponent =
 "trusted_by":"allow-list","path":"/opt/acme/window.so","abi":"1.0","config":{"window":64},
 "sha256":"64257c73a497b1d0c6904c9f2ec799a556feb2d0015435961ebd124813b73c07","loaded_ms":1000000000)";
 
+constexpr const char* kIsolated =
+    R"({"name":"lint","kind":"tool","id":"org.acme.lint","version":"0.3.0","generation":1,
+"state":"serving","users":0,"threads":0,"host_bytes":0,"origin":"installed","trusted_by":"nobody",
+"isolated":true,"path":"/opt/acme/lint.so","abi":"1.0","config":{},"sha256":"0d4c73a497b1d0c6904c",
+"loaded_ms":1000000000,"runs_in":"process","pid":4711,"deaths":0,"breaker":"closed")";
+
 void script_plugins(FakeControl& daemon) {
   const std::string one = "{" + std::string(kComponent) + "}";
-  const std::string shown = "{" + std::string(kComponent) +
-                            R"(,"shadow":{"source":"recorded","calls":6,"differing":0,"largest":1.2e-6,
+  const std::string shown =
+      "{" + std::string(kComponent) +
+      R"(,"shadow":{"source":"recorded","calls":6,"differing":0,"largest":1.2e-6,
 "mean":4e-8,"text":"6 recorded calls: the same within what is promised, largest relative difference 1.2e-06"},
 "summary":"local window and chosen globals","license":"Apache-2.0",
 "config_schema":{"type":"object"},"generations":[)" +
-                            one + "]}";
-  daemon.on("GET /ds/v1/plugins", R"({"plugins":[)" + one +
+      one + "]}";
+  daemon.on("GET /ds/v1/plugins/lint", kIsolated +
+                                           std::string(R"(,"summary":"finds faults","license":"MIT",
+"config_schema":{"type":"object"},"generations":[)") +
+                                           kIsolated + "}]}");
+  daemon.on("GET /ds/v1/plugins", R"({"plugins":[)" + one + "," + kIsolated + "}" +
                                       R"(],"refused":[{"path":"/m/bad.so",
 "reason":"/m/bad.so: mode 0777, group or others may write; expected none of them"}]})");
   daemon.on("GET /ds/v1/plugins/window-global", shown);
@@ -284,6 +295,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"plugin_explain", {"plugin", "explain", "/opt/acme/window.so"}},
         Case{"plugin_explain_json", {"plugin", "explain", "/opt/acme/window.so", "-o", "json"}},
         Case{"plugin_load", {"plugin", "load", "/opt/acme/window.so", "window=64", "--trust"}},
+        Case{"plugin_load_both", {"plugin", "load", "/opt/acme/lint.so", "--trust", "--isolated"}},
+        Case{"plugin_show_isolated", {"plugin", "show", "lint"}},
         Case{"plugin_load_wrong", {"plugin", "load", "/opt/acme/window.so", "window"}},
         Case{"plugin_reload",
              {"plugin", "reload", "window-global", "--file", "/opt/acme/window.so"}},

@@ -269,6 +269,63 @@ TEST(IsolationTest, AQuantizerGivesTheSameWeightsButDoesNotMultiply) {
   EXPECT_EQ(back[0], back[1]);
 }
 
+/// The tokens of an image, or what plan or encode say.
+Result<std::vector<float>> encoded(const PluginInstance& encoder,
+                                   const std::vector<uint8_t>& pixels, float weight,
+                                   uint32_t flags = 0, int64_t tokens = 6) {
+  const TensorView image(pixels.data(), kAbiU8, {40, 24, 3});
+  ds_media media{};
+  media.size = sizeof media;
+  media.modality = DS_MOD_IMAGE;
+  media.data = image.get();
+  media.weight = weight;
+  ds_encode_args args{};
+  args.size = sizeof args;
+  args.flags = flags;
+  args.media = &media;
+  const auto table = encoder.table<ds_encoder>();
+  ds_status st{};
+  ds_plan plan{};
+  plan.size = sizeof plan;
+  ds_code code = table.plan(encoder.handle(), &args, &plan, &st);
+  if (code != DS_OK) return plugin_status("plan", code, st);
+  EXPECT_EQ(plan.shape[0], 6);
+  EXPECT_EQ(plan.shape[1], 576);
+  std::vector<float> out(static_cast<size_t>(tokens * plan.shape[1]), NAN);
+  const TensorView out_t(out.data(), kAbiF32, {tokens, plan.shape[1]});
+  args.out = out_t.get();
+  std::vector<double> workspace(plan.workspace_bytes / 8 + 1);
+  ds_call call = host_call(serial_parallel());
+  call.workspace = workspace.data();
+  call.workspace_bytes = plan.workspace_bytes;
+  code = table.encode(encoder.handle(), &call, &args, &st);
+  if (code != DS_OK) return plugin_status("encode", code, st);
+  return out;
+}
+
+TEST(IsolationTest, AnEncoderGivesTheSameInAHelper) {
+  const auto from = library(DS_PATCH_MEAN);
+  ASSERT_NE(from, nullptr);
+  const IsolationOptions isolation = options();
+  const auto here = make(from, nullptr), there = make(from, &isolation);
+  ASSERT_TRUE(here && there);
+  EXPECT_EQ(there->table<ds_encoder>().backward, nullptr);
+  EXPECT_EQ(there->table<ds_encoder>().modalities, 1u << DS_MOD_IMAGE);
+  std::vector<uint8_t> pixels(40 * 24 * 3);
+  for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(37 * i);
+  const auto ours = encoded(*here, pixels, 0.5f), theirs = encoded(*there, pixels, 0.5f);
+  ASSERT_TRUE(ours.ok() && theirs.ok()) << theirs.status().message();
+  EXPECT_EQ(*ours, *theirs);
+  const auto infinite = encoded(*there, pixels, INFINITY);
+  EXPECT_THAT(infinite.status().message(), HasSubstr("a value of the output is NaN or infinity"));
+  EXPECT_EQ(there->isolated()->state().deaths, 1u);
+  EXPECT_THAT(encoded(*there, pixels, 1, DS_ENCODE_TRAIN).status().message(),
+              HasSubstr("does not train in a helper process"));
+  EXPECT_THAT(encoded(*there, pixels, 1, 0, 5).status().message(),
+              HasSubstr("out: [5, 576], expected [6, 576]"));
+  EXPECT_EQ(there->isolated()->state().deaths, 1u);
+}
+
 TEST(IsolationTest, WhatCannotRunIsolatedSaysWhy) {
   const auto from = library(kModules + "attention_dense.so");
   ASSERT_NE(from, nullptr);
@@ -276,6 +333,10 @@ TEST(IsolationTest, WhatCannotRunIsolatedSaysWhy) {
   const auto made = PluginInstance::create(from, from->components()[0], Json::object(), &isolation);
   ASSERT_FALSE(made.ok());
   EXPECT_THAT(made.status().message(), HasSubstr("dense: cannot run isolated: attention reads"));
+  const auto text = library(kModules + "encoder_text.so");
+  ASSERT_NE(text, nullptr);
+  EXPECT_EQ(IsolatedInstance::cannot(text->components()[0]),
+            "it reads the model's tensors, which a helper process does not have");
 }
 
 class HangTest : public testing::Test {
