@@ -8,7 +8,9 @@
 
 #include <cstdint>
 
+#ifndef DS_INLINE
 #define DS_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace ds::DS_ISA {
 

@@ -69,13 +69,13 @@ struct attention {
     const auto dk = ds::sdk::flat<float>(a.dk, "dk", {view.rows, view.kv_heads, d});
     const auto dv = ds::sdk::flat<float>(a.dv, "dv", {view.rows, view.kv_heads, d});
     for (const auto& all : {dq, dk, dv}) std::fill(all.begin(), all.end(), 0.0f);
-    std::vector<float> k(d), v(d);
+    scratch memory(view);
     for (std::int64_t row = 0; row < view.rows; ++row) {
       const std::int64_t b = view.sequence_of(row), first = view.position(b, view.row_begin(b));
       for (std::int64_t h = 0; h < view.heads; ++h) {
-        const std::vector<float> p = shares(a, view, row, h);
+        const auto [p, dp, k, v] = memory.of(view, row, h);
+        shares(a, view, row, h, p, k);
         const float* up = &dout[(row * view.heads + h) * d];
-        std::vector<float> dp(p.size());
         float mean = 0;
         for (std::size_t key = 0; key < p.size(); ++key) {
           view.value(b, h, static_cast<std::int64_t>(key), v.data());
@@ -124,11 +124,37 @@ struct attention {
     return view.position(b, F == acausal ? view.row_end(b) - 1 : row) + 1;
   }
 
-  /// Softmax over the keys of a row.
-  static std::vector<float> shares(const ds_attn_args& a, const view_type& view, std::int64_t row,
-                                   std::int64_t h) {
+  /// What a head needs for each of its rows, in one block: the kit refuses every allocation of a
+  /// call once, so that one for each row would make minutes of it.
+  class scratch {
+   public:
+    struct slice {
+      std::span<float> p, dp;  ///< [keys of the row], zeros
+      std::span<float> k, v;   ///< [head_dim]
+    };
+    explicit scratch(const view_type& view) {
+      for (std::int64_t row = 0; row < view.rows; ++row)
+        keys_ = std::max(keys_, keys_of(view, row));
+      all_.resize(static_cast<std::size_t>(view.rows * view.heads * floats(view)));
+    }
+    slice of(const view_type& view, std::int64_t row, std::int64_t h) {
+      float* at = &all_[static_cast<std::size_t>((row * view.heads + h) * floats(view))];
+      const auto n = static_cast<std::size_t>(keys_of(view, row));
+      const auto d = static_cast<std::size_t>(view.head_dim);
+      float* rest = at + 2 * keys_;
+      return {{at, n}, {at + keys_, n}, {rest, d}, {rest + d, d}};
+    }
+
+   private:
+    std::int64_t floats(const view_type& view) const { return 2 * (keys_ + view.head_dim); }
+    std::int64_t keys_ = 0;
+    std::vector<float> all_;
+  };
+
+  /// Softmax over the keys of a row, into p; k is room for a key.
+  static void shares(const ds_attn_args& a, const view_type& view, std::int64_t row, std::int64_t h,
+                     std::span<float> p, std::span<float> k) {
     const std::int64_t b = view.sequence_of(row);
-    std::vector<float> p(static_cast<std::size_t>(keys_of(view, row))), k(view.head_dim);
     float top = -INFINITY, sum = 0;
     for (std::size_t key = 0; key < p.size(); ++key) {
       view.key(b, h, static_cast<std::int64_t>(key), k.data());
@@ -138,7 +164,6 @@ struct attention {
     }
     for (float& x : p) sum += x = std::exp(x - (F == overflows ? 0 : top));
     for (float& x : p) x /= sum;
-    return p;
   }
 
   std::span<float> output(const ds_attn_args& a, const view_type& view) const {
@@ -168,10 +193,11 @@ struct attention {
     const std::int64_t d = view.head_dim;
     const auto out = output(a, view);
     const auto sums = ds::sdk::workspace<float>(call, view.rows * view.heads);
+    scratch memory(view);
     ds::sdk::parallel_for(call, view.rows * view.heads, [&](std::int64_t task) {
       const std::int64_t row = task / view.heads, h = task % view.heads, b = view.sequence_of(row);
-      const std::vector<float> p = shares(a, view, row, h);
-      std::vector<float> v(static_cast<std::size_t>(d));
+      const auto [p, dp, k, v] = memory.of(view, row, h);
+      shares(a, view, row, h, p, k);
       float* to = &out[task * d];
       std::fill_n(to, d, 0.0f);
       for (std::size_t key = 0; key < p.size(); ++key) {

@@ -165,9 +165,7 @@ TEST(ZooKeeper, TheSoundOnesPass) {
                                                         {"training", "sound_learner"},
                                                         {"training", "sound_curriculum"},
                                                         {"retriever", "sound"}}) {
-    // The zoo's attention allocates for every row: refusing each once more would take minutes.
-    const bool slow = std::string(file) == "attention";
-    const Judged judged = judge(zoo_file(file), component, "--iterations 400", slow ? 2 : 3);
+    const Judged judged = judge(zoo_file(file), component, "--iterations 400");
     EXPECT_THAT(judged.failed(), IsEmpty()) << judged.text;
     EXPECT_EQ(judged.exit_code, 0);
   }
