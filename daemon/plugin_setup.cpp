@@ -77,6 +77,11 @@ Status try_out(const TextEncoder& encoder, const BaseWeights& base) {
           "encoder " + std::string(encoder.name()) + ": NaN or infinity for token 0"};
 }
 
+/// The component of a kind that new sequences compute with.
+std::string_view serving_name(uint32_t kind, const Components& now) {
+  return kind == DS_KIND_ATTENTION ? now.attention->name() : now.encoder->name();
+}
+
 /// New sequences compute with `next`, if it works with `base`; null: that is not known yet.
 Status take(uint32_t kind, const Plugins::Serving& next, const BaseWeights* base,
             ComponentsSlot& slot) {
@@ -189,7 +194,7 @@ void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Base
   plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
     Status taken;
     for (const Part& part : kParts) {
-      if (part.kind == kind && config.text(part.setting) == name)
+      if (part.kind == kind && serving_name(kind, *slot.current()) == name)
         taken = take(kind, next, versions.current()->base.get(), slot);
     }
     if (kind == DS_KIND_QUANTIZER && config.text("model.quant") == name) {

@@ -4,17 +4,9 @@
 #include <algorithm>
 
 #include "engine/kv_cache.h"
-#include "engine/plugin_key.h"
 
 namespace ds {
 namespace {
-
-ds_call call_with(const OpContext& context, Buffer& workspace, uint64_t bytes) {
-  ds_call call = host_call(context.parallel);
-  call.workspace = workspace.at_least(static_cast<size_t>(bytes));
-  call.workspace_bytes = bytes;
-  return call;
-}
 
 /// What serving and training arguments share; the rest is zero.
 ds_attn_args attn_args(size_t batch, int64_t max_rows, int64_t max_keys, float scale) {
@@ -30,16 +22,7 @@ ds_attn_args attn_args(size_t batch, int64_t max_rows, int64_t max_keys, float s
 }  // namespace
 
 Attention::Attention(std::shared_ptr<const PluginInstance> plugin, uint64_t generation)
-    : plugin_(std::move(plugin)),
-      table_(plugin_->table<ds_attention>()),
-      generation_(generation),
-      key_(plugin_key(*plugin_)) {}
-
-Status Attention::judge(ds_code result, const ds_status& st) const {
-  if (result == DS_OK) return {};
-  return plugin_status(name(), result, st)
-      .in("generation " + std::to_string(generation_) + " of attention");
-}
+    : PluginGeneration(std::move(plugin), generation), table_(plugin_->table<ds_attention>()) {}
 
 Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
   ds_plan plan{};
@@ -48,11 +31,7 @@ Result<ds_plan> Attention::plan(const ds_attn_args& args) const {
   const PluginRunning running(plugin_->who());
   DS_TRY(judge(table_.plan(plugin_->handle(), &args, &plan, &st), st));
   plan = full_struct(&plan);
-  constexpr uint64_t kLimit = uint64_t{1} << 40;
-  if (plan.workspace_bytes > kLimit || plan.saved_bytes > kLimit)
-    return Status(Code::kPlugin,
-                  std::string(name()) + ": plans " + std::to_string(plan.workspace_bytes) +
-                      " bytes of workspace, " + std::to_string(plan.saved_bytes) + " to keep");
+  DS_TRY(check_room(plan));
   return plan;
 }
 

@@ -9,23 +9,16 @@
 #include <vector>
 
 #include "ds/status.h"
+#include "engine/plugin_generation.h"
 #include "kernels/buffer.h"
 #include "kernels/ops.h"
-#include "plugin/library.h"
-#include "plugin/tensor_view.h"
 
 namespace ds {
 
-/// One generation of an attention component. Immutable; whoever computes with it holds it.
-class Attention {
+class Attention : public PluginGeneration {
  public:
   explicit Attention(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
 
-  std::string_view name() const { return plugin_->name(); }
-  uint64_t generation() const { return generation_; }
-  const PluginInstance& plugin() const { return *plugin_; }
-  /// Part of the key of KV pages: file and config; equal keys compute equal bits.
-  uint64_t key() const { return key_; }
   bool trains() const { return table_.backward != nullptr; }
 
   Result<ds_plan> plan(const ds_attn_args& args) const;
@@ -35,14 +28,10 @@ class Attention {
 
  private:
   using Function = ds_code (*)(ds_instance*, const ds_call*, const ds_attn_args*, ds_status*);
-  /// `result` of one of its functions, as ours.
-  Status judge(ds_code result, const ds_status& st) const;
   Status run(Function function, const ds_call& call, const ds_attn_args& args) const;
   void record(const ds_attn_args& args, bool decode) const;
 
-  std::shared_ptr<const PluginInstance> plugin_;
   ds_attention table_;
-  uint64_t generation_, key_;
 };
 
 /// The serving calls of one step: begin(), then layer() for each layer. Keeps its memory.

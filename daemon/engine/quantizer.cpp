@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstring>
 
-#include "engine/plugin_key.h"
 #include "plugin/tensor_view.h"
 
 namespace ds {
@@ -41,12 +40,8 @@ struct AbiSlots {
 
  private:
   const ds_tensor* tensor_of(const WeightView& w) {
-    const bool f32 = w.format == WeightFormat::kF32;
-    const int64_t panels = (w.n + 15) / 16;
-    const int64_t bytes = f32 ? panels * w.k * 64 : panels * ((w.k + 1) / 2) * 64;
-    auto& view = tensors.emplace_back(std::make_unique<TensorView>(
-        w.data, f32 ? kAbiF32 : kAbiBf16, std::initializer_list{w.n, w.k}));
-    view->set_packing(f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16, static_cast<uint64_t>(bytes));
+    auto& view = tensors.emplace_back(std::make_unique<TensorView>());
+    show_packed(w, *view);
     return view->get();
   }
 };
@@ -130,10 +125,8 @@ uint32_t wanted_parts(const LinearArgs& args) {
 }  // namespace
 
 Quantizer::Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t generation)
-    : plugin_(std::move(plugin)),
+    : PluginGeneration(std::move(plugin), generation),
       table_(plugin_->table<ds_quantizer>()),
-      generation_(generation),
-      key_(plugin_key(*plugin_)),
       serial_(next_serial()) {}
 
 Result<LinearScratch::Plan> Quantizer::plan(const ds_qformat& format, int64_t rows, int64_t k,

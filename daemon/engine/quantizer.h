@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "ds/status.h"
+#include "engine/plugin_generation.h"
 #include "kernels/buffer.h"
 #include "kernels/ops.h"
-#include "plugin/library.h"
 
 namespace ds {
 
@@ -37,16 +37,11 @@ struct LinearScratch {
   std::vector<Plan> plans;
 };
 
-/// One generation of a quantizer component. Immutable.
-class Quantizer {
+class Quantizer : public PluginGeneration {
  public:
   Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
 
-  std::string_view name() const { return plugin_->name(); }
-  uint64_t generation() const { return generation_; }
   uint64_t serial() const { return serial_; }  ///< of this object, never another's
-  /// Part of the key of KV pages: file and config.
-  uint64_t key() const { return key_; }
   /// Whether it multiplies; else its weights are served as dequantize() gives them.
   bool multiplies() const { return table_.linear != nullptr; }
 
@@ -72,9 +67,8 @@ class Quantizer {
 
   void record(const OpContext& context, const QuantWeight& weight, const LinearArgs& args) const;
 
-  std::shared_ptr<const PluginInstance> plugin_;
   ds_quantizer table_;
-  uint64_t generation_, key_, serial_;
+  uint64_t serial_;
 };
 
 }  // namespace ds

@@ -2,7 +2,6 @@
 #include "engine/text_encoder.h"
 
 #include "engine/model.h"
-#include "engine/plugin_key.h"
 
 namespace ds {
 namespace {
@@ -12,10 +11,7 @@ constexpr std::string_view kEmbedding = "model.embed_tokens.weight";
 }  // namespace
 
 TextEncoder::TextEncoder(std::shared_ptr<const PluginInstance> plugin, uint64_t generation)
-    : plugin_(std::move(plugin)),
-      table_(plugin_->table<ds_encoder>()),
-      generation_(generation),
-      key_(plugin_key(*plugin_)) {}
+    : PluginGeneration(std::move(plugin), generation), table_(plugin_->table<ds_encoder>()) {}
 
 Result<std::shared_ptr<const TextEncoder>> TextEncoder::make(
     std::shared_ptr<const PluginInstance> plugin, uint64_t generation) {
@@ -33,12 +29,6 @@ Result<std::shared_ptr<const TextEncoder>> TextEncoder::make(
   return out;
 }
 
-Status TextEncoder::judge(ds_code result, const ds_status& st) const {
-  if (result == DS_OK) return {};
-  return plugin_status(name(), result, st)
-      .in("generation " + std::to_string(generation_) + " of encoder");
-}
-
 Result<ds_plan> TextEncoding::plan(const TextEncoder& encoder, int64_t rows, int64_t width) const {
   ds_plan plan{};
   plan.size = sizeof plan;
@@ -46,26 +36,20 @@ Result<ds_plan> TextEncoding::plan(const TextEncoder& encoder, int64_t rows, int
   const PluginRunning running(encoder.plugin_->who());
   DS_TRY(encoder.judge(encoder.table_.plan(encoder.plugin_->handle(), &args_, &plan, &st), st));
   plan = full_struct(&plan);
-  const auto refuse = [&](const std::string& what) {
-    return Status(Code::kPlugin, "encoder " + std::string(encoder.name()) + ": plans " + what);
-  };
+  const auto text = [](int64_t n) { return std::to_string(n); };
   if (plan.shape[0] != rows || plan.shape[1] != width)
-    return refuse("rows [" + std::to_string(plan.shape[0]) + ", " + std::to_string(plan.shape[1]) +
-                  "] of " + std::to_string(rows) + " tokens, expected [" + std::to_string(rows) +
-                  ", " + std::to_string(width) + "]");
-  constexpr uint64_t kLimit = uint64_t{1} << 40;
-  if (plan.workspace_bytes > kLimit || plan.saved_bytes > kLimit)
-    return refuse(std::to_string(plan.workspace_bytes) + " bytes of workspace, " +
-                  std::to_string(plan.saved_bytes) + " to keep");
+    return Status(Code::kPlugin, "encoder " + std::string(encoder.name()) + ": plans rows [" +
+                                     text(plan.shape[0]) + ", " + text(plan.shape[1]) + "] of " +
+                                     text(rows) + " tokens, expected [" + text(rows) + ", " +
+                                     text(width) + "]");
+  DS_TRY(encoder.check_room(plan));
   return plan;
 }
 
 Status TextEncoding::run(const TextEncoder& encoder, const OpContext& context,
                          ds_code (*function)(ds_instance*, const ds_call*, const ds_encode_args*,
                                              ds_status*)) {
-  ds_call call = host_call(context.parallel);
-  call.workspace = workspace_.at_least(static_cast<size_t>(workspace_bytes_));
-  call.workspace_bytes = workspace_bytes_;
+  const ds_call call = call_with(context, workspace_, workspace_bytes_);
   const auto held = encoder.plugin_->one_call();
   ds_status st;
   st.len = 0;
@@ -73,14 +57,13 @@ Status TextEncoding::run(const TextEncoder& encoder, const OpContext& context,
 }
 
 Status TextEncoding::forward(const TextEncoder& encoder, const OpContext& context,
-                             const BaseWeights& base, std::span<const int32_t> ids, float* out) {
-  const Linear& embedding = base.embedding();
-  const int64_t rows = std::ssize(ids), width = embedding.view.k;
-  const bool f32 = embedding.view.format == WeightFormat::kF32;
+                             const BaseWeights& base, std::span<const int32_t> ids, float* out,
+                             bool train) {
+  const WeightView& embedding = base.embedding().view;
+  const int64_t rows = std::ssize(ids), width = embedding.k;
   ids_.set(ids.data(), kAbiI32, {rows});
   out_.set(out, kAbiF32, {rows, width});
-  table_.set(embedding.view.data, f32 ? kAbiF32 : kAbiBf16, {embedding.view.n, width});
-  table_.set_packing(f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16, embedding.storage.bytes());
+  show_packed(embedding, table_);
   tensors_[0] = table_.get();
   media_ = {};
   media_.size = sizeof media_;
@@ -88,7 +71,7 @@ Status TextEncoding::forward(const TextEncoder& encoder, const OpContext& contex
   media_.data = ids_.get();
   args_ = {};
   args_.size = sizeof args_;
-  args_.flags = DS_ENCODE_TRAIN;
+  args_.flags = train ? DS_ENCODE_TRAIN : 0;
   args_.media = &media_;
   args_.tensors = tensors_.data();
   DS_ASSIGN(const ds_plan planned, plan(encoder, rows, width));

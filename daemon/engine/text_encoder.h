@@ -5,49 +5,36 @@
 #include <array>
 #include <memory>
 #include <span>
-#include <string_view>
 
 #include "ds/status.h"
-#include "kernels/buffer.h"
-#include "kernels/ops.h"
-#include "plugin/library.h"
-#include "plugin/tensor_view.h"
+#include "engine/plugin_generation.h"
 
 namespace ds {
 
 class BaseWeights;
 
-/// One generation of an encoder component. Immutable; whoever computes with it holds it.
-class TextEncoder {
+class TextEncoder : public PluginGeneration {
  public:
   /// Refused when it does not read text, or reads a tensor other than the model's embedding.
   static Result<std::shared_ptr<const TextEncoder>> make(
       std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
 
-  std::string_view name() const { return plugin_->name(); }
-  uint64_t generation() const { return generation_; }
-  /// Part of the key of KV pages: file and config; equal keys compute equal bits.
-  uint64_t key() const { return key_; }
   bool trains() const { return table_.backward != nullptr; }
 
  private:
   friend class TextEncoding;
   TextEncoder(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
-  /// `result` of one of its functions, as ours.
-  Status judge(ds_code result, const ds_status& st) const;
 
-  std::shared_ptr<const PluginInstance> plugin_;
   ds_encoder table_;
-  uint64_t generation_, key_;
 };
 
 /// The encoder's calls of one pass, forward and backward. Keeps its memory.
 class TextEncoding {
  public:
   /// `out` FP32 [ids, d_model]. The ids may be of several sequences: a row depends on its own id
-  /// alone. What `out` and `ids` point at stays until backward(), if that is called.
+  /// alone. `train`: backward() may follow; what `out` and `ids` point at stays until then.
   Status forward(const TextEncoder& encoder, const OpContext& context, const BaseWeights& base,
-                 std::span<const int32_t> ids, float* out);
+                 std::span<const int32_t> ids, float* out, bool train = false);
   /// Adds the gradient of the embedding for `dout`, FP32 [ids, d_model], to `embedding`, FP32
   /// [vocab, d_model]. An encoder without backward adds nothing.
   Status backward(const TextEncoder& encoder, const OpContext& context, const float* dout,

@@ -211,7 +211,7 @@ float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
   components_ = compute_.components->current();
   begin_attention(batch);
   note(encoding_.forward(*components_->encoder, compute_.context, base, batch.ids,
-                         layers_[0].x.as<float>()));
+                         layers_[0].x.as<float>(), true));
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);
   head_forward(call);
   return logits_.as<float>();

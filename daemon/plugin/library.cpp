@@ -91,6 +91,17 @@ std::shared_ptr<PluginLibrary> PluginLibrary::of(const FileContent& file,
   return library;
 }
 
+HelperLaunch PluginLibrary::launch(const IsolationOptions& isolation) const {
+  HelperLaunch out;
+  out.program = isolation.program;
+  out.file = file_;
+  out.path = path_;
+  out.sha256 = sha256_;
+  out.version = version();
+  out.arena_bytes = isolation.arena_bytes;
+  return out;
+}
+
 Result<std::shared_ptr<const PluginLibrary>> PluginLibrary::load(const FileContent& file,
                                                                  const PluginServices& services) {
   Result<PluginFile> judged = inspect_plugin(bytes_of(file));
@@ -120,12 +131,7 @@ Result<std::shared_ptr<const PluginLibrary>> PluginLibrary::describe(
   const auto library = of(file, services);
   DS_ASSIGN(library->own_file_, sealed_file(judged->id, bytes_of(file)));
   library->file_ = library->own_file_.get();
-  HelperLaunch launch;
-  launch.program = isolation.program;
-  launch.file = library->file();
-  launch.path = file.path;
-  launch.sha256 = file.sha256;
-  launch.arena_bytes = isolation.arena_bytes;
+  const HelperLaunch launch = library->launch(isolation);
   const auto log = [&](int32_t level, std::string_view text) {
     if (services.log) services.log(level, judged->id, text);
   };
@@ -182,15 +188,9 @@ Status PluginInstance::create_isolated(const IsolationOptions& isolation) {
   const std::string_view cannot = IsolatedInstance::cannot(component_);
   if (!cannot.empty())
     return unsupported(std::string(name()) + ": cannot run isolated: " + std::string(cannot));
-  HelperLaunch launch;
-  launch.program = isolation.program;
-  launch.file = library_->file();
+  HelperLaunch launch = library_->launch(isolation);
   launch.kind = kind_name(component_.kind);
   launch.component = name();
-  launch.path = library_->path();
-  launch.sha256 = library_->sha256();
-  launch.version = library_->version();
-  launch.arena_bytes = isolation.arena_bytes;
   const auto log = [library = library_.get(), who = library_->id() + "/" + std::string(name())](
                        int32_t level, std::string_view text) {
     if (library->services().log) library->services().log(level, who, text);

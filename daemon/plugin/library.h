@@ -54,7 +54,8 @@ class PluginLibrary {
   /// Whether its code may run in this process.
   bool runs_here() const { return described_ == nullptr; }
   const PluginServices& services() const { return *services_; }
-  int file() const { return file_; }  ///< its sealed bytes
+  /// A helper process for its bytes, of no component yet.
+  HelperLaunch launch(const IsolationOptions& isolation) const;
   const std::vector<ds_component>& components() const { return said_.components; }
   const ds_component* component(uint32_t kind, std::string_view name) const;
   const ds_host* host() const { return &host_; }

@@ -74,9 +74,7 @@ Pair attention(const Ops& ops, const OpContext& context, int64_t keys) {
 }
 
 Pair product(const Ops& ops, const OpContext& context, int64_t n, int64_t model) {
-  const auto found = test::modules().find(DS_KIND_QUANTIZER, "int8");
-  DS_CHECK(found.ok());
-  const Quantizer quantizer(found->instance, 1);
+  const Quantizer quantizer(test::module_of(DS_KIND_QUANTIZER, "int8"), 1);
   const std::vector<float> w = waves(n * model), x = waves(model);
   const auto gate = quantizer.quantize(context, "gate", n, model, w.data());
   const auto up = quantizer.quantize(context, "up", n, model, w.data());

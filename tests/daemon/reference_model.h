@@ -56,19 +56,21 @@ inline Plugins& modules() {
   return *loaded;
 }
 
+inline std::shared_ptr<const PluginInstance> module_of(uint32_t kind, const std::string& name) {
+  Result<Plugins::Serving> found = modules().find(kind, name);
+  if (!found.ok()) std::fprintf(stderr, "%s\n", found.status().message().c_str());
+  DS_CHECK(found.ok());
+  return found->instance;
+}
+
 /// A generation of one of the modules; `generation` is only its name.
 inline std::shared_ptr<const Attention> attention_module(const std::string& name,
                                                          uint64_t generation = 1) {
-  Result<Plugins::Serving> found = modules().find(DS_KIND_ATTENTION, name);
-  if (!found.ok()) std::fprintf(stderr, "%s\n", found.status().message().c_str());
-  DS_CHECK(found.ok());
-  return std::make_shared<Attention>(found->instance, generation);
+  return std::make_shared<Attention>(module_of(DS_KIND_ATTENTION, name), generation);
 }
 
 inline std::shared_ptr<const TextEncoder> text_encoder_module() {
-  Result<Plugins::Serving> found = modules().find(DS_KIND_ENCODER, "text");
-  DS_CHECK(found.ok());
-  auto made = TextEncoder::make(found->instance, 1);
+  auto made = TextEncoder::make(module_of(DS_KIND_ENCODER, "text"), 1);
   DS_CHECK(made.ok());
   return *made;
 }

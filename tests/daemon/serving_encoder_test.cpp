@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The encoder of text in the passes: the built-in one gives the bits of Ops, another one's rows
 // reach the logits, training follows what it can differentiate, and one that cannot serve says why.
-#include "engine/text_encoder.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "engine/text_encoder.h"
 #include "engine/train_graph.h"
 #include "learn/objective.h"
 #include "reference_model.h"
@@ -72,7 +71,8 @@ TEST_F(ServingEncoder, TheBuiltInOneGivesTheBitsOfOps) {
     const std::shared_ptr<const Components> with = machine_.components.current();
     TextEncoding encoding;
     ASSERT_TRUE(
-        encoding.forward(*with->encoder, machine_.compute.context, *base, ids_, got.data()).ok());
+        encoding.forward(*with->encoder, machine_.compute.context, *base, ids_, got.data(), true)
+            .ok());
     machine_.compute.ops->embed(machine_.compute.context, base->embedding().view, rows, ids_.data(),
                                 want.data());
     EXPECT_EQ(got, want);

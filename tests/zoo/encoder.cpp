@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Encoders that break one rule each: a token for each 100 samples of sound; of text, a wave.
+// Encoders that break one rule each: a token for each 100 samples of sound, or for each id.
 #include "tests/zoo/zoo.h"
 
 namespace {
