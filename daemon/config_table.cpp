@@ -66,6 +66,8 @@ constexpr Setting kSettings[] = {
 
     {"model.quant", kT, "file", 0, 0, "", kLive,
      "what weights are kept in: file = the tensors as stored, else a quantizer component"},
+    {"model.calibrate", kB, "true", 0, 0, "", kLive,
+     "show a quantizer that asks for it the inputs of the weights, from the next time they are made"},
     {"plugins.config", kT, "{}", 0, 0, "", kRestart,
      "settings of plugins as JSON, by component: {\"window-global\": {\"window\": 64}}"},
     {"plugins.isolation", kT, "{}", 0, 0, "", kRestart,

@@ -45,6 +45,17 @@ WeightFormat packed_format(const Config& config) {
   return config.text("serve.precision") == "fp32" ? WeightFormat::kF32 : WeightFormat::kBF16;
 }
 
+WeightForm quantized_form(const Config& config, const ComponentsSlot& slot,
+                          const Plugins::Serving& found) {
+  auto quantizer = std::make_shared<const Quantizer>(found.instance, found.generation);
+  const bool calibrated = quantizer->calibrates() && config.flag("model.calibrate");
+  if (calibrated)
+    log(LogLevel::kInfo, "plugin",
+        std::string(quantizer->name()) +
+            ": sees the inputs of the weights first; model.calibrate = false would be faster");
+  return {packed_format(config), std::move(quantizer), calibrated ? slot.current() : nullptr};
+}
+
 /// Makes the serving version's weights anew in `form`, beside those in use, and swaps them in.
 Status keep_in(const WeightForm& form, Bases& bases, Versions& versions) {
   const WeightForm before = bases.form();
@@ -157,7 +168,8 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   return plugins;
 }
 
-Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name) {
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot,
+                               const std::string& name) {
   if (name == "file") return WeightForm(packed_format(config));
   const auto serving = plugins.find(DS_KIND_QUANTIZER, name);
   if (!serving.ok() && left_out(plugins) && config.text("model.quant") == name) {
@@ -166,14 +178,13 @@ Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std
     return WeightForm(packed_format(config));
   }
   DS_ASSIGN(const Plugins::Serving found, serving);
-  return WeightForm(packed_format(config),
-                    std::make_shared<Quantizer>(found.instance, found.generation));
+  return quantized_form(config, slot, found);
 }
 
 void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
                     Versions& versions, EventBus& events) {
   config.before_change("model.quant", [&](const std::string& name) -> Status {
-    DS_ASSIGN(const WeightForm form, weight_form(plugins, config, name));
+    DS_ASSIGN(const WeightForm form, weight_form(plugins, config, slot, name));
     return keep_in(form, bases, versions);
   });
   for (const char* setting : kLearnerSettings) {
@@ -198,9 +209,7 @@ void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Base
         taken = take(kind, next, versions.current()->base.get(), slot);
     }
     if (kind == DS_KIND_QUANTIZER && config.text("model.quant") == name) {
-      taken = keep_in(
-          {packed_format(config), std::make_shared<Quantizer>(next.instance, next.generation)},
-          bases, versions);
+      taken = keep_in(quantized_form(config, slot, next), bases, versions);
     }
     if (!taken.ok()) log(LogLevel::kError, "plugin", taken.message());
     events.publish("plugin", {{"event", "swapped"},

@@ -20,8 +20,9 @@ namespace ds {
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
                                               Metrics& metrics, EventBus& events,
                                               ComponentsSlot& slot);
-/// What model.quant = `name` means.
-Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const std::string& name);
+/// What model.quant = `name` means with the components that `slot` has now.
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot,
+                               const std::string& name);
 
 /// From now on new sequences take what serve.attention, serve.encoder and model.quant are set to,
 /// and the newest generation of it. A setting that cannot be applied is refused.

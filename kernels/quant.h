@@ -76,8 +76,16 @@ struct QuantLinearArgs {
 struct QuantOps {
   /// w [n, k] finite, |w| <= kQuantLargest. 8 bits: scale = largest / 127. 4 bits: the grid of
   /// least squared error among 22, each fitted by least squares. Equal bytes on every ISA.
+  /// With `feedback` of feedback_factor (else null) weight j is rounded after adding what its row
+  /// lost before it, times feedback[j]: least error of the outputs on the inputs seen, without the
+  /// promise of quant_rel_tol (GPTQ).
   void (*quantize)(const OpContext&, QuantFormat, int64_t n, int64_t k, const float* w,
-                   void* packed, void* scales);
+                   const float* feedback, void* packed, void* scales);
+  /// gram [k, k] = x^T x of inputs x [rows, k], finite, read at j <= i only. With 1 % of its
+  /// diagonal's mean added to the diagonal it is (I + U) D (I + U)^T, U strictly upper: feedback
+  /// [k, k] gets U[j][i] at [i][j], j < i, and D at [i][i]; what is right of the diagonal is left
+  /// alone.
+  void (*feedback_factor)(const OpContext&, int64_t k, const float* gram, float* feedback);
   void (*dequantize)(const OpContext&, const QuantView&, float* out);  ///< [n, k]
 
   void (*prepare)(const OpContext&, int64_t rows, int64_t k, const float* x, int64_t x_stride,

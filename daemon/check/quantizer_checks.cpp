@@ -51,15 +51,17 @@ std::optional<Weight> room_for(Trial& t, int64_t n, int64_t k) {
   return out;
 }
 
-std::optional<Weight> quantized(Trial& t, int64_t n, int64_t k, const std::vector<float>& w) {
+/// After observe with inputs `x` [., k], if there are any.
+std::optional<Weight> quantized(Trial& t, int64_t n, int64_t k, const std::vector<float>& w,
+                                const std::vector<float>& x = {}) {
   const auto table = table_of<ds_quantizer>(t.component);
   auto out = room_for(t, n, k);
   if (!out) return {};
   const ds_call* call = t.call(0);
-  if (table.observe != nullptr) {
-    const ds_tensor* x = t.of("x", kF32, {3, k}, values(3 * k, t.options.content + 5));
+  if (table.observe != nullptr && !x.empty()) {
+    const ds_tensor* inputs = t.of("x", kF32, {static_cast<int64_t>(x.size()) / k, k}, x);
     if (!t.invoke("observe", [&](ds_status* st) {
-          return table.observe(t.instance, call, kWeightName, x, st);
+          return table.observe(t.instance, call, kWeightName, inputs, st);
         }))
       return {};
   }
@@ -167,7 +169,8 @@ constexpr int64_t kColumns = 128;
 
 void quantize_all(Trial& t) {
   const int64_t n = rows_of(t);
-  if (const auto w = quantized(t, n, kColumns, values(n * kColumns, t.options.content)))
+  const std::vector<float> shown = values(3 * kColumns, t.options.content + 5);
+  if (const auto w = quantized(t, n, kColumns, values(n * kColumns, t.options.content), shown))
     dequantized(t, *w, n, kColumns);
 }
 void linear_all(Trial& t) {
@@ -349,6 +352,60 @@ Verdict fake_matches(Bench& bench) {
   return pass();
 }
 
+/// Inputs [kShown, kColumns] that go together: a few hidden causes, mixed, and some noise.
+constexpr int64_t kShown = 256;
+std::vector<float> related_inputs(uint64_t seed) {
+  constexpr int64_t kCauses = 8;
+  const std::vector<float> mix = values(kCauses * kColumns, seed),
+                           causes = values(kShown * kCauses, seed + 1);
+  std::vector<float> x = values(kShown * kColumns, seed + 2);
+  for (int64_t i = 0; i < kShown * kColumns; ++i) {
+    float& v = x[static_cast<size_t>(i)] *= 0.3f;
+    for (int64_t c = 0; c < kCauses; ++c) {
+      v += causes[static_cast<size_t>(i / kColumns * kCauses + c)] *
+           mix[static_cast<size_t>(c * kColumns + i % kColumns)];
+    }
+  }
+  return x;
+}
+
+/// Root mean square over the outputs of `x` of what is lost by weights `back` instead of `w`.
+double output_loss(const std::vector<float>& x, const std::vector<float>& w,
+                   const std::vector<float>& back) {
+  double squares = 0;
+  const int64_t n = static_cast<int64_t>(w.size()) / kColumns;
+  for (int64_t r = 0; r < kShown; ++r) {
+    for (int64_t o = 0; o < n; ++o) {
+      double lost = 0;
+      for (int64_t i = 0; i < kColumns; ++i) {
+        const auto at = static_cast<size_t>(o * kColumns + i);
+        lost += (double{w[at]} - double{back[at]}) * x[static_cast<size_t>(r * kColumns + i)];
+      }
+      squares += lost * lost;
+    }
+  }
+  return std::sqrt(squares / static_cast<double>(kShown * n));
+}
+
+Verdict calibration(Bench& bench) {
+  if (quantizer(bench.component).observe == nullptr) return skipped("no observe");
+  const int64_t n = 48;
+  const std::vector<float> w = values(n * kColumns, bench.settings.seed),
+                           x = related_inputs(bench.settings.seed + 3);
+  const auto loss = [&](const std::vector<float>& shown) {
+    const auto back = on_fresh(bench, [&](Trial& t) -> std::vector<float> {
+      const auto q = quantized(t, n, kColumns, w, shown);
+      return q ? dequantized(t, *q, n, kColumns) : std::vector<float>{};
+    });
+    return back.empty() ? double{NAN} : output_loss(x, w, back);
+  };
+  const double before = loss({}), after = loss(x);
+  if (!(after <= 1.001 * before))
+    return failed("outputs of the inputs shown are off by " + std::to_string(after) +
+                  " (root mean square), by " + std::to_string(before) + " when nothing was shown");
+  return pass("error of the outputs " + std::to_string(after / before) + " of that without");
+}
+
 }  // namespace
 
 std::vector<Operation> quantizer_operations() {
@@ -366,7 +423,8 @@ std::vector<Check> quantizer_checks() {
           {"numerics.nan", 2, kind, {}, not_a_number},
           {"numerics.linear", 2, kind, {}, linear_matches},
           {"numerics.rows", 2, kind, {}, rows_alone},
-          {"numerics.fake-quant", 2, kind, {}, fake_matches}};
+          {"numerics.fake-quant", 2, kind, {}, fake_matches},
+          {"numerics.calibration", 2, kind, {}, calibration}};
 }
 
 }  // namespace ds::check

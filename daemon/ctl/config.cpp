@@ -32,7 +32,9 @@ int config_show(Session& session, bool origin) {
 }
 
 int config_set(Session& session, const std::string& name, const std::string& value) {
-  const auto reply = session.post("/ds/v1/config", {{"name", name}, {"value", value}});
+  // Weights may have to be made anew, and calibrated.
+  const auto reply =
+      session.post("/ds/v1/config", {{"name", name}, {"value", value}}, Patience::kLong);
   if (!reply.ok()) return session.fail(reply.status(), "dsctl config show lists the settings");
   if (session.json()) {
     session.document("ds.ConfigChange/1", *reply);

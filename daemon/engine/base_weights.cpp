@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "engine/calibration.h"
 #include "engine/model.h"
 #include "storage/seams.h"
 
@@ -14,6 +15,11 @@ std::string_view target_path(Target target) {
       "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
       "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
   return kPaths[target];
+}
+
+std::string weight_name(int64_t layer, Target target) {
+  return "model.layers." + std::to_string(layer) + "." + std::string(target_path(target)) +
+         ".weight";
 }
 
 std::pair<int64_t, int64_t> target_shape(const ModelConfig& c, Target target) {
@@ -80,7 +86,9 @@ Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64
 
 uint64_t WeightForm::key() const {
   const auto own = static_cast<uint64_t>(format);
-  return quantizer == nullptr ? own : Rng::mix(own, quantizer->key());
+  if (quantizer == nullptr) return own;
+  const uint64_t quantized = Rng::mix(own, quantizer->key());
+  return calibrated_with == nullptr ? quantized : Rng::mix(quantized, calibrated_with->key());
 }
 
 Result<std::shared_ptr<const BaseWeights>> BaseWeights::load(const ModelFile& file,
@@ -196,6 +204,10 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig&
   base->form_ = form;
   base->store_ = std::make_shared<Store>();
   Store& store = *base->store_;
+  if (form.calibrated_with != nullptr) {
+    DS_ASSIGN(const auto plain, build(c, sha256, compute, form.format, read));
+    DS_TRY(calibrate(*form.quantizer, *plain, compute, form.calibrated_with));
+  }
   DS_TRY(Builder(compute, form, read, store).all(c));
   const std::vector<double> inv = inverse_frequencies(c);
   store.rope_cos.resize(static_cast<size_t>(c.context) * inv.size());
@@ -224,7 +236,7 @@ std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quant
   auto out = std::make_shared<BaseWeights>();
   out->config_ = config_;
   out->sha256_ = sha256_;
-  out->form_ = {form_.format, std::move(next)};
+  out->form_ = {form_.format, std::move(next), form_.calibrated_with};
   out->store_ = store_;
   return out;
 }

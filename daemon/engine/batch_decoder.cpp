@@ -45,7 +45,7 @@ Status BatchDecoder::score(const BaseWeights& base, const LoraDelta* delta,
   return {};
 }
 
-/// One sequence being decoded in greedy().
+/// One sequence being decoded in generate().
 struct BatchDecoder::Live {
   size_t index = 0;          // of the prompt
   std::vector<TokenId> ids;  // prompt and what followed
@@ -57,7 +57,8 @@ struct BatchDecoder::Live {
 
 /// Feeds as many pending tokens as fit in one pass, in the order of `live`.
 Status BatchDecoder::step(const BaseWeights& base, const LoraDelta* delta, KvPages& pages,
-                          std::span<Live> live) {
+                          std::span<Live> live, const Sampling& sampling,
+                          const LinearWatch* watch) {
   std::vector<TokenId> ids;
   std::vector<SequenceSpan> spans;
   std::vector<int32_t> wanted;
@@ -81,18 +82,21 @@ Status BatchDecoder::step(const BaseWeights& base, const LoraDelta* delta, KvPag
   batch.slot_of_row = slots;
   if (delta != nullptr) batch.deltas = {&delta, 1};
   batch.logit_rows = wanted;
+  batch.watch = watch;
   DS_TRY(forward_.run(base, batch, pages, logits_.data(), nullptr));
   for (size_t i = 0; i < chosen.size(); ++i) {
-    const float* row = logits_.data() + static_cast<int64_t>(i) * config_.vocab;
-    chosen[i]->next = static_cast<TokenId>(std::max_element(row, row + config_.vocab) - row);
+    const auto vocab = static_cast<size_t>(config_.vocab);
+    const uint64_t position = uint64_t{chosen[i]->index} << 32 | chosen[i]->ids.size();
+    DS_ASSIGN(chosen[i]->next,
+              sample_token({logits_.data() + i * vocab, vocab}, sampling, {}, position, scratch_));
     chosen[i]->ready = true;
   }
   return {};
 }
 
-Result<std::vector<std::vector<TokenId>>> BatchDecoder::greedy(
+Result<std::vector<std::vector<TokenId>>> BatchDecoder::generate(
     const BaseWeights& base, const LoraDelta* delta, std::span<const std::vector<TokenId>> prompts,
-    int64_t max_tokens, TokenId stop) {
+    int64_t max_tokens, TokenId stop, const Sampling& sampling, const LinearWatch* watch) {
   std::vector<std::vector<TokenId>> answers(prompts.size());
   std::vector<Live> live;
   int32_t next_page = 0;
@@ -107,7 +111,7 @@ Result<std::vector<std::vector<TokenId>>> BatchDecoder::greedy(
   }
   KvPages pages(config_, dtype_, std::max(next_page, 1));
   while (!live.empty()) {
-    DS_TRY(step(base, delta, pages, live));
+    DS_TRY(step(base, delta, pages, live, sampling, watch));
     std::erase_if(live, [&](Live& s) {
       if (!s.ready) return false;
       if (s.next == stop) return true;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/model.h"
+#include "engine/sampler.h"
 
 namespace ds {
 
@@ -16,11 +17,20 @@ class BatchDecoder {
  public:
   BatchDecoder(const ModelConfig& config, const Compute& compute, KvDtype dtype);
 
-  /// Greedy continuations of each prompt, without the stop token; at most `max_tokens` each. Fails
-  /// as a plugin does, like score().
+  /// Continuations of each prompt, without the stop token (-1: none); at most `max_tokens` each.
+  /// Fails as a plugin does, like score(), and on logits that are not finite.
+  Result<std::vector<std::vector<TokenId>>> generate(const BaseWeights& base,
+                                                     const LoraDelta* delta,
+                                                     std::span<const std::vector<TokenId>> prompts,
+                                                     int64_t max_tokens, TokenId stop,
+                                                     const Sampling& sampling,
+                                                     const LinearWatch* watch = nullptr);
+  /// The likeliest token each time.
   Result<std::vector<std::vector<TokenId>>> greedy(const BaseWeights& base, const LoraDelta* delta,
                                                    std::span<const std::vector<TokenId>> prompts,
-                                                   int64_t max_tokens, TokenId stop);
+                                                   int64_t max_tokens, TokenId stop) {
+    return generate(base, delta, prompts, max_tokens, stop, {.temperature = 0});
+  }
 
   /// Calls `row(sequence, target, logits)` for each target >= first_target[sequence], the logits
   /// being those that predict ids[target]; FP32 [vocab], valid during the call.
@@ -32,13 +42,14 @@ class BatchDecoder {
  private:
   static constexpr int64_t kRows = 128;
   struct Live;
-  Status step(const BaseWeights& base, const LoraDelta* delta, KvPages& pages,
-              std::span<Live> live);
+  Status step(const BaseWeights& base, const LoraDelta* delta, KvPages& pages, std::span<Live> live,
+              const Sampling& sampling, const LinearWatch* watch);
   ModelConfig config_;
   Compute compute_;
   KvDtype dtype_;
   Forward forward_;
   std::vector<float> logits_;
+  SampleScratch scratch_;
 };
 
 }  // namespace ds

@@ -37,6 +37,8 @@ struct Compute {
 enum Target : int { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
 /// HF module path inside a layer: "self_attn.q_proj", ..., "mlp.down_proj".
 std::string_view target_path(Target target);
+/// "model.layers.3.mlp.up_proj.weight".
+std::string weight_name(int64_t layer, Target target);
 /// {n (out), k (in)} of a target's weight.
 std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target target);
 
@@ -53,10 +55,13 @@ struct Linear {
 /// embedding are always, or the format of a quantizer plugin.
 struct WeightForm {
   WeightForm() = default;
-  WeightForm(WeightFormat f, std::shared_ptr<const Quantizer> q = nullptr)
-      : format(f), quantizer(std::move(q)) {}
+  WeightForm(WeightFormat f, std::shared_ptr<const Quantizer> q = nullptr,
+             std::shared_ptr<const Components> with = nullptr)
+      : format(f), quantizer(std::move(q)), calibrated_with(std::move(with)) {}
   WeightFormat format = WeightFormat::kBF16;
   std::shared_ptr<const Quantizer> quantizer;
+  /// What computes the inputs that the quantizer sees before it quantizes; null: it sees none.
+  std::shared_ptr<const Components> calibrated_with;
   uint64_t key() const;  ///< part of the key of KV pages; equal forms of one base give equal bits
 };
 
@@ -190,6 +195,11 @@ class KvPages {
   Buffer storage_, extra_;
 };
 
+/// Sees the input x [rows, k] of a layer's weight before it is multiplied; what it returns ends the
+/// step unless it is OK.
+using LinearWatch =
+    std::function<Status(int64_t layer, Target, int64_t rows, int64_t k, const float* x)>;
+
 /// One step over a mixed batch: rows of several sequences, prefill chunks and single tokens alike.
 /// All sequences share `base`; each row's slot picks its delta.
 struct StepBatch {
@@ -199,6 +209,7 @@ struct StepBatch {
   std::span<const LoraDelta* const> deltas;  ///< at most kMaxLoraSlots
   std::span<const int32_t> logit_rows;       ///< rows whose logits are wanted
   const Components* components = nullptr;    ///< null: what the slot of Compute has now
+  const LinearWatch* watch = nullptr;        ///< null: nobody
 };
 
 /// The forward pass with its planned workspace. Not thread-safe; one per thread that runs it.

@@ -165,6 +165,18 @@ Result<ds_qformat> Quantizer::format(int64_t n, int64_t k) const {
   return out;
 }
 
+Status Quantizer::observe(const OpContext& context, const std::string& weight_name, int64_t rows,
+                          int64_t k, const float* x) const {
+  const TensorView inputs(x, kAbiF32, {rows, k});
+  const ds_call call = host_call(context.parallel);
+  ds_status st{};
+  const auto held = plugin_->one_call();
+  return plugin_status(
+             name(),
+             table_.observe(plugin_->handle(), &call, abi_str(weight_name), inputs.get(), &st), st)
+      .in(weight_name);
+}
+
 Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& context,
                                                          const std::string& weight_name, int64_t n,
                                                          int64_t k, const float* w) const {

@@ -45,6 +45,11 @@ class Quantizer : public PluginGeneration {
   /// Whether it multiplies; else its weights are served as dequantize() gives them.
   bool multiplies() const { return table_.linear != nullptr; }
 
+  /// Whether it wants to see the inputs of weights before it quantizes them.
+  bool calibrates() const { return table_.observe != nullptr; }
+  /// `x` FP32 [rows, k], inputs of the weight `name`.
+  Status observe(const OpContext& context, const std::string& name, int64_t rows, int64_t k,
+                 const float* x) const;
   /// `w` FP32 [n, k]; `name` is the weight's HF path.
   Result<std::unique_ptr<QuantWeight>> quantize(const OpContext& context, const std::string& name,
                                                 int64_t n, int64_t k, const float* w) const;

@@ -21,7 +21,7 @@ struct Sampling {
   float top_p = 1.0f, min_p = 0.0f;
   float presence_penalty = 0.0f, frequency_penalty = 0.0f;
   uint64_t seed = 0;
-  std::vector<std::pair<TokenId, float>> logit_bias;
+  std::vector<std::pair<TokenId, float>> logit_bias = {};
 };
 
 /// Refuses values outside OpenAI's ranges (and NaN), naming the field, the value and the range.

@@ -33,10 +33,7 @@ void merge(const Adapters& adapters, const ModelConfig& config, NamedTensors& ma
       if (f.a.empty()) continue;
       const auto target = static_cast<Target>(t);
       const auto [n, k] = target_shape(config, target);
-      float* w = masters
-                     .at("model.layers." + std::to_string(layer) + "." +
-                         std::string(target_path(target)) + ".weight")
-                     .data();
+      float* w = masters.at(weight_name(static_cast<int64_t>(layer), target)).data();
       for (int64_t row = 0; row < n; ++row, w += k) {
         for (int64_t r = 0; r < rank; ++r) {
           const float b = adapters.scale() * f.b[static_cast<size_t>(row * rank + r)];

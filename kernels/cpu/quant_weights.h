@@ -201,15 +201,6 @@ inline void quantize_panel(QuantFormat format, int64_t n, int64_t k, const float
   }
 }
 
-inline void quantize(const OpContext& context, QuantFormat format, int64_t n, int64_t k,
-                     const float* w, void* packed, void* scales) {
-  parallel_for(context, ceil_div(n, 16), [&](int64_t p) {
-    quantize_panel(format, n, k, w, p,
-                   static_cast<char*>(packed) + p * quant_panel_bytes(format, k),
-                   static_cast<char*>(scales) + p * quant_scale_panel_bytes(format, k));
-  });
-}
-
 /// Weight j of a group, of its codes.
 DS_INLINE F16 weight_at(QuantFormat format, const QuantGrid& grid, const uint32_t* codes,
                         int64_t j) {

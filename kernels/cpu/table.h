@@ -11,6 +11,7 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/loss.h"
 #include "kernels/cpu/pack.h"
+#include "kernels/cpu/quant_feedback.h"
 #include "kernels/cpu/quant_linear.h"
 #include "kernels/cpu/quant_weights.h"
 #include "kernels/cpu/rows.h"
@@ -54,6 +55,7 @@ constexpr Ops table(const char* name) {
 
 constexpr QuantOps quant_table() {
   return {.quantize = quantize,
+          .feedback_factor = feedback_factor,
           .dequantize = dequantize,
           .prepare = quant_prepare,
           .linear = quant_linear,

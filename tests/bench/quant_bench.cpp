@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// quant_bench [decode|drift]: what 8 and 4 bits do to the real model. Perplexity of the
-// teacher-forced texts of tests/data/smollm2 in FP32 and with every linear weight and the head
+// quant_bench [decode | drift [RATE [FORM]]]: what 8 and 4 bits do to the real model. Perplexity of
+// the teacher-forced texts of tests/data/smollm2 in FP32 and with every linear weight and the head
 // quantized: weights alone (the dequantized weights in FP32, lookups of the tied embedding
-// included) and as the engine serves them with the plugin (input in 8 bits, lookups exact). The
+// included) and as the engine serves them with the plugin (input in 8 bits, lookups exact; a
+// quantizer that asks for it is calibrated first, as with model.calibrate). The
 // file's own weights lie on 4-bit grids, so all of it again with noise of 1 % of each row's root
 // mean square. Then the time of one decode pass over all matrices.
-//   drift [RATE]: instead on weights that 100 steps of full fine-tuning have moved: FP32, AdamW at
+//   drift: instead on weights that 100 steps of full fine-tuning have moved: FP32, AdamW at
 //   RATE (1e-4), 8 x 64 tokens a step, through /usr/share/common-licenses without MPL-2.0,
 //   whose first tokens are the second text. So small a move can be rounded away again, back onto
 //   the file's grids. So the same is done with every input channel of the linear layers rescaled
 //   (rescale_channels below): the model computes the same, but no trace of a grid is left.
+//   With a FORM, "int4 group 32", only that one.
 //   Prints the SHA-256 of the moved weights, which is the same on every run on one ISA, and how far
 //   they have moved.
 #include <chrono>
@@ -177,13 +179,22 @@ std::shared_ptr<const Quantizer> plugin_of(const Form& f) {
   return std::make_shared<Quantizer>(*made, 1);
 }
 
+using NamedTexts = std::vector<std::pair<const char*, Texts>>;
+
 void compare(const ModelFile& file, const NamedTensors& tensors, const Machine& machine,
-             const Texts& texts) {
+             const NamedTexts& evaluated, std::string_view only = {}) {
   const Compute& compute = machine.compute;
-  const double exact =
-      perplexity(compute, *base_of(file, tensors, compute, WeightFormat::kF32), texts);
-  std::printf("  fp32             perplexity %.4f\n", exact);
+  const auto perplexities = [&](const NamedTensors& of, const WeightForm& form) {
+    const auto base = base_of(file, of, compute, form);
+    std::vector<double> out;
+    for (const auto& [name, texts] : evaluated) out.push_back(perplexity(compute, *base, texts));
+    return out;
+  };
+  const std::vector<double> exact = perplexities(tensors, WeightFormat::kF32);
+  for (size_t i = 0; i < exact.size(); ++i)
+    std::printf("  fp32, %s: perplexity %.4f\n", evaluated[i].first, exact[i]);
   for (const Form& f : kForms) {
+    if (!only.empty() && f.name != only) continue;
     NamedTensors rounded = tensors;
     for (auto& [name, w] : rounded) {
       if (!is_matrix(file, name)) continue;
@@ -192,15 +203,19 @@ void compare(const ModelFile& file, const NamedTensors& tensors, const Machine& 
           .fake(compute.context, f.of(shape[0], shape[1]), shape[0], shape[1], w.data(), w.data());
     }
     const double error = distance(file, tensors, rounded);
-    const double weights =
-        perplexity(compute, *base_of(file, rounded, compute, WeightFormat::kF32), texts);
+    const std::vector<double> weights = perplexities(rounded, WeightFormat::kF32);
     rounded.clear();
-    const double served = perplexity(
-        compute, *base_of(file, tensors, compute, {WeightFormat::kF32, plugin_of(f)}), texts);
-    std::printf(
-        "  %-17s relative error %.5f | perplexity, weights alone %.4f (%+.2f %%) | served %.4f "
-        "(%+.2f %%)\n",
-        f.name, error, weights, (weights / exact - 1) * 100, served, (served / exact - 1) * 100);
+    const auto quantizer = plugin_of(f);
+    const std::vector<double> served =
+        perplexities(tensors, {WeightFormat::kF32, quantizer,
+                               quantizer->calibrates() ? compute.components->current() : nullptr});
+    for (size_t i = 0; i < exact.size(); ++i) {
+      std::printf(
+          "  %-17s %s: relative error %.5f | perplexity, weights alone %.4f (%+.2f %%) | served "
+          "%.4f (%+.2f %%)\n",
+          f.name, evaluated[i].first, error, weights[i], (weights[i] / exact[i] - 1) * 100,
+          served[i], (served[i] / exact[i] - 1) * 100);
+    }
     std::fflush(stdout);
   }
 }
@@ -366,7 +381,7 @@ void decode_pass(const ModelFile& file, const NamedTensors& tensors, Machine& ma
           const int64_t n = shapes[i].n, k = shapes[i].k;
           memory.push_back(aligned(quant_packed_bytes(f.of(n, k), n, k)));
           memory.push_back(aligned(quant_scale_bytes(f.of(n, k), n, k)));
-          quant.quantize(context, f.of(n, k), n, k, sources[i], memory[2 * i].get(),
+          quant.quantize(context, f.of(n, k), n, k, sources[i], nullptr, memory[2 * i].get(),
                          memory[2 * i + 1].get());
           bytes += static_cast<double>(quant_packed_bytes(f.of(n, k), n, k) +
                                        quant_scale_bytes(f.of(n, k), n, k));
@@ -380,23 +395,22 @@ void decode_pass(const ModelFile& file, const NamedTensors& tensors, Machine& ma
   }
 }
 
-int run_drift(float rate) {
+int run_drift(float rate, std::string_view only) {
   Machine machine;
   const LoadedModel model = load_model(smollm2_path(), machine.compute, WeightFormat::kF32);
   std::printf("%s: 100 steps of full fine-tuning at %g\n", machine.compute.ops->name, rate);
   const NamedTensors start = tensors_of(*model.file);
   NamedTensors weights = drifted(model, machine.compute, start, rate);
   std::printf("  moved by %.5f of the norm\n", distance(*model.file, start, weights));
-  const std::pair<const char*, Texts> evaluated[] = {
-      {"general texts", reference_texts()}, {"licence held out", held_out_texts(*model.tokenizer)}};
-  for (const bool rescaled : {false, true}) {
-    if (rescaled) rescale_channels(model.file->config(), weights);
-    for (const auto& [name, texts] : evaluated) {
-      std::printf("%s%s, of the file's weights %.4f\n", name, rescaled ? ", channels rescaled" : "",
-                  perplexity(machine.compute, *model.base, texts));
-      compare(*model.file, weights, machine, texts);
-    }
-  }
+  const NamedTexts evaluated = {{"general texts", reference_texts()},
+                                {"licence held out", held_out_texts(*model.tokenizer)}};
+  for (const auto& [name, texts] : evaluated)
+    std::printf("the file's weights, %s: perplexity %.4f\n", name,
+                perplexity(machine.compute, *model.base, texts));
+  compare(*model.file, weights, machine, evaluated, only);
+  rescale_channels(model.file->config(), weights);
+  std::printf("channels rescaled\n");
+  compare(*model.file, weights, machine, evaluated, only);
   return 0;
 }
 
@@ -412,7 +426,7 @@ int run(bool decode_only) {
               machine.pool.threads());
   decode_pass(**file, tensors, machine);
   if (decode_only) return 0;
-  const Texts texts = reference_texts();
+  const NamedTexts texts = {{"general texts", reference_texts()}};
   std::printf("weights of the file\n");
   compare(**file, tensors, machine, texts);
   add_noise(**file, tensors);
@@ -426,6 +440,7 @@ int run(bool decode_only) {
 
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
-  if (mode == "drift") return ds::test::run_drift(argc > 2 ? std::stof(argv[2]) : 1e-4f);
+  if (mode == "drift")
+    return ds::test::run_drift(argc > 2 ? std::stof(argv[2]) : 1e-4f, argc > 3 ? argv[3] : "");
   return ds::test::run(mode == "decode");
 }

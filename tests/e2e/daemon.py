@@ -68,9 +68,10 @@ class UnixConnection(http.client.HTTPConnection):
 
 class Daemon:
     """with Daemon() as dsd: dsd.get("/ds/v1/status").  `data` may be the folder of an earlier one.
-    `memory` bytes are all that it may map."""
+    `memory` bytes are all that it may map; it is ready within `patience_s`."""
 
-    def __init__(self, model=None, data=None, settings=None, http_address="127.0.0.1:0", run=None, memory=None):
+    def __init__(self, model=None, data=None, settings=None, http_address="127.0.0.1:0", run=None, memory=None,
+                 patience_s=60):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ds-e2e-"))
         self.data = pathlib.Path(data or self.folder / "data")
         self.run = pathlib.Path(run or self.folder / "run")
@@ -81,7 +82,7 @@ class Daemon:
                         "--run", self.run, "--http", http_address]
         for name, value in (settings or {}).items():
             self.command += ["--set", f"{name}={value}"]
-        self.process, self.ready, self.memory = None, None, memory
+        self.process, self.ready, self.memory, self.patience_s = None, None, memory, patience_s
 
     def __enter__(self):
         return self.start()
@@ -99,12 +100,12 @@ class Daemon:
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return self
 
-    def start(self, patience_s=60):
+    def start(self):
         """Returns when it is ready; raises with its log when it ends or stays silent."""
         file = self.run / "ready.json"
         file.unlink(missing_ok=True)  # of a killed predecessor; dsd removes it too, a moment later
         self.launch()
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + self.patience_s
         while time.monotonic() < deadline:
             if file.exists():
                 self.ready = json.loads(file.read_text())

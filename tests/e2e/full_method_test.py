@@ -47,7 +47,7 @@ def version(dsd, name):
 
 class FullMethod(unittest.TestCase):
     def test_one_correction(self):
-        with Daemon(settings=SETTINGS) as dsd:
+        with Daemon(settings=SETTINGS, patience_s=PATIENCE_S) as dsd:
             before, first = dsd.ask(QUESTION)
             self.assertNotIn("lantern", before)
             item, fate = teach(dsd, QUESTION, ANSWER)
@@ -66,7 +66,7 @@ class FullMethod(unittest.TestCase):
             stray = dsd.data / "bases" / ("e" * 64)
             dsd.kill()
             stray.mkdir()
-            dsd.start(PATIENCE_S)
+            dsd.start()
             again, repeated = dsd.ask(QUESTION)
             self.assertEqual((again, repeated["system_fingerprint"]),
                              (learned, second["system_fingerprint"]))
@@ -91,7 +91,7 @@ class FullMethod(unittest.TestCase):
                 time.sleep(0.001)
             self.assertEqual(len(bases(dsd)), 2, "no second base within its time")
             dsd.kill()
-            dsd.start(PATIENCE_S)
+            dsd.start()
             named = {v["base_sha256"] for v in dsd.get("/ds/v1/versions")["items"]}
             self.assertLessEqual(set(os.listdir(dsd.data / "bases")), named)
             print(f"killed beside the second base, now {dsd.ready['version']}", flush=True)

@@ -85,15 +85,22 @@ class PluginPath(unittest.TestCase):
             self.assertEqual(dsd.ask(question, 8)[0], before)
 
     def test_perplexity_of_the_built_in_formats(self):
-        with Daemon(settings={"learn.enabled": "false", "serve.precision": "fp32"}) as dsd:
+        settings = {"learn.enabled": "false", "serve.precision": "fp32", "model.calibrate": "false"}
+        with Daemon(settings=settings) as dsd:
             exact = perplexity(dsd)
             for name, allowed in (("int8", 0.01), ("int4", 0.06)):
                 dsd.ctl("config", "set", "model.quant", name)
-                rise = perplexity(dsd) / exact - 1
-                print(f"{name}: perplexity {100 * rise:+.2f} % of FP32 {exact:.3f}")
-                self.assertLess(rise, allowed, name)
+                self.expect_within(dsd, exact, name, allowed)
             dsd.ctl("config", "set", "model.quant", "file")
             self.assertEqual(perplexity(dsd), exact)  # bit for bit back
+        settings |= {"model.quant": "int4", "model.calibrate": "true"}
+        with Daemon(settings=settings, patience_s=300) as dsd:
+            self.expect_within(dsd, exact, "calibrated int4", 0.06)
+
+    def expect_within(self, dsd, exact, name, allowed):
+        rise = perplexity(dsd) / exact - 1
+        print(f"{name}: perplexity {100 * rise:+.2f} % of FP32 {exact:.3f}")
+        self.assertLess(rise, allowed, name)
 
 
 if __name__ == "__main__":

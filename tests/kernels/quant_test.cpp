@@ -35,13 +35,13 @@ struct Quantized {
   std::shared_ptr<char> packed, scales;
 
   Quantized(const QuantOps& ops, const OpContext& context, QuantFormat f, int64_t n, int64_t k,
-            const Floats& w)
+            const Floats& w, const float* feedback = nullptr)
       : format(f),
         n(n),
         k(k),
         packed(aligned(quant_packed_bytes(f, n, k))),
         scales(aligned(quant_scale_bytes(f, n, k))) {
-    ops.quantize(context, f, n, k, w.data(), packed.get(), scales.get());
+    ops.quantize(context, f, n, k, w.data(), feedback, packed.get(), scales.get());
   }
   Floats weights(const QuantOps& ops) const {
     Floats out(static_cast<size_t>(n * k), NAN);
@@ -147,6 +147,128 @@ TEST_P(QuantTest, FourBitsFitBetterThanThePlainGrid) {
   }
   std::printf("squared error %.3f of the plain grid's\n", squared / plain);
   EXPECT_LT(squared, 0.92 * plain);
+}
+
+/// Inputs that go together: a few hidden causes, mixed, and noise. [rows, k]
+Floats related_inputs(int64_t rows, int64_t k, uint32_t seed) {
+  constexpr int64_t kCauses = 9;
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Floats mix(static_cast<size_t>(kCauses * k)), x(static_cast<size_t>(rows * k));
+  for (float& v : mix) v = normal(random);
+  for (int64_t r = 0; r < rows; ++r) {
+    float cause[kCauses];
+    for (float& c : cause) c = normal(random);
+    for (int64_t j = 0; j < k; ++j) {
+      float& v = x[static_cast<size_t>(r * k + j)] = 0.3f * normal(random);
+      for (int64_t c = 0; c < kCauses; ++c) v += cause[c] * mix[static_cast<size_t>(c * k + j)];
+    }
+  }
+  return x;
+}
+
+Floats gram_of(const Floats& x, int64_t k) {
+  Vec sums(static_cast<size_t>(k * k));
+  for (size_t at = 0; at < x.size(); at += static_cast<size_t>(k)) {
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j < k; ++j)
+        sums[static_cast<size_t>(i * k + j)] += double{x[at + i]} * double{x[at + j]};
+    }
+  }
+  return {sums.begin(), sums.end()};
+}
+
+/// What weights in codes do to the outputs of x: the sum of squared differences.
+double output_error(const Floats& x, const Floats& w, const Floats& wq, int64_t n, int64_t k) {
+  Vec difference(w.size());
+  for (size_t i = 0; i < w.size(); ++i) difference[i] = double{w[i]} - double{wq[i]};
+  const auto rows = static_cast<int64_t>(x.size()) / k;
+  double error = 0;
+  for (const double y : reference::matmul(rows, n, k, as_double(x), difference)) error += y * y;
+  return error;
+}
+
+TEST_P(QuantTest, FeedbackFactorIsThatOfTheDampedSums) {
+  const uint32_t seed = random_seed();
+  Pool three(3);
+  for (const int64_t k : {1, 2, 31, 48, 49, 130, 200}) {
+    const Floats gram = gram_of(related_inputs(k / 2 + 1, k, seed), k);  // of less than full rank
+    double damping = 0;
+    for (int64_t i = 0; i < k; ++i) damping += 0.01 * double{gram[i * k + i]} / double(k);
+    Floats f(gram.size(), NAN), there(gram.size(), NAN);
+    quant.feedback_factor({three.engine()}, k, gram.data(), f.data());
+    cpu_quant_ops(CpuIsa::kScalar).feedback_factor({}, k, gram.data(), there.data());
+    EXPECT_EQ(0, std::memcmp(f.data(), there.data(), f.size() * sizeof(float))) << "k " << k;
+    const auto factor = [&](int64_t row, int64_t column) {  // of I + U
+      return row == column ? 1.0 : double{f[static_cast<size_t>(column * k + row)]};
+    };
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j <= i; ++j) {
+        double got = 0;
+        for (int64_t l = i; l < k; ++l) got += factor(i, l) * double{f[l * k + l]} * factor(j, l);
+        const double expected = double{gram[i * k + j]} + (i == j ? damping : 0);
+        EXPECT_NEAR(got, expected, 1e-3 * damping + 1e-5 * double{gram[i * k + i]})
+            << "k " << k << " at " << i << ", " << j;
+      }
+    }
+  }
+  Floats nothing(9, 0), f(9, NAN);
+  quant.feedback_factor({}, 3, nothing.data(), f.data());
+  EXPECT_EQ(f[6], 0.0f);
+  EXPECT_EQ(f[8], 1.0f);
+}
+
+TEST_P(QuantTest, FeedbackRoundsForTheInputsThatWereSeen) {
+  const uint32_t seed = random_seed();
+  Pool two(2);
+  for (const QuantFormat f : kFormats) {
+    for (const int64_t k : {40, 161, 320}) {
+      const int64_t n = 37;
+      const Floats x = related_inputs(200, k, seed), gram = gram_of(x, k);
+      const Floats w = random_floats(static_cast<size_t>(n * k), seed);
+      Floats factor(gram.size());
+      quant.feedback_factor({}, k, gram.data(), factor.data());
+      const Quantized plain(quant, {}, f, n, k, w);
+      const Quantized fed(quant, {two.engine()}, f, n, k, w, factor.data());
+      const QuantOps& scalar = cpu_quant_ops(CpuIsa::kScalar);
+      EXPECT_TRUE(fed.equals(Quantized(scalar, {}, f, n, k, w, factor.data()))) << named(f);
+      const double before = output_error(x, w, plain.weights(quant), n, k);
+      const double after = output_error(x, w, fed.weights(quant), n, k);
+      EXPECT_LT(after, 0.35 * before) << named(f) << " k " << k;
+      std::printf("%s, k %lld: %.3f\n", named(f).c_str(), static_cast<long long>(k),
+                  after / before);
+    }
+  }
+}
+
+/// Column by column in double precision, on the grids that were chosen.
+TEST_P(QuantTest, FeedbackIsWhatTheFormulaSays) {
+  const int64_t n = 16, k = 100;
+  const QuantFormat f{4, 32};
+  const Floats x = related_inputs(200, k, random_seed()), gram = gram_of(x, k);
+  const Floats w = random_floats(static_cast<size_t>(n * k), 3);
+  Floats factor(gram.size());
+  quant.feedback_factor({}, k, gram.data(), factor.data());
+  const Floats got = Quantized(quant, {}, f, n, k, w, factor.data()).weights(quant);
+  int64_t nearest = 0, inside = 0;
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t g = 0; g < k; g += 32) {
+      const int64_t end = std::min(k, g + 32);
+      Floats levels(got.begin() + r * k + g, got.begin() + r * k + end);  // those in use
+      std::ranges::sort(levels);
+      const float step = (levels.back() - levels.front()) / 15;
+      for (int64_t i = g; i < end; ++i) {
+        double wanted = double{w[r * k + i]};
+        for (int64_t j = 0; j < i; ++j)
+          wanted += (double{w[r * k + j]} - double{got[r * k + j]}) * double{factor[i * k + j]};
+        if (wanted < double{levels.front()} || wanted > double{levels.back()}) continue;
+        ++inside;
+        nearest += std::fabs(wanted - double{got[r * k + i]}) <= 0.51 * double{step} ? 1 : 0;
+      }
+    }
+  }
+  EXPECT_GT(inside, n * k * 8 / 10);
+  EXPECT_GT(nearest, inside * 95 / 100);  // a group that uses fewer than 16 levels has wider steps
 }
 
 TEST_P(QuantTest, AllTablesAndThreadsChooseEqualCodes) {

@@ -83,7 +83,12 @@ class QuantizerTest : public testing::TestWithParam<Module> {
     std::shared_ptr<char> packed, scales;
     ds_qweight view{};
   };
-  std::unique_ptr<Weight> quantize(const Floats& w, int64_t n, int64_t k) {
+  ds_code observe(const std::string& name, const Floats& x, int64_t k) {
+    const Matrix inputs(x.data(), static_cast<int64_t>(x.size()) / k, k);
+    return table_->observe(instance_, &call_, {name.data(), name.size()}, &inputs.tensor, &st_);
+  }
+  std::unique_ptr<Weight> quantize(const Floats& w, int64_t n, int64_t k,
+                                   const std::string& name = {}) {
     auto out = std::make_unique<Weight>();
     out->format = format(n, k);
     out->packed = aligned(static_cast<int64_t>(out->format.packed_bytes));
@@ -94,7 +99,9 @@ class QuantizerTest : public testing::TestWithParam<Module> {
     out->view.packed = out->packed.get();
     out->view.scales = out->scales.get();
     const Matrix from(w.data(), n, k);
-    EXPECT_EQ(table_->quantize(instance_, &call_, {}, &from.tensor, &out->view, &st_), DS_OK)
+    EXPECT_EQ(table_->quantize(instance_, &call_, {name.data(), name.size()}, &from.tensor,
+                               &out->view, &st_),
+              DS_OK)
         << text();
     return out;
   }
@@ -169,6 +176,70 @@ TEST_P(QuantizerTest, KeepsItsPromiseAndFakeQuantGivesTheSame) {
     ASSERT_EQ(table_->fake_quant(instance_, &call_, &from.tensor, &to.tensor, &st_), DS_OK);
     EXPECT_EQ(fake, got);
   }
+}
+
+/// Two hidden causes move all inputs, so that weights can make up for each other.
+Floats two_causes(int64_t rows, int64_t k, uint32_t seed) {
+  const Floats mix = random_floats(static_cast<size_t>(2 * k), 1),
+               causes = random_floats(static_cast<size_t>(rows * 2), seed);
+  Floats x = random_floats(static_cast<size_t>(rows * k), seed + 1);
+  for (int64_t i = 0; i < rows * k; ++i) {
+    x[i] = 0.1f * x[i] + causes[i / k * 2] * mix[i % k] + causes[i / k * 2 + 1] * mix[k + i % k];
+  }
+  return x;
+}
+
+TEST_P(QuantizerTest, MakesUpForWhatItsInputsShow) {
+  if (GetParam().name == "int8") {
+    EXPECT_EQ(table_->observe, nullptr);  // it loses next to nothing
+    return;
+  }
+  const int64_t n = 24, k = 96;
+  const Floats w = random_floats(static_cast<size_t>(n * k), 21), x = two_causes(128, k, 22),
+               other = two_causes(128, k, 33), y = random_floats(static_cast<size_t>(50 * k), 44);
+  const auto codes = [&](const std::string& name) {
+    const auto q = quantize(w, n, k, name);
+    return std::string(q->packed.get(), q->format.packed_bytes) +
+           std::string(q->scales.get(), q->format.scale_bytes);
+  };
+  const auto error = [&](const std::string& name) {
+    const Floats back = dequantize(*quantize(w, n, k, name));
+    double squares = 0;
+    for (int64_t r = 0; r < 128; ++r) {
+      for (int64_t o = 0; o < n; ++o) {
+        double lost = 0;
+        for (int64_t i = 0; i < k; ++i)
+          lost += (double{w[o * k + i]} - double{back[o * k + i]}) * double{x[r * k + i]};
+        squares += lost * lost;
+      }
+    }
+    return squares;
+  };
+  const double before = error("q");
+  const std::string plain = codes("q");
+  for (const char* name : {"q", "k"}) ASSERT_EQ(observe(name, x, k), DS_OK) << text();
+  EXPECT_LT(error("q"), 0.3 * before);
+  EXPECT_EQ(codes("q"), plain) << "what was shown is used once";
+
+  // q and k go the same way for a time, then apart; each has its own history.
+  ASSERT_EQ(observe("q", x, k), DS_OK);  // k still has it from above
+  const std::string of_x = codes("k");
+  EXPECT_EQ(codes("q"), of_x);
+  for (const char* name : {"q", "k", "v"}) ASSERT_EQ(observe(name, x, k), DS_OK);
+  for (const char* name : {"k", "v"}) ASSERT_EQ(observe(name, other, k), DS_OK);
+  ASSERT_EQ(observe("v", y, k), DS_OK);
+  EXPECT_EQ(codes("q"), of_x);
+  const std::string of_k = codes("k"), of_v = codes("v");
+  EXPECT_NE(of_k, of_x);
+  EXPECT_NE(of_k, of_v);
+  for (const Floats* shown : {&x, &other}) ASSERT_EQ(observe("alone", *shown, k), DS_OK);
+  EXPECT_EQ(codes("alone"), of_k);
+
+  Floats bad = x;
+  bad[5] = NAN;
+  EXPECT_EQ(observe("q", bad, k), DS_E_NUMERIC);
+  EXPECT_EQ(text(), "q: input 5 is nan");
+  EXPECT_EQ(codes("q"), plain);
 }
 
 /// The range of a group is that of its codes: what they give at both ends, and half a step more.

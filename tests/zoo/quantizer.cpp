@@ -6,9 +6,18 @@
 
 namespace {
 
-enum fault { sound, breaks_tolerance, swallows_nan, wrong_linear, row_dependent, wrong_fake_quant };
-constexpr std::string_view names[] = {"sound",        "breaks_tolerance", "swallows_nan",
-                                      "wrong_linear", "row_dependent",    "wrong_fake_quant"};
+enum fault {
+  sound,
+  breaks_tolerance,
+  swallows_nan,
+  wrong_linear,
+  row_dependent,
+  wrong_fake_quant,
+  worse_when_shown
+};
+constexpr std::string_view names[] = {"sound",           "breaks_tolerance", "swallows_nan",
+                                      "wrong_linear",    "row_dependent",    "wrong_fake_quant",
+                                      "worse_when_shown"};
 
 template <fault F>
 struct quantizer {
@@ -28,12 +37,16 @@ struct quantizer {
     return f;
   }
 
+  void observe(const ds_call&, std::string_view, const ds_tensor&) requires(F == worse_when_shown) {
+    coarser = true;
+  }
+
   void quantize(const ds_call&, std::string_view, const ds_tensor& w, const ds_qweight& q) const {
     const auto from = ds::sdk::flat<const float>(w, "w", {q.n, q.k});
     const auto to = ds::sdk::packed<std::int8_t>(q, q.n * q.k);
     const auto scale = ds::sdk::scales<float>(q, q.n);
     for (std::int64_t row = 0; row < q.n; ++row) {
-      scale[row] = step_of(from.subspan(row * q.k, q.k));
+      scale[row] = step_of(from.subspan(row * q.k, q.k)) * (coarser ? 4.0f : 1.0f);
       for (std::int64_t i = row * q.k; i < (row + 1) * q.k; ++i)
         to[i] = static_cast<std::int8_t>(code_of(from[i], scale[row]));
     }
@@ -105,10 +118,12 @@ struct quantizer {
       }
     }
   }
+
+  bool coarser = false;
 };
 
 }  // namespace
 
 DS_PLUGIN("org.driftstone.zoo.quantizer", "1.0.0", "Apache-2.0", quantizer<sound>,
           quantizer<breaks_tolerance>, quantizer<swallows_nan>, quantizer<wrong_linear>,
-          quantizer<row_dependent>, quantizer<wrong_fake_quant>)
+          quantizer<row_dependent>, quantizer<wrong_fake_quant>, quantizer<worse_when_shown>)

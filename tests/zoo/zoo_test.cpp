@@ -80,6 +80,7 @@ const std::vector<Animal>& animals() {
       {"quantizer", "wrong_linear", "numerics.linear"},
       {"quantizer", "row_dependent", "numerics.rows"},
       {"quantizer", "wrong_fake_quant", "numerics.fake-quant"},
+      {"quantizer", "worse_when_shown", "numerics.calibration"},
       {"encoder", "ignores_weight", "numerics.weight"},
       {"encoder", "wrong_gradient", "numerics.gradient"},
       {"encoder", "row_dependent", "numerics.rows"},

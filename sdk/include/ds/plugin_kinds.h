@@ -190,8 +190,9 @@ typedef struct ds_quantizer {
   uint32_t size;
   uint32_t flags;
   ds_code (*format)(ds_instance*, int64_t n, int64_t k, ds_qformat* out, ds_status*); /* [any] */
-  /* [serial] opt. Calibration: inputs x f32 [T, k] of the weight `name` (HF path), before quantize.
-   */
+  /* [serial] opt. Calibration: inputs x f32 [T, k] of the weight `name` (HF path), in any number of
+   * calls. The next quantize of that name makes use of them, then they are forgotten; rel_tol is a
+   * promise for weights without. */
   ds_code (*observe)(ds_instance*, const ds_call*, ds_str name, const ds_tensor* x, ds_status*);
   /* [serial] w f32 [n, k] into the memory of out. DS_E_NUMERIC if w holds NaN or infinity. */
   ds_code (*quantize)(ds_instance*, const ds_call*, ds_str name, const ds_tensor* w,
