@@ -56,6 +56,23 @@ WeightForm quantized_form(const Config& config, const ComponentsSlot& slot,
   return {packed_format(config), std::move(quantizer), calibrated ? slot.current() : nullptr};
 }
 
+/// Whether a plugin that was there before is not: the daemon then starts without it.
+bool left_out(const Plugins& plugins) { return !plugins.list()["refused"].empty(); }
+
+/// What model.quant = `name` means.
+Result<WeightForm> form_called(const std::string& name, Plugins& plugins, const Config& config,
+                               const ComponentsSlot& slot) {
+  if (name == "file") return WeightForm(packed_format(config));
+  const auto serving = plugins.find(DS_KIND_QUANTIZER, name);
+  if (!serving.ok() && left_out(plugins) && config.text("model.quant") == name) {
+    log(LogLevel::kError, "plugin",
+        serving.status().message() + "; weights as in the file instead");
+    return WeightForm(packed_format(config));
+  }
+  DS_ASSIGN(const Plugins::Serving found, serving);
+  return quantized_form(config, slot, found);
+}
+
 /// Makes the serving version's weights anew in `form`, beside those in use, and swaps them in.
 Status keep_in(const WeightForm& form, Bases& bases, Versions& versions) {
   const WeightForm before = bases.form();
@@ -64,9 +81,6 @@ Status keep_in(const WeightForm& form, Bases& bases, Versions& versions) {
   if (!reloaded.ok()) bases.set_form(before);
   return reloaded;
 }
-
-/// Whether a plugin that was there before is not: the daemon then starts without it.
-bool left_out(const Plugins& plugins) { return !plugins.list()["refused"].empty(); }
 
 /// Settings that name what a pass computes with; the built-in one serves without the named one.
 struct Part {
@@ -168,23 +182,14 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   return plugins;
 }
 
-Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot,
-                               const std::string& name) {
-  if (name == "file") return WeightForm(packed_format(config));
-  const auto serving = plugins.find(DS_KIND_QUANTIZER, name);
-  if (!serving.ok() && left_out(plugins) && config.text("model.quant") == name) {
-    log(LogLevel::kError, "plugin",
-        serving.status().message() + "; weights as in the file instead");
-    return WeightForm(packed_format(config));
-  }
-  DS_ASSIGN(const Plugins::Serving found, serving);
-  return quantized_form(config, slot, found);
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot) {
+  return form_called(config.text("model.quant"), plugins, config, slot);
 }
 
 void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
                     Versions& versions, EventBus& events) {
   config.before_change("model.quant", [&](const std::string& name) -> Status {
-    DS_ASSIGN(const WeightForm form, weight_form(plugins, config, slot, name));
+    DS_ASSIGN(const WeightForm form, form_called(name, plugins, config, slot));
     return keep_in(form, bases, versions);
   });
   for (const char* setting : kLearnerSettings) {

@@ -20,9 +20,8 @@ namespace ds {
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
                                               Metrics& metrics, EventBus& events,
                                               ComponentsSlot& slot);
-/// What model.quant = `name` means with the components that `slot` has now.
-Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot,
-                               const std::string& name);
+/// What model.quant means, with the components that `slot` has now.
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot);
 
 /// From now on new sequences take what serve.attention, serve.encoder and model.quant are set to,
 /// and the newest generation of it. A setting that cannot be applied is refused.

@@ -127,12 +127,15 @@ Verdict many_at_once(Bench& bench) {
   const Instance one(bench);
   std::vector<std::string> wrong(4);
   std::vector<std::thread> threads;
-  for (std::string& mine : wrong) {
-    threads.emplace_back([&] {
+  for (size_t number = 0; number < wrong.size(); ++number) {
+    threads.emplace_back([&, number] {
+      std::string& mine = wrong[number];
+      TrialOptions options;
+      options.layer = static_cast<int>(number);
       for (int round = 0; round < 25; ++round) {
         for (size_t i = 0; i < operations.size(); ++i) {
-          const Trace trace =
-              shared ? trace_on(bench, one.get(), operations[i]) : trace_of(bench, operations[i]);
+          const Trace trace = shared ? trace_on(bench, one.get(), operations[i], options)
+                                     : trace_of(bench, operations[i], options);
           if (exact && !trace.same_as(expected[i])) mine = operations[i].name;
         }
       }

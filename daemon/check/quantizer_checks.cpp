@@ -11,8 +11,6 @@
 namespace ds::check {
 namespace {
 
-constexpr ds_str kWeightName{"model.layers.0.mlp.up_proj.weight", 33};
-
 struct Weight {
   ds_qformat format{};
   const ds_qweight* handed = nullptr;
@@ -58,16 +56,18 @@ std::optional<Weight> quantized(Trial& t, int64_t n, int64_t k, const std::vecto
   auto out = room_for(t, n, k);
   if (!out) return {};
   const ds_call* call = t.call(0);
+  const std::string text =
+      "model.layers." + std::to_string(t.options.layer) + ".mlp.up_proj.weight";
+  const ds_str name{text.data(), text.size()};
   if (table.observe != nullptr && !x.empty()) {
     const ds_tensor* inputs = t.of("x", kF32, {static_cast<int64_t>(x.size()) / k, k}, x);
-    if (!t.invoke("observe", [&](ds_status* st) {
-          return table.observe(t.instance, call, kWeightName, inputs, st);
-        }))
+    if (!t.invoke("observe",
+                  [&](ds_status* st) { return table.observe(t.instance, call, name, inputs, st); }))
       return {};
   }
   const ds_tensor* from = t.of("w", kF32, {n, k}, w);
   if (!t.invoke("quantize", [&](ds_status* st) {
-        return table.quantize(t.instance, call, kWeightName, from, out->handed, st);
+        return table.quantize(t.instance, call, name, from, out->handed, st);
       }))
     return {};
   t.add_output(out->handed->packed, out->format.packed_bytes);

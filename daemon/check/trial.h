@@ -46,6 +46,7 @@ struct TrialOptions {
   uint64_t seed = 7;
   uint64_t content = 1;  ///< seed of what the inputs hold
   int scale = 1;         ///< of the input's size
+  int layer = 0;         ///< of the weight that a quantizer is shown, so that threads have their own
   bool empty = false;    ///< no rows, no text, no samples ...
   uint64_t refuse = 0;   ///< the number of the allocation inside the plugin's calls to refuse
 };
