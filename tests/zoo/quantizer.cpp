@@ -22,7 +22,8 @@ constexpr std::string_view names[] = {"sound",           "breaks_tolerance", "sw
 template <fault F>
 struct quantizer {
   static constexpr std::string_view name = names[F];
-  static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
+  static constexpr std::uint64_t caps =
+      DS_CAP_CPU | DS_CAP_DETERMINISTIC | (F == worse_when_shown ? 0 : DS_CAP_REENTRANT);
   explicit quantizer(ds::sdk::context) {}
 
   ds_qformat format(std::int64_t n, std::int64_t k) const {
@@ -37,9 +38,8 @@ struct quantizer {
     return f;
   }
 
-  void observe(const ds_call&, std::string_view, const ds_tensor& x)
-    requires(F == worse_when_shown)
-  {
+  void observe(const ds_call&, std::string_view,
+               const ds_tensor& x) requires(F == worse_when_shown) {
     (void)ds::sdk::dim(&x, "x", 2, 1);
     (void)ds::sdk::flat<const float>(x, "x");
     coarser = true;
