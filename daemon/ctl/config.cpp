@@ -4,6 +4,7 @@
 
 #include "ctl/commands.h"
 #include "ctl/output.h"
+#include "ctl/progress.h"
 
 namespace ds::ctl {
 
@@ -32,9 +33,13 @@ int config_show(Session& session, bool origin) {
 }
 
 int config_set(Session& session, const std::string& name, const std::string& value) {
-  // Weights may have to be made anew, and calibrated.
-  const auto reply =
-      session.post("/ds/v1/config", {{"name", name}, {"value", value}}, Patience::kLong);
+  Progress progress("config set", 0);  // weights may have to be made anew, and calibrated
+  const auto reply = watched(
+      [&] {
+        return session.post("/ds/v1/config", {{"name", name}, {"value", value}}, Patience::kLong);
+      },
+      [&] { progress.update(0); });
+  progress.clear();
   if (!reply.ok()) return session.fail(reply.status(), "dsctl config show lists the settings");
   if (session.json()) {
     session.document("ds.ConfigChange/1", *reply);
