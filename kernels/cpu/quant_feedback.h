@@ -95,7 +95,7 @@ inline void feedback_factor(const OpContext& context, int64_t k, const float* gr
   }
 }
 
-/// sums[j] += what columns [0, k0) lost, as column k0 + j feels it, for 8 columns at most.
+/// sums[j] += what columns [0, k0) lost, as column k0 + j feels it.
 DS_INLINE void feel_losses(const float* lost, const float* feedback, int64_t k, int64_t k0,
                            int64_t columns, float* sums) {
   constexpr int kAtOnce = 8;

@@ -19,6 +19,7 @@ namespace ds::modules {
 /// share one sum and one factor. Thread-safe.
 class Calibration {
  public:
+  static constexpr float kLargest = 1e15f;  ///< beyond it the sums may overflow
   Calibration(const Ops& ops, const QuantOps& quant) : ops_(ops), quant_(quant) {}
 
   void observe(const OpContext& context, std::string_view name, std::int64_t rows, std::int64_t k,
@@ -41,6 +42,7 @@ class Calibration {
       of_name = std::make_shared<Sum>(*of_name);
     }
     of_name->history = history;
+    of_name->factor.clear();  // of what was shown until now
     for (Stripe& s : of_name->stripes) {
       ops_.outer_accumulate(context, rows, s.end - s.begin, s.end, x + s.begin, k, x, k, 1.0f,
                             s.sums.data());

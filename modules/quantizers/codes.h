@@ -125,9 +125,10 @@ class CodeQuantizer {
     const std::int64_t rows = sdk::dim(&x, "x", 2, 0), k = sdk::dim(&x, "x", 2, 1);
     const auto from = sdk::flat<const float>(&x, "x");
     for (std::size_t i = 0; i < from.size(); ++i) {
-      if (!std::isfinite(from[i]))
+      if (!(std::fabs(from[i]) <= Calibration::kLargest))
         throw sdk::error(DS_E_NUMERIC, std::string(name) + ": input " + std::to_string(i) + " is " +
-                                           std::to_string(from[i]));
+                                           std::to_string(from[i]) +
+                                           ", expected at most 1e15 in size");
     }
     calibration_.observe({call.parallel, nullptr}, name, rows, k, from.data());
   }

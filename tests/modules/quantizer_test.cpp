@@ -235,10 +235,16 @@ TEST_P(QuantizerTest, MakesUpForWhatItsInputsShow) {
   for (const Floats* shown : {&x, &other}) ASSERT_EQ(observe("alone", *shown, k), DS_OK);
   EXPECT_EQ(codes("alone"), of_k);
 
+  // What q has taken already is not what k ends with.
+  for (const char* name : {"q", "k"}) ASSERT_EQ(observe(name, x, k), DS_OK);
+  EXPECT_EQ(codes("q"), of_x);
+  ASSERT_EQ(observe("k", other, k), DS_OK);
+  EXPECT_EQ(codes("k"), of_k);
+
   Floats bad = x;
   bad[5] = NAN;
   EXPECT_EQ(observe("q", bad, k), DS_E_NUMERIC);
-  EXPECT_EQ(text(), "q: input 5 is nan");
+  EXPECT_EQ(text(), "q: input 5 is nan, expected at most 1e15 in size");
   EXPECT_EQ(codes("q"), plain);
 }
 
