@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -188,16 +189,51 @@ void log_failure(const Status& status) {
   if (!status.ok()) log(LogLevel::kWarn, "main", status.message());
 }
 
-void wait_for_signal() {
+sigset_t stop_signals() {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
+  return set;
+}
+
+void log_signal(int signal) {
+  log(LogLevel::kInfo, "main",
+      std::string("stopping on ") + (signal == SIGTERM ? "SIGTERM" : "SIGINT"));
+}
+
+void wait_for_signal() {
+  const sigset_t set = stop_signals();
   int got = 0;
   sigwait(&set, &got);
-  log(LogLevel::kInfo, "main",
-      std::string("stopping on ") + (got == SIGTERM ? "SIGTERM" : "SIGINT"));
+  log_signal(got);
 }
+
+/// While it lives a signal ends the process at once: nothing has been promised yet, and the store
+/// bears worse.
+class EndsBySignal {
+ public:
+  EndsBySignal() : thread_([this] { watch(); }) {}
+  ~EndsBySignal() {
+    over_ = true;
+    thread_.join();
+  }
+
+ private:
+  void watch() const {
+    const sigset_t set = stop_signals();
+    const timespec tenth_of_a_second{0, 100'000'000};
+    while (!over_) {
+      const int got = sigtimedwait(&set, nullptr, &tenth_of_a_second);
+      if (got <= 0) continue;
+      log_signal(got);
+      stop_log();
+      _exit(0);
+    }
+  }
+  std::atomic<bool> over_{false};
+  std::thread thread_;
+};
 
 Status be_ready_until_signal(const Arguments& a, const Endpoints& at, const std::string& version) {
   DS_TRY(write_ready(a, at, version));
@@ -230,8 +266,11 @@ Result<LoadedModel> load_model(const std::string& path, const Config& config) {
 Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
                                                 VersionStore& files, ReplayStore& store,
                                                 const Config& config, const Compute& compute) {
-  // Into memory by all threads, before anything asks for it with one.
-  DS_TRY(bases.find(bases.file_sha256(), compute).status());
+  {
+    // Into memory by all threads, before anything asks for it with one. Calibrating takes a minute.
+    const EndsBySignal interruptible;
+    DS_TRY(bases.find(bases.file_sha256(), compute).status());
+  }
   DS_TRY(files.clean());
   const LoadWeights load = [&](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
     const Compute serial{&cpu_ops(best_cpu_isa()), {serial_parallel(), nullptr}};
@@ -355,10 +394,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   // Before any thread starts: SIGTERM and SIGINT are taken by sigwait() alone.
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
+  const sigset_t set = ds::stop_signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
   ds::Status status;

@@ -97,6 +97,19 @@ class PluginPath(unittest.TestCase):
         with Daemon(settings=settings, patience_s=300) as dsd:
             self.expect_within(dsd, exact, "calibrated int4", 0.06)
 
+    def test_a_signal_ends_a_start_that_calibrates(self):
+        dsd = Daemon(settings={"learn.enabled": "false", "model.quant": "int4"})
+        try:
+            dsd.launch()
+            while "int4: sees the inputs" not in dsd.log_text():
+                self.assertIsNone(dsd.process.poll(), dsd.log_text())
+                time.sleep(0.02)
+            self.assertEqual(dsd.stop(), 0)
+            self.assertIn("stopping on SIGTERM", dsd.log_text())
+            self.assertNotIn("ready:", dsd.log_text())
+        finally:
+            dsd.kill()
+
     def expect_within(self, dsd, exact, name, allowed):
         rise = perplexity(dsd) / exact - 1
         print(f"{name}: perplexity {100 * rise:+.2f} % of FP32 {exact:.3f}")
