@@ -17,9 +17,12 @@ std::string_view target_path(Target target) {
   return kPaths[target];
 }
 
+namespace {
+std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+}  // namespace
+
 std::string weight_name(int64_t layer, Target target) {
-  return "model.layers." + std::to_string(layer) + "." + std::string(target_path(target)) +
-         ".weight";
+  return layer_prefix(layer) + std::string(target_path(target)) + ".weight";
 }
 
 std::pair<int64_t, int64_t> target_shape(const ModelConfig& c, Target target) {
@@ -70,8 +73,6 @@ std::vector<double> inverse_frequencies(const ModelConfig& c) {
   }
   return inv;
 }
-
-std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 
 }  // namespace
 

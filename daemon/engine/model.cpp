@@ -121,8 +121,9 @@ Status Forward::linear(std::initializer_list<Target> targets, const BaseWeights&
   args.x = x;
   args.x_stride = weights[0]->view.k;
   std::copy(y.begin(), y.end(), args.y);
-  for (const Target target : targets) {
-    if (batch.watch != nullptr) DS_TRY((*batch.watch)(layer, target, args.rows, args.x_stride, x));
+  if (batch.watch != nullptr) {
+    for (const Target target : targets)
+      DS_TRY((*batch.watch)(layer, target, args.rows, args.x_stride, x));
   }
   LoraSlots slots;
   if (!batch.deltas.empty()) {

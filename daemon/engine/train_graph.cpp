@@ -288,11 +288,11 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
                          n, scale, call.gradients->bt_gradient(layer, target));
   }
   if (call.full != nullptr) {
-    const std::string name = layer_name(layer, target_path(target));
     ops.outer_accumulate(compute_.context, call.rows, n, k, dy, n, x, k, 1.0f,
-                         full_gradient(*call.full, name + ".weight", n * k).data());
+                         full_gradient(*call.full, weight_name(layer, target), n * k).data());
     if (!call.base.layer(layer).linear[target].bias.empty()) {
-      std::vector<float>& bias = full_gradient(*call.full, name + ".bias", n);
+      const std::string name = layer_name(layer, target_path(target)) + ".bias";
+      std::vector<float>& bias = full_gradient(*call.full, name, n);
       for (int64_t r = 0; r < call.rows; ++r) {
         for (int64_t i = 0; i < n; ++i) bias[static_cast<size_t>(i)] += dy[r * n + i];
       }

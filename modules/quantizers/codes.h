@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <optional>
+#include <span>
 
 #include "ds/plugin.hpp"
 #include "kernels/quant.h"
@@ -15,6 +16,17 @@ namespace ds::modules {
 [[noreturn]] inline void misfit(ds_code code, std::string_view what, std::int64_t got,
                                 const std::string& expected) {
   throw sdk::error(code, std::string(what) + ": " + std::to_string(got) + ", expected " + expected);
+}
+
+/// Every value a number of at most `largest` in size; "NAME: weight 3 is nan, ..." otherwise.
+inline void check_sizes(std::string_view name, const char* what, std::span<const float> values,
+                        float largest, const char* largest_text) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (std::fabs(values[i]) <= largest) continue;
+    throw sdk::error(DS_E_NUMERIC, std::string(name) + ": " + what + " " + std::to_string(i) +
+                                       " is " + std::to_string(values[i]) + ", expected at most " +
+                                       largest_text + " in size");
+  }
 }
 
 /// The same number = the same bytes, in every version.
@@ -124,12 +136,7 @@ class CodeQuantizer {
                const ds_tensor& x) requires(kBits == 4) {
     const std::int64_t rows = sdk::dim(&x, "x", 2, 0), k = sdk::dim(&x, "x", 2, 1);
     const auto from = sdk::flat<const float>(&x, "x");
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      if (!(std::fabs(from[i]) <= Calibration::kLargest))
-        throw sdk::error(DS_E_NUMERIC, std::string(name) + ": input " + std::to_string(i) + " is " +
-                                           std::to_string(from[i]) +
-                                           ", expected at most 1e15 in size");
-    }
+    check_sizes(name, "input", from, Calibration::kLargest, "1e15");
     calibration_.observe({call.parallel, nullptr}, name, rows, k, from.data());
   }
 
@@ -138,12 +145,7 @@ class CodeQuantizer {
     sdk::check_cancelled(call);
     const ds_qweight to = checked(&out);
     const auto from = sdk::flat<const float>(&w, name.empty() ? "w" : name, {to.n, to.k});
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      if (!(std::fabs(from[i]) <= kQuantLargest))
-        throw sdk::error(DS_E_NUMERIC, std::string(name) + ": weight " + std::to_string(i) +
-                                           " is " + std::to_string(from[i]) +
-                                           ", expected at most 1e37 in size");
-    }
+    check_sizes(name, "weight", from, kQuantLargest, "1e37");
     const OpContext context{call.parallel, nullptr};
     calibration_.use(context, name, to.k, [&](const float* feedback) {
       quant_.quantize(context, format_of(to.n, to.k), to.n, to.k, from.data(), feedback, to.packed,
