@@ -41,7 +41,7 @@ struct HeldWeight {
     for (const uint64_t n : {format.packed_bytes, format.scale_bytes, format.zero_bytes}) {
       parts.emplace_back(n);
       const std::string_view part = data ? from.get_text() : std::string_view();
-      if (part.size() <= n) std::memcpy(parts.back().data(), part.data(), part.size());
+      if (!part.empty() && part.size() <= n) std::memcpy(parts.back().data(), part.data(), part.size());
     }
     view.packed = parts[0].data(), view.scales = parts[1].data(), view.zeros = parts[2].data();
   }

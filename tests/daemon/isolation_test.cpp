@@ -359,7 +359,7 @@ class HangTest : public testing::Test {
 };
 
 TEST_F(HangTest, ARoundTripIsShort) {
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   std::vector<int64_t> times(2000);
   for (int64_t& time : times) {
     const int64_t from = system_clock_seam().monotonic_ns();
@@ -374,7 +374,7 @@ TEST_F(HangTest, ARoundTripIsShort) {
 }
 
 TEST_F(HangTest, ADeathFailsOnlyItsCallAndIsTold) {
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   const auto dead = analyse(*tool_, "abort");
   EXPECT_THAT(error_of(dead), HasSubstr("hang: its helper process died in the call (signal 6)"));
   EXPECT_EQ(dead.status().code(), Code::kPlugin);
@@ -385,7 +385,7 @@ TEST_F(HangTest, ADeathFailsOnlyItsCallAndIsTold) {
 TEST_F(HangTest, TheBreakerOpensAndClosesByTheClock) {
   int64_t now = 1;
   isolation_.now = [&] { return now; };
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   for (int i = 0; i < 3; ++i) {
     EXPECT_THAT(error_of(analyse(*tool_, "abort")), HasSubstr("died in the call"));
     now += 1'000'000'000;
@@ -435,7 +435,7 @@ TEST_F(HangTest, FiftyHangsEndAtTheirDeadline) {
   isolation_.restart.deaths = 1000;
   isolation_.restart.first_wait_ns = 0;
   isolation_.grace_ns = 20'000'000;
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   for (int i = 0; i < 50; ++i) {
     const int64_t deadline = system_clock_seam().monotonic_ns() + 20'000'000;
     const auto late = analyse(*tool_, "hang", deadline);
@@ -447,14 +447,16 @@ TEST_F(HangTest, FiftyHangsEndAtTheirDeadline) {
 }
 
 TEST_F(HangTest, ACallWithoutDeadlineHasTheDefaultOne) {
-  isolation_.call_timeout_ns = isolation_.grace_ns = 20'000'000;
-  start();
+  // Making the instance is a call as well, and starts a process: seconds are for that.
+  isolation_.call_timeout_ns = 3'000'000'000;
+  isolation_.grace_ns = 20'000'000;
+  ASSERT_NO_FATAL_FAILURE(start());
   EXPECT_EQ(analyse(*tool_, "hang").status().code(), Code::kDeadline);
 }
 
 TEST_F(HangTest, CancellingReachesTheHelper) {
   isolation_.grace_ns = 60'000'000'000;
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   const uint32_t stop = 1;
   EXPECT_THAT(error_of(analyse(*tool_, "stop", 0, &stop)), HasSubstr("stopped as told"));
   EXPECT_EQ(deaths_, 0);
@@ -462,7 +464,7 @@ TEST_F(HangTest, CancellingReachesTheHelper) {
 
 TEST_F(HangTest, WhatDoesNotStopIsKilled) {
   isolation_.grace_ns = 20'000'000;
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   const uint32_t stop = 1;
   EXPECT_EQ(analyse(*tool_, "hang", 0, &stop).status().code(), Code::kCancelled);
   EXPECT_EQ(deaths_, 1);
@@ -472,7 +474,7 @@ TEST_F(HangTest, TwoHundredKillsUnderLoadFailOnlyTheCallsInFlight) {
   isolation_.restart.deaths = 1'000'000;  // the breaker would, rightly, end this test
   isolation_.restart.first_wait_ns = 0;
   const size_t files_before = (from_ = library(DS_HANG_PLUGIN), open_files());
-  start();
+  ASSERT_NO_FATAL_FAILURE(start());
   std::atomic<bool> done{false};
   std::atomic<int> served{0}, failed{0};
   std::vector<std::thread> callers;
