@@ -12,7 +12,7 @@ namespace ds {
 namespace {
 
 constexpr int kBackupFormat = 1;
-constexpr const char* kManifest = "manifest.json";
+constexpr const char* kBackupManifest = "manifest.json";
 constexpr const char* kRestoring = ".restore.tmp";
 constexpr const char* kParts[] = {"models", "bases", "replay"};  // restored in this order
 
@@ -100,8 +100,8 @@ Status create_backup(const ReplayStore& store, FileSystem& fs, const std::string
                          {"store_id", store.store_id()},
                          {"last_offset", store.last_offset()},
                          {"files", list}};
-  DS_TRY(write_file_synced(fs, temporary + "/" + kManifest, dump_json(manifest, 1) + "\n"));
-  files.push_back(kManifest);
+  DS_TRY(write_file_synced(fs, temporary + "/" + kBackupManifest, dump_json(manifest, 1) + "\n"));
+  files.push_back(kBackupManifest);
   DS_TRY(sync_folders(fs, temporary, files));
   DS_TRY(fs.rename(temporary, target));
   const std::string parent = parent_of(target);
@@ -109,9 +109,10 @@ Status create_backup(const ReplayStore& store, FileSystem& fs, const std::string
 }
 
 Result<Json> verify_backup(FileSystem& fs, const std::string& dir) {
-  DS_ASSIGN(const std::string text, fs.read(dir + "/" + kManifest));
+  DS_ASSIGN(const std::string text, fs.read(dir + "/" + kBackupManifest));
   auto manifest = parse_json(text);
-  if (!manifest.ok()) return corrupt(dir + "/" + kManifest + ": " + manifest.status().message());
+  if (!manifest.ok())
+    return corrupt(dir + "/" + kBackupManifest + ": " + manifest.status().message());
   DS_ASSIGN(const int64_t format, get_int(*manifest, "format"));
   if (format > kBackupFormat) {
     return unsupported("backup format " + std::to_string(format) +
@@ -120,9 +121,9 @@ Result<Json> verify_backup(FileSystem& fs, const std::string& dir) {
   std::vector<std::string> present;
   DS_TRY(walk(fs, dir, "", present));
   std::set<std::string> unlisted(present.begin(), present.end());
-  unlisted.erase(kManifest);
+  unlisted.erase(kBackupManifest);
   const Json* files = find(*manifest, "files");
-  if (!files || !files->is_array()) return corrupt(dir + "/" + kManifest + " lists no files");
+  if (!files || !files->is_array()) return corrupt(dir + "/" + kBackupManifest + " lists no files");
   for (const Json& file : *files) {
     DS_ASSIGN(const std::string path, get_string(file, "path"));
     DS_ASSIGN(const std::string expected, get_string(file, "sha256"));

@@ -14,7 +14,6 @@ namespace {
 constexpr int kBaseFormat = 1;
 constexpr const char* kFormatKey = "driftstone_base";
 constexpr const char* kFile = "/model.safetensors";
-constexpr const char* kTemporary = ".tmp";
 
 bool is_sha256(std::string_view name) {
   return name.size() == 64 && name.find_first_not_of("0123456789abcdef") == std::string_view::npos;
@@ -53,7 +52,7 @@ Result<std::string> BaseStore::encode(const ModelConfig& config, const NamedTens
 
 Status BaseStore::write(const std::string& sha256, std::string_view file) {
   if (!is_sha256(sha256)) return invalid("base \"" + sha256 + "\", expected 64 hex digits");
-  const std::string folder = root_ + "/" + sha256, temporary = folder + kTemporary;
+  const std::string folder = root_ + "/" + sha256, temporary = folder + kTemporarySuffix;
   if (!fs_.exists(folder)) {
     DS_TRY(fs_.make_directories(root_));
     DS_TRY(fs_.sync_directory(data_));
@@ -96,7 +95,7 @@ Status BaseStore::remove(const std::string& sha256) {
   const std::string folder = root_ + "/" + sha256;
   if (!is_sha256(sha256) || !fs_.exists(folder)) return not_found("no base " + sha256);
   // Out of sight first, so that a crash leaves the base whole or gone.
-  const std::string temporary = folder + ".removed" + kTemporary;
+  const std::string temporary = folder + ".removed" + kTemporarySuffix;
   if (fs_.exists(temporary)) DS_TRY(fs_.remove_all(temporary));
   DS_TRY(fs_.rename(folder, temporary));
   DS_TRY(fs_.sync_directory(root_));
@@ -109,7 +108,7 @@ Status BaseStore::keep_only(const std::set<std::string>& sha256s) {
   DS_ASSIGN(const std::vector<std::string> names, fs_.list(root_));
   bool changed = false;
   for (const std::string& name : names) {
-    if (name.ends_with(kTemporary)) {
+    if (name.ends_with(kTemporarySuffix)) {
       DS_TRY(fs_.remove_all(root_ + "/" + name));
       changed = true;
     } else if (is_sha256(name) && !sha256s.contains(name)) {

@@ -49,6 +49,9 @@ class FileSystem {
 };
 FileSystem& posix_file_system();
 
+/// Ends the name of what is not complete yet; what a crash left under such a name is removed.
+constexpr const char* kTemporarySuffix = ".tmp";
+
 /// Creates the file with `bytes` and syncs it. Its name is durable after sync_directory().
 Status write_file_synced(FileSystem& fs, const std::string& path, std::string_view bytes);
 

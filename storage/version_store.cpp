@@ -14,7 +14,6 @@ constexpr int kManifestFormat = 1;
 constexpr std::string_view kManifest = "manifest.json";
 constexpr std::string_view kDelta = "delta.safetensors";
 constexpr std::string_view kCheckpoint = "checkpoint.safetensors";
-constexpr std::string_view kTemporary = ".tmp";
 
 void hash_little_endian(Sha256& hash, uint64_t value, size_t bytes) {
   uint8_t buffer[8];
@@ -183,7 +182,7 @@ Status VersionStore::clean() {
     DS_ASSIGN(const std::vector<std::string> names, fs_.list(versions));
     bool changed = false;
     for (const std::string& name : names) {
-      if (!name.ends_with(kTemporary)) continue;
+      if (!name.ends_with(kTemporarySuffix)) continue;
       DS_TRY(fs_.remove_all(versions + "/" + name));
       changed = true;
     }
@@ -216,7 +215,7 @@ Status VersionStore::write(const VersionManifest& manifest, const std::vector<St
   const std::string versions = model + "/versions";
   DS_TRY(fs_.make_directories(versions));
   for (const std::string& parent : {root_, models, model}) DS_TRY(fs_.sync_directory(parent));
-  const std::string temporary = folder + std::string(kTemporary);
+  const std::string temporary = folder + std::string(kTemporarySuffix);
   if (fs_.exists(temporary)) DS_TRY(fs_.remove_all(temporary));
   const auto write_files = [&]() -> Status {
     DS_TRY(fs_.make_directories(temporary));
@@ -311,7 +310,7 @@ Status VersionStore::remove(const std::string& model, int64_t number) {
   const std::string folder = directory(model, number);
   if (!fs_.exists(folder)) return not_found("no version " + model + "@v" + std::to_string(number));
   // Out of sight first, so that a crash leaves the version whole or gone.
-  const std::string temporary = folder + ".removed" + std::string(kTemporary);
+  const std::string temporary = folder + ".removed" + std::string(kTemporarySuffix);
   if (fs_.exists(temporary)) DS_TRY(fs_.remove_all(temporary));
   const std::string versions = root_ + "/models/" + model + "/versions";
   DS_TRY(fs_.rename(folder, temporary));

@@ -82,13 +82,6 @@ std::string differs(const std::vector<float>& got, const std::vector<double>& wa
          std::to_string(largest) + ", allowed " + std::to_string(tolerance) + " of it";
 }
 
-/// One call on a fresh instance.
-template <class F>
-auto on_fresh(Bench& bench, F&& f) {
-  const Instance instance(bench);
-  Trial trial(bench.component, instance.get(), {});
-  return f(trial);
-}
 std::vector<float> served(Bench& bench, const AttentionCase& c, bool decode = false) {
   return on_fresh(bench, [&](Trial& t) { return serve(t, c, decode); });
 }
@@ -223,7 +216,7 @@ double weighted(const std::vector<float>& out, const std::vector<float>& dout) {
 }
 
 /// Central differences of sum(out * dout) in single elements.
-Verdict gradients(Bench& bench) {
+Verdict attention_gradients(Bench& bench) {
   if (table_of<ds_attention>(bench.component).backward == nullptr) return skipped("no backward");
   const AttentionCase c = random_case({{9, 9}, {6, 20}}, bench.settings.seed, false);
   std::mt19937_64 rng(bench.settings.seed + 1);
@@ -271,7 +264,7 @@ std::vector<Check> attention_checks() {
       {"numerics.extremes", 2, kind, {"numerics.oracle"}, extremes},
       {"numerics.batch", 2, kind, {"numerics.causality"}, batch_independent},
       {"numerics.chunks", 2, kind, {"numerics.causality", "numerics.batch"}, chunk_independent},
-      {"numerics.gradient", 2, kind, {}, gradients},
+      {"numerics.gradient", 2, kind, {}, attention_gradients},
   };
 }
 

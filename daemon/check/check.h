@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "check/allocations.h"
 #include "check/host_table.h"
 #include "check/loaded_plugin.h"
 #include "check/trial.h"
@@ -47,6 +48,13 @@ struct Check {
   std::function<Verdict(Bench&)> run;
 };
 
+/// For ds_sink: `ctx` is the std::string that it appends to.
+inline ds_code collect(void* ctx, const void* bytes, uint64_t n) {
+  const AllocationPause ours;
+  static_cast<std::string*>(ctx)->append(static_cast<const char*>(bytes), n);
+  return DS_OK;
+}
+
 /// An instance with its host; destroyed in the end.
 class Instance {
  public:
@@ -68,6 +76,14 @@ class Instance {
   ds_code code_ = DS_OK;
   std::string text_;
 };
+
+/// f(Trial&) on an instance that did nothing before.
+template <class F>
+auto on_fresh(Bench& bench, F&& f) {
+  const Instance instance(bench);
+  Trial trial(bench.component, instance.get(), {});
+  return f(trial);
+}
 
 /// What a trial of `operation` on a fresh instance gave.
 struct Trace {

@@ -68,11 +68,6 @@ struct Encoded {
   int64_t tokens = 0, width = 0;
 };
 
-std::vector<float> floats_of(const ds_tensor* t) {
-  const auto* begin = static_cast<const float*>(t->data);
-  return {begin, begin + t->bytes / sizeof(float)};
-}
-
 /// The model's tensors that it reads, as [vocabulary, model width] of FP32: the kit knows no other
 /// shape.
 using Tensors = std::vector<std::vector<float>>;
@@ -289,7 +284,7 @@ Verdict tensor_gradients(Bench& bench, const Media& m, const std::vector<float>&
   return pass();
 }
 
-Verdict gradients(Bench& bench) {
+Verdict encoder_gradients(Bench& bench) {
   if (table_of<ds_encoder>(bench.component).backward == nullptr) return skipped("no backward");
   for (const Media& m : offered_media(bench)) {
     std::vector<float> dout(encoded(bench, m, 1).size());
@@ -315,7 +310,7 @@ std::vector<Operation> encoder_operations() {
 std::vector<Check> encoder_checks() {
   return {{"numerics.weight", 2, DS_KIND_ENCODER, {}, weight_scales},
           {"numerics.rows", 2, DS_KIND_ENCODER, {}, text_rows},
-          {"numerics.gradient", 2, DS_KIND_ENCODER, {}, gradients}};
+          {"numerics.gradient", 2, DS_KIND_ENCODER, {}, encoder_gradients}};
 }
 
 }  // namespace ds::check

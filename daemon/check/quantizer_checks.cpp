@@ -23,11 +23,6 @@ std::vector<float> values(int64_t n, uint64_t seed) {
   for (float& x : out) x = value(rng);
   return out;
 }
-std::vector<float> floats_of(const ds_tensor* t) {
-  const auto* begin = static_cast<const float*>(t->data);
-  return {begin, begin + t->bytes / sizeof(float)};
-}
-
 /// format, then memory for [n, k]. Nothing = a call failed.
 std::optional<Weight> room_for(Trial& t, int64_t n, int64_t k) {
   const auto table = table_of<ds_quantizer>(t.component);
@@ -189,13 +184,6 @@ void fake_all(Trial& t) {
 ds_quantizer quantizer(const ds_component& c) { return table_of<ds_quantizer>(c); }
 
 // ---- Level 2 ----
-
-template <class F>
-auto on_fresh(Bench& bench, F&& f) {
-  const Instance instance(bench);
-  Trial trial(bench.component, instance.get(), {});
-  return f(trial);
-}
 
 /// Rows that are hard to scale: [16, kColumns].
 std::vector<float> extreme_rows(uint64_t seed) {

@@ -12,12 +12,6 @@ namespace ds::check {
 namespace {
 
 ds_str abi(std::string_view s) { return {s.data(), s.size()}; }
-ds_code collect(void* ctx, const void* bytes, uint64_t n) {
-  const AllocationPause ours;
-  static_cast<std::string*>(ctx)->append(static_cast<const char*>(bytes), n);
-  return DS_OK;
-}
-
 struct Document {
   uint64_t id;
   std::string text, meta;

@@ -8,11 +8,6 @@
 namespace ds::check {
 namespace {
 
-ds_code collect(void* ctx, const void* bytes, uint64_t n) {
-  static_cast<std::string*>(ctx)->append(static_cast<const char*>(bytes), n);
-  return DS_OK;
-}
-
 struct Reader {
   std::string_view bytes;
   uint64_t piece;  // at most so many at a time: short reads are allowed

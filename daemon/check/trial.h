@@ -46,9 +46,9 @@ struct TrialOptions {
   uint64_t seed = 7;
   uint64_t content = 1;  ///< seed of what the inputs hold
   int scale = 1;         ///< of the input's size
-  int layer = 0;         ///< of the weight that a quantizer is shown, so that threads have their own
-  bool empty = false;    ///< no rows, no text, no samples ...
-  uint64_t refuse = 0;   ///< the number of the allocation inside the plugin's calls to refuse
+  int layer = 0;        ///< of the weight that a quantizer is shown, so that threads have their own
+  bool empty = false;   ///< no rows, no text, no samples ...
+  uint64_t refuse = 0;  ///< the number of the allocation inside the plugin's calls to refuse
 };
 
 struct PlacedStruct {
@@ -158,6 +158,11 @@ struct Operation {
   void (*run)(Trial&);
 };
 std::vector<Operation> operations_of(const ds_component& component);
+
+inline std::vector<float> floats_of(const ds_tensor* t) {
+  const auto* begin = static_cast<const float*>(t->data);
+  return {begin, begin + t->bytes / sizeof(float)};
+}
 
 constexpr ds_dtype kF32{DS_FLOAT, 32, 1}, kI32{DS_INT, 32, 1}, kU8{DS_UINT, 8, 1},
     kBf16{DS_BFLOAT, 16, 1};

@@ -13,7 +13,7 @@ namespace ds {
 namespace {
 
 constexpr int64_t kMaxParameters = 64LL << 20;
-constexpr size_t kItemsPerRound = 2000, kHoldOutOneIn = 20, kHoldOutFrom = 100;
+constexpr size_t kItemsPerRound = 2000, kHeldOutOneIn = 20, kHoldOutFrom = 100;
 
 std::string sizes_text(const std::vector<int64_t>& sizes) {
   std::string out;
@@ -379,7 +379,7 @@ bool TaskModels::train_model(const std::string& name, Model& model, std::vector<
                        replay = stored_examples(train_domain(name), model);
   const bool hold_out = replay.size() + fresh.size() >= kHoldOutFrom;
   std::erase_if(fresh, [&](Example& e) {
-    if (!hold_out || seed_of(e.item.draw_key) % kHoldOutOneIn != 0) return false;
+    if (!hold_out || seed_of(e.item.draw_key) % kHeldOutOneIn != 0) return false;
     commit.insert.push_back({hold_domain(name), e.item.draw_key, e.item.offset});
     commit.fates.push_back(
         {e.item.offset,

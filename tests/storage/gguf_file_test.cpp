@@ -10,6 +10,7 @@
 #include "storage/gguf.h"
 #include "storage/seams.h"
 #include "tests/storage/gguf_builder.h"
+#include "tests/storage/read_tensor.h"
 
 namespace ds {
 namespace {
@@ -17,6 +18,7 @@ namespace {
 using test::as_bytes;
 using test::GgufBuilder;
 using test::raw;
+using test::read;
 using test::small_model;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -30,15 +32,6 @@ std::unique_ptr<ModelFile> open_bytes(const GgufBuilder& builder) {
   std::filesystem::resize_file(path, 0);
   std::filesystem::remove(path);
   return file.ok() ? std::move(file).value() : nullptr;
-}
-
-std::vector<float> read(const ModelFile& file, const std::string& name) {
-  int64_t elements = 1;
-  for (const int64_t size : file.tensors().at(name).shape) elements *= size;
-  std::vector<float> out(static_cast<size_t>(elements));
-  const Status status = file.read_f32(name, out);
-  EXPECT_TRUE(status.ok()) << status.message();
-  return out;
 }
 
 TEST(Dequantize, HalfIsExactForAllBitPatterns) {

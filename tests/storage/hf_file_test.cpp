@@ -13,10 +13,12 @@
 #include "storage/hf_folder.h"
 #include "storage/safetensors.h"
 #include "tests/storage/gguf_builder.h"
+#include "tests/storage/read_tensor.h"
 
 namespace ds {
 namespace {
 
+using test::read;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -25,14 +27,6 @@ const std::string kTiny = DS_TEST_DATA "/tiny/";
 
 Json load_json(const std::string& path) {
   return parse_json(posix_file_system().read(path).value()).value();
-}
-
-std::vector<float> read(const ModelFile& file, const std::string& name) {
-  int64_t elements = 1;
-  for (const int64_t size : file.tensors().at(name).shape) elements *= size;
-  std::vector<float> out(static_cast<size_t>(elements));
-  EXPECT_TRUE(file.read_f32(name, out).ok());
-  return out;
 }
 
 TEST(HfFolder, ReadsEveryVariant) {
