@@ -8,10 +8,12 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <mutex>
 #include <new>
 #include <thread>
 
 #include "config.h"
+#include "device.h"
 #include "engine/bases.h"
 #include "engine/delta_file.h"
 #include "engine/engine.h"
@@ -29,7 +31,7 @@ namespace ds {
 namespace {
 
 struct Arguments {
-  std::string model, data, run, http, config;
+  std::string model, data, run, http, config, device = "auto";
   std::vector<std::string> set;
 };
 
@@ -242,6 +244,37 @@ Status be_ready_until_signal(const Arguments& a, const Endpoints& at, const std:
   return {};
 }
 
+/// The device that is asked for; its choice goes to the log in one line.
+Result<std::unique_ptr<Device>> open_device(const Arguments& a) {
+  std::error_code error;
+  const auto own = std::filesystem::canonical("/proc/self/exe", error);
+  const auto backend = own.parent_path().parent_path() / "lib/libds_cuda.so";
+  DS_ASSIGN(std::unique_ptr<Device> device, Device::open(a.device, backend.string()));
+  const std::string& why = device->why_not_gpu();
+  log(LogLevel::kInfo, "device", device->name() + (why.empty() ? "" : "; " + why));
+  return device;
+}
+
+/// What computes, and a compute for each thread that does.
+struct Machine {
+  std::unique_ptr<Device> device;
+  ComponentsSlot components;
+  Compute engine;
+  OpContext learner;
+  SharedCompute loader;
+};
+
+Result<std::unique_ptr<Machine>> open_machine(const Arguments& a, Pool& pool) {
+  auto m = std::make_unique<Machine>();
+  DS_ASSIGN(m->device, open_device(a));
+  m->engine = {&m->device->ops(), {}, &m->components};
+  m->loader.compute = m->engine;
+  DS_ASSIGN(m->engine.context, m->device->context(pool.engine(), true));
+  DS_ASSIGN(m->learner, m->device->context(pool.background(), false));
+  DS_ASSIGN(m->loader.compute.context, m->device->context(serial_parallel(), false));
+  return m;
+}
+
 /// The model as loaded, with the machine it runs on.
 struct LoadedModel {
   std::unique_ptr<ModelFile> file;
@@ -265,7 +298,8 @@ Result<LoadedModel> load_model(const std::string& path, const Config& config) {
 
 Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
                                                 VersionStore& files, ReplayStore& store,
-                                                const Config& config, const Compute& compute) {
+                                                const Config& config, const Compute& compute,
+                                                SharedCompute& loader) {
   {
     // Into memory by all threads, before anything asks for it with one. Calibrating takes a minute.
     const EndsBySignal interruptible;
@@ -273,9 +307,9 @@ Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_fi
   }
   DS_TRY(files.clean());
   const LoadWeights load = [&](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
-    const Compute serial{&cpu_ops(best_cpu_isa()), {serial_parallel(), nullptr}};
-    DS_ASSIGN(auto base, bases.find(m.base_sha256, serial));
-    return load_weights(m, files, std::move(base), serial);
+    const std::lock_guard lock(loader.mutex);
+    DS_ASSIGN(auto base, bases.find(m.base_sha256, loader.compute));
+    return load_weights(m, files, std::move(base), loader.compute);
   };
   DS_ASSIGN(auto versions,
             Versions::open("default", bases.file_sha256(), store, files, system_clock_seam(), load,
@@ -284,27 +318,46 @@ Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_fi
   return versions;
 }
 
+/// Until a signal.
+Status serve_and_learn(const Arguments& a, const Config& config, ServerParts parts,
+                       Learner& learner) {
+  EventBus& events = parts.events;
+  const Versions& versions = parts.versions;
+  const uint64_t watch = events.subscribe([&](const Event& e) {
+    if (e.topic == "store") learner.notify();
+  });
+  DS_ASSIGN(ServerOptions options, server_options(config, a.run));
+  DS_ASSIGN(const auto server, Server::start(std::move(parts), std::move(options)));
+  learner.start();
+  DS_TRY(be_ready_until_signal(a, server->endpoints(), versions.current()->version));
+  events.unsubscribe(watch);
+  server->stop(config.integer("drain.timeout"));
+  return {};
+}
+
 Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& store) {
   Clock& clock = system_clock_seam();
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
-  const Ops& ops = cpu_ops(best_cpu_isa());
-  ComponentsSlot components;
-  DS_ASSIGN(const std::unique_ptr<Plugins> plugins,
-            open_plugins(a.data + "/plugins", config, metrics, events, components));
-  const Compute compute{&ops, {pool.engine(), nullptr}, &components};
+  DS_ASSIGN(const std::unique_ptr<Machine> machine, open_machine(a, pool));
+  const Device& device = *machine->device;
+  ComponentsSlot& components = machine->components;
+  DS_ASSIGN(
+      const std::unique_ptr<Plugins> plugins,
+      open_plugins(a.data + "/plugins", config, metrics, events, components, device.is_gpu()));
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
   VersionStore files(posix_file_system(), a.data);
   BaseStore base_files(posix_file_system(), a.data);
   DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, components));
   Bases bases(*model.file, base_files, form);
-  DS_ASSIGN(const std::unique_ptr<Versions> versions,
-            open_versions(bases, base_files, files, store, config, compute));
+  DS_ASSIGN(
+      const std::unique_ptr<Versions> versions,
+      open_versions(bases, base_files, files, store, config, machine->engine, machine->loader));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
-  TaskModels tasks(store, files, config, *plugins, pool, ops, events, clock);
+  TaskModels tasks(store, files, config, *plugins, pool, cpu_ops(best_cpu_isa()), events, clock);
   DS_TRY(tasks.open());
-  Engine engine(engine_options(config, model.file->config(), model.fp32), compute, pool, *versions,
-                model.tokenizer, metrics, clock);
+  Engine engine(engine_options(config, model.file->config(), model.fp32), machine->engine, pool,
+                *versions, model.tokenizer, metrics, clock);
   Learner learner({*versions,
                    store,
                    files,
@@ -312,7 +365,8 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    base_files,
                    config,
                    pool,
-                   ops,
+                   device.ops(),
+                   machine->learner,
                    components,
                    *plugins,
                    metrics,
@@ -322,10 +376,7 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    model.chat,
                    [&](bool at_once) { return tasks.train(at_once); },
                    {}});
-  follow_plugins(*plugins, config, components, bases, *versions, events);
-  const uint64_t watch = events.subscribe([&](const Event& e) {
-    if (e.topic == "store") learner.notify();
-  });
+  follow_plugins(*plugins, config, components, bases, *versions, events, machine->loader);
   const auto backup = [&](const std::string& path) {
     return make_backup(store, *versions, tasks, a.data, path);
   };
@@ -340,19 +391,13 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     model.tokenizer,
                     model.chat,
                     model_info(*model.file, a.model),
-                    ops.name,
+                    device.name(),
                     control_of(learner),
                     control_of(tasks),
                     std::filesystem::absolute(a.data).string(),
                     backup,
                     plugins.get()};
-  DS_ASSIGN(ServerOptions options, server_options(config, a.run));
-  DS_ASSIGN(const auto server, Server::start(std::move(parts), std::move(options)));
-  learner.start();
-  DS_TRY(be_ready_until_signal(a, server->endpoints(), versions->current()->version));
-  events.unsubscribe(watch);
-  server->stop(config.integer("drain.timeout"));
-  return {};
+  return serve_and_learn(a, config, std::move(parts), learner);
 }
 
 Status run(Arguments a) {
@@ -384,6 +429,7 @@ int main(int argc, char** argv) {
   app.add_option("--run", a.run, "folder of the sockets and ready.json");
   app.add_option("--http", a.http, "address of the HTTP API, 127.0.0.1:0 for any free port");
   app.add_option("--config", a.config, "TOML file");
+  app.add_option("--device", a.device, "auto (a GPU if there is one), cpu or cuda:N");
   app.add_option("--set", a.set, "a setting, key=value (repeatable)");
   bool list_settings = false;
   app.add_flag("--help-settings", list_settings, "print every setting as a Markdown table");

@@ -93,10 +93,17 @@ constexpr Part kParts[] = {{"serve.attention", DS_KIND_ATTENTION, "dense"},
 
 /// One token through an encoder, on the model's own embedding: no self-test knows the model's
 /// width.
-Status try_out(const TextEncoder& encoder, const BaseWeights& base) {
+Status try_out(const TextEncoder& encoder, const BaseWeights& base, const Compute& compute) {
+  const Ops& ops = *compute.ops;
   std::vector<float> row(static_cast<size_t>(base.config().d_model));
   const int32_t id = 0;
-  DS_TRY(TextEncoding().forward(encoder, {serial_parallel(), nullptr}, base, {&id, 1}, row.data()));
+  const InBackend ids(ops, compute.context, &id, sizeof id);
+  const OutOfBackend out(ops, row.data(), row.size() * sizeof(float));
+  TextEncoding encoding;
+  DS_TRY(encoding.forward(encoder, ops, compute.context, base, {ids.as<int32_t>(), 1},
+                          out.as<float>()));
+  out.fetch(compute.context);
+  DS_TRY(finish(compute));
   if (std::ranges::all_of(row, [](float v) { return std::isfinite(v); })) return {};
   return {Code::kPlugin,
           "encoder " + std::string(encoder.name()) + ": NaN or infinity for token 0"};
@@ -107,34 +114,46 @@ std::string_view serving_name(uint32_t kind, const Components& now) {
   return kind == DS_KIND_ATTENTION ? now.attention->name() : now.encoder->name();
 }
 
-/// New sequences compute with `next`, if it works with `base`; null: that is not known yet.
-Status take(uint32_t kind, const Plugins::Serving& next, const BaseWeights* base,
+/// What new components have to work with.
+struct WorksWith {
+  bool on_gpu = false;
+  const BaseWeights* base = nullptr;  ///< null: not known yet
+  const Compute* compute = nullptr;   ///< null where base is
+};
+
+/// New sequences compute with `next`, if it works with that.
+Status take(uint32_t kind, const Plugins::Serving& next, const WorksWith& with,
             ComponentsSlot& slot) {
+  if (with.on_gpu && (next.instance->component().caps & DS_CAP_CUDA) == 0)
+    return unsupported(std::string(kind_name(kind)) + " " + std::string(next.instance->name()) +
+                       ": computes on the CPU alone, and the model is on a GPU; "
+                       "dsd --device cpu serves it");
   if (kind == DS_KIND_ATTENTION) {
     auto attention = std::make_shared<const Attention>(next.instance, next.generation);
     slot.update([&](Components& c) { c.attention = std::move(attention); });
   } else {
     DS_ASSIGN(auto encoder, TextEncoder::make(next.instance, next.generation));
-    if (base != nullptr) DS_TRY(try_out(*encoder, *base));
+    if (with.base != nullptr) DS_TRY(try_out(*encoder, *with.base, *with.compute));
     slot.update([&](Components& c) { c.encoder = std::move(encoder); });
   }
   return {};
 }
 
-Status take(const Part& part, const std::string& name, const BaseWeights* base, Plugins& plugins,
+Status take(const Part& part, const std::string& name, const WorksWith& with, Plugins& plugins,
             ComponentsSlot& slot) {
   DS_ASSIGN(const Plugins::Serving found, plugins.find(part.kind, name));
-  return take(part.kind, found, base, slot);
+  return take(part.kind, found, with, slot);
 }
 
-Status take_configured(const Config& config, Plugins& plugins, ComponentsSlot& slot) {
+Status take_configured(const Config& config, Plugins& plugins, ComponentsSlot& slot,
+                       const WorksWith& with) {
   for (const Part& part : kParts) {
-    const Status taken = take(part, config.text(part.setting), nullptr, plugins, slot);
+    const Status taken = take(part, config.text(part.setting), with, plugins, slot);
     if (taken.ok()) continue;
     if (!left_out(plugins)) return taken.in(part.setting);
     log(LogLevel::kError, "plugin",
         taken.message() + "; " + part.setting + " is " + part.built_in + " instead");
-    DS_TRY(take(part, part.built_in, nullptr, plugins, slot).in(part.setting));
+    DS_TRY(take(part, part.built_in, with, plugins, slot).in(part.setting));
   }
   return {};
 }
@@ -143,7 +162,7 @@ Status take_configured(const Config& config, Plugins& plugins, ComponentsSlot& s
 
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
                                               Metrics& metrics, EventBus& events,
-                                              ComponentsSlot& slot) {
+                                              ComponentsSlot& slot, bool on_gpu) {
   PluginOptions options;
   options.modules = modules_folder();
   options.data = data;
@@ -173,7 +192,7 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   const Json list = plugins->list();  // named: a temporary would be gone before the first turn
   for (const Json& refused : list["refused"])
     log(LogLevel::kWarn, "plugin", "not loaded: " + refused.value("reason", ""));
-  DS_TRY(take_configured(config, *plugins, slot));
+  DS_TRY(take_configured(config, *plugins, slot, {on_gpu, nullptr, nullptr}));
   for (const char* setting : kLearnerSettings) {
     const Status learns = plugins->find(DS_KIND_LEARNER, config.text(setting)).status();
     if (!learns.ok() && !left_out(*plugins)) return learns.in(setting);
@@ -187,7 +206,14 @@ Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const Com
 }
 
 void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
-                    Versions& versions, EventBus& events) {
+                    Versions& versions, EventBus& events, SharedCompute& loader) {
+  const auto take_now = [&](uint32_t kind, const Plugins::Serving& next) {
+    const auto weights = versions.current();
+    const std::lock_guard lock(loader.mutex);
+    const Compute& compute = loader.compute;
+    return take(kind, next, {compute.context.stream != nullptr, weights->base.get(), &compute},
+                slot);
+  };
   config.before_change("model.quant", [&](const std::string& name) -> Status {
     DS_ASSIGN(const WeightForm form, form_called(name, plugins, config, slot));
     return keep_in(form, bases, versions);
@@ -198,8 +224,9 @@ void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Base
     });
   }
   for (const Part& part : kParts) {
-    config.before_change(part.setting, [&](const std::string& name) {
-      return take(part, name, versions.current()->base.get(), plugins, slot);
+    config.before_change(part.setting, [&, take_now](const std::string& name) -> Status {
+      DS_ASSIGN(const Plugins::Serving found, plugins.find(part.kind, name));
+      return take_now(part.kind, found);
     });
   }
   config.before_change("plugins.shadow", [&](const std::string& name) -> Status {
@@ -207,21 +234,22 @@ void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Base
     plugins.set_shadow(shadow);
     return {};
   });
-  plugins.on_swap([&](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
-    Status taken;
-    for (const Part& part : kParts) {
-      if (part.kind == kind && serving_name(kind, *slot.current()) == name)
-        taken = take(kind, next, versions.current()->base.get(), slot);
-    }
-    if (kind == DS_KIND_QUANTIZER && config.text("model.quant") == name) {
-      taken = keep_in(quantized_form(config, slot, next), bases, versions);
-    }
-    if (!taken.ok()) log(LogLevel::kError, "plugin", taken.message());
-    events.publish("plugin", {{"event", "swapped"},
-                              {"kind", kind_name(kind)},
-                              {"name", name},
-                              {"generation", next.generation}});
-  });
+  plugins.on_swap(
+      [&, take_now](uint32_t kind, const std::string& name, const Plugins::Serving& next) {
+        Status taken;
+        for (const Part& part : kParts) {
+          if (part.kind == kind && serving_name(kind, *slot.current()) == name)
+            taken = take_now(kind, next);
+        }
+        if (kind == DS_KIND_QUANTIZER && config.text("model.quant") == name) {
+          taken = keep_in(quantized_form(config, slot, next), bases, versions);
+        }
+        if (!taken.ok()) log(LogLevel::kError, "plugin", taken.message());
+        events.publish("plugin", {{"event", "swapped"},
+                                  {"kind", kind_name(kind)},
+                                  {"name", name},
+                                  {"generation", next.generation}});
+      });
 }
 
 }  // namespace ds

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "config.h"
@@ -15,17 +16,25 @@
 
 namespace ds {
 
+/// For threads that compute beside the engine's, one at a time: they hold the mutex.
+struct SharedCompute {
+  Compute compute;
+  std::mutex mutex;
+};
+
 /// The modules beside this program and what `data` says was installed; `slot` gets the
-/// attention and encoder that the settings name. `metrics` outlives them.
+/// attention and encoder that the settings name, which have to compute where the model does.
+/// `metrics` outlives them.
 Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Config& config,
                                               Metrics& metrics, EventBus& events,
-                                              ComponentsSlot& slot);
+                                              ComponentsSlot& slot, bool on_gpu);
 /// What model.quant means, with the components that `slot` has now.
 Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot);
 
 /// From now on new sequences take what serve.attention, serve.encoder and model.quant are set to,
-/// and the newest generation of it. A setting that cannot be applied is refused.
+/// and the newest generation of it. A setting that cannot be applied is refused. What has to be
+/// tried out before is computed by `loader`.
 void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
-                    Versions& versions, EventBus& events);
+                    Versions& versions, EventBus& events, SharedCompute& loader);
 
 }  // namespace ds

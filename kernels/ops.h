@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ops: the one contract of compute. A backend fills this table; engine and trainer are written once
-// against it. Pure: no files, no globals; the pool (CPU) or stream (GPU) comes with each call, memory is
-// the caller's. Pointers are device pointers of the backend. All activations are FP32, row-major.
+// against it. Pure: no files, no globals; the pool (CPU) or stream (GPU) comes with each call,
+// memory is the caller's. Pointers are to the backend's memory (allocate() below; on the CPU any
+// memory), but for the argument structs themselves and what is marked host. All activations are
+// FP32, row-major.
 //
-// One numerics: on one backend a row's result does not depend on which or how many rows go with it, nor
-// on the number of threads. Every output element has one fixed order of accumulation.
+// On a GPU a call only enqueues: results are there, and errors are told, after finish(). The same
+// call order on one stream is the order of execution.
+//
+// One numerics: on a CPU's table a row's result does not depend on which or how many rows go with it,
+// nor on the number of threads. Every output element has one fixed order of accumulation. On a GPU
+// the order depends on the number of rows (cuBLAS); results agree within the ops' tolerances.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +21,14 @@ namespace ds {
 
 struct OpContext {
   const ds_parallel* parallel = nullptr;  ///< CPU: the host's pool
-  void* stream = nullptr;                 ///< GPU: the stream to enqueue on
+  void* stream = nullptr;                 ///< GPU: the stream to enqueue on, never null
+  int32_t device = 0;                     ///< GPU: its number
 };
 
-/// How a weight matrix W [n, k] (y = W x) is laid out. Panels of 16 rows, zero-padded at the end:
+/// How a weight matrix W [n, k] (y = W x) is laid out. CPU: panels of 16 rows, zeros at the end,
 ///   kF32   [ceil(n/16)][k][16]                 float
-///   kBF16  [ceil(n/16)][ceil(k/2)][16][2]      bfloat16, a pair of neighbouring k in each 32-bit lane
+///   kBF16  [ceil(n/16)][ceil(k/2)][16][2]      bfloat16, neighbouring k in a 32-bit lane
+/// CUDA: [n][k] row-major, rows padded with zeros to a multiple of 16 bytes.
 enum class WeightFormat : uint8_t { kF32 = 0, kBF16 = 1 };
 
 struct WeightView {
@@ -36,11 +44,12 @@ constexpr int kMaxFusedWeights = 3;
 
 /// y += scale * B (A x), A [16, k], B [n, 16], both packed in the format of the base weight.
 struct LoraPair {
-  WeightView a, b;       ///< data == nullptr: this weight has no low-rank part in this slot
+  WeightView a, b;  ///< data == nullptr: this weight has no low-rank part in this slot
   float scale = 0.0f;
 };
 
-/// Low-rank parts of one call. Rows choose their slot, so one batch may mix versions.
+/// Low-rank parts of one call (a struct of the host). Rows choose their slot, so one batch may mix
+/// versions.
 struct LoraSlots {
   const int32_t* slot_of_row = nullptr;  ///< [rows], -1 = base only
   int n_slots = 0;
@@ -54,21 +63,21 @@ enum class Epilogue : uint8_t {
   kSwiglu,    ///< y_0 = silu(W_0 x + b_0) * (W_1 x + b_1); n_weights == 2
 };
 
-/// One shared input, up to three weights: q/k/v, gate/up, or one alone. The backward pass with respect
-/// to the input is this same op on transposed packs (and B^T, A^T as the low-rank pair).
+/// One shared input, up to three weights: q/k/v, gate/up, or one alone. The backward pass with
+/// respect to the input is this same op on transposed packs (and B^T, A^T as the low-rank pair).
 struct LinearArgs {
   int64_t rows = 0;
   const float* x = nullptr;          ///< [rows, k]
   int64_t x_stride = 0;              ///< floats between rows of x
   const void* x_prepared = nullptr;  ///< from prepare(); null if prepared_bytes() is 0
   int n_weights = 0;
-  WeightView w[kMaxFusedWeights];    ///< all with the same k and format
+  WeightView w[kMaxFusedWeights];  ///< all with the same k and format
   const float* bias[kMaxFusedWeights] = {nullptr, nullptr, nullptr};  ///< [n] or null
   float* y[kMaxFusedWeights] = {nullptr, nullptr, nullptr};           ///< [rows, n]
   int64_t y_stride[kMaxFusedWeights] = {0, 0, 0};                     ///< floats between rows
   const LoraSlots* lora = nullptr;
   Epilogue epilogue = Epilogue::kNone;
-  const float* residual = nullptr;   ///< [rows, n_0], stride y_stride[0]
+  const float* residual = nullptr;  ///< [rows, n_0], stride y_stride[0]
 };
 
 /// Paged K/V of one layer: pages of 32 tokens, [page][kv_head][32][head_dim]. (ABI v1 layout.)
@@ -82,38 +91,40 @@ struct KvView {
   void* v = nullptr;
 };
 
-/// One sequence's part of a mixed batch: rows [row0, row0 + n_rows) are its tokens at positions
-/// [position0, position0 + n_rows); keys 0 .. position are visible to each (causal).
-struct SequenceSpan {
-  int64_t row0 = 0, n_rows = 0, position0 = 0;
-  const int32_t* pages = nullptr;  ///< page ids covering positions 0 .. position0 + n_rows - 1
-};
-
 /// Rotates q and k in place (by halves, HF layout), then stores k and v of each row in its page.
 struct RopeAppendArgs {
   int64_t rows = 0, n_heads = 0;
-  float* q = nullptr;        ///< [rows, n_heads * head_dim]
-  float* k = nullptr;        ///< [rows, n_kv_heads * head_dim]
-  const float* v = nullptr;  ///< [rows, n_kv_heads * head_dim]
+  float* q = nullptr;          ///< [rows, n_heads * head_dim]
+  float* k = nullptr;          ///< [rows, n_kv_heads * head_dim]
+  const float* v = nullptr;    ///< [rows, n_kv_heads * head_dim]
   const float* cos = nullptr;  ///< [positions, head_dim / 2]
   const float* sin = nullptr;
-  const SequenceSpan* sequences = nullptr;
-  int64_t n_sequences = 0;
+  const int32_t* positions = nullptr;  ///< [rows] in the row's sequence
+  const int32_t* slots = nullptr;      ///< [rows] page * 32 + position % 32
   KvView kv;
 };
 
+/// A mixed batch: rows [starts[s], starts[s + 1]) are the last tokens of sequence s, whose keys so
+/// far are lengths[s], its own rows' among them. Each row sees the keys up to its own position
+/// (causal).
 struct AttentionArgs {
   int64_t n_heads = 0;
   const float* q = nullptr;  ///< [rows, n_heads * head_dim], rotated
   float* out = nullptr;      ///< same shape
   float scale = 0.0f;
-  const SequenceSpan* sequences = nullptr;
-  int64_t n_sequences = 0;
+  int64_t batch = 0;                 ///< sequences
+  int64_t max_rows = 0;              ///< at least the rows of any sequence
+  int64_t max_keys = 0;              ///< at least the length of any sequence
+  const int32_t* starts = nullptr;   ///< [batch + 1], ascending from 0
+  const int32_t* lengths = nullptr;  ///< [batch]
+  const int32_t* table = nullptr;    ///< [batch, table_width] page ids in the order of positions
+  int64_t table_width = 0;
   KvView kv;
 };
 
-/// Training attention on whole sequences packed by rows, optionally behind a frozen prefix whose K/V get
-/// no gradient. Everything FP32.
+/// Training attention on whole sequences packed by rows, optionally behind a frozen prefix whose
+/// K/V get no gradient. Everything FP32. The array of sequences is the host's and is read before
+/// the call returns.
 struct TrainSequence {
   int64_t row0 = 0, n_rows = 0;
   int64_t prefix = 0;               ///< tokens of the frozen prefix, all visible
@@ -133,8 +144,8 @@ struct TrainAttentionArgs {
 };
 
 /// Which keys each row reads: those of row r (of the call) and kv head h are at
-/// keys[(r * n_kv_heads + h) * stride] and on, counts[r * n_kv_heads + h] of them (at least one), as
-/// ascending positions in the row's sequence, its prefix included.
+/// keys[(r * n_kv_heads + h) * stride] and on, counts[r * n_kv_heads + h] of them (at least one),
+/// as ascending positions in the row's sequence, its prefix included.
 struct KeySelection {
   const int32_t* keys = nullptr;
   const int32_t* counts = nullptr;
@@ -144,23 +155,23 @@ struct KeySelection {
 /// Softmax cross-entropy of logits [rows, vocab]: loss[r] = -weight[r] * log p(target[r]).
 struct CrossEntropyArgs {
   int64_t rows = 0, vocab = 0, stride = 0;
-  float* logits = nullptr;            ///< overwritten by d(sum of losses)/d logits when `gradient`
-  const int32_t* target = nullptr;    ///< [rows]
-  const float* weight = nullptr;      ///< [rows]
-  float* logprob = nullptr;           ///< [rows] out: log p(target)
-  int32_t* argmax = nullptr;          ///< [rows] out, or null
+  float* logits = nullptr;          ///< overwritten by d(sum of losses)/d logits when `gradient`
+  const int32_t* target = nullptr;  ///< [rows]
+  const float* weight = nullptr;    ///< [rows]
+  float* logprob = nullptr;         ///< [rows] out: log p(target)
+  int32_t* argmax = nullptr;        ///< [rows] out, or null
   bool gradient = false;
 };
 
-/// weight[r] * KL(stored || softmax(logits[r])) where the stored side is its top-k probabilities and one
-/// bucket for the rest: sum_i p_i (log p_i - log q_i) + p_rest (log p_rest - log q_rest).
+/// weight[r] * KL(stored || softmax(logits[r])) where the stored side is its top-k probabilities
+/// and one bucket for the rest: sum_i p_i (log p_i - log q_i) + p_rest (log p_rest - log q_rest).
 struct KlTopkArgs {
   int64_t rows = 0, vocab = 0, stride = 0, top_k = 0;
-  float* logits = nullptr;            ///< overwritten by the gradient when `gradient`
-  const int32_t* index = nullptr;     ///< [rows, top_k]
-  const float* logprob = nullptr;     ///< [rows, top_k] stored natural logs
-  const float* weight = nullptr;      ///< [rows]
-  float* kl = nullptr;                ///< [rows] out, unweighted
+  float* logits = nullptr;         ///< overwritten by the gradient when `gradient`
+  const int32_t* index = nullptr;  ///< [rows, top_k]
+  const float* logprob = nullptr;  ///< [rows, top_k] stored natural logs
+  const float* weight = nullptr;   ///< [rows]
+  float* kl = nullptr;             ///< [rows] out, unweighted
   bool gradient = false;
 };
 
@@ -168,77 +179,116 @@ struct AdamWArgs {
   int64_t n = 0;
   float *master = nullptr, *m = nullptr, *v = nullptr;  ///< FP32 parameter and moments
   const float* gradient = nullptr;
-  float gradient_scale = 1.0f;                          ///< clip factor
+  float gradient_scale = 1.0f;  ///< clip factor
   float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
-  int64_t step = 1;                                     ///< from 1, for bias correction
+  int64_t step = 1;  ///< from 1, for bias correction
 };
 
-/// The table. Every entry is filled by every backend; `tests/kernels/ops_test.cpp` runs each against a
-/// double-precision oracle, finite differences, and as a benchmark.
+/// The table. Every entry is filled by every backend; `tests/kernels/ops_test.cpp` runs each
+/// against a double-precision oracle, finite differences, and as a benchmark.
 struct Ops {
-  const char* name;  ///< "cpu-scalar", "cpu-avx2", "cpu-avx512", "cpu-avx512-bf16", "cpu-avx512-amx"
+  /// "cpu-scalar", "cpu-avx2", "cpu-avx512", "cpu-avx512-bf16", "cpu-avx512-amx", "cuda-sm90"
+  const char* name;
+
+  // Memory. On the CPU it is the host's, so that upload and download are copies.
+  bool host_memory;                  ///< allocate() gives memory that the host can use as its own
+  void* (*allocate)(int64_t bytes);  ///< aligned to 256 bytes; null: there is not enough
+  void (*release)(void*);            ///< nothing enqueued may use it any more; null is fine
+  /// `host` may be reused once this returns.
+  void (*upload)(const OpContext&, void* to, const void* host, int64_t bytes);
+  void (*download)(const OpContext&, void* host, const void* from,
+                   int64_t bytes);  ///< there after finish()
+  void (*copy)(const OpContext&, void* to, const void* from, int64_t bytes);
+  void (*zero)(const OpContext&, void* to, int64_t bytes);
+  /// Waits for everything that was enqueued. Null, or what failed (a text for people); after a
+  /// failure the backend's memory is lost and every call fails.
+  const char* (*finish)(const OpContext&);
+
+  // Recordings of calls, to be enqueued again as one. Between begin and end calls on the stream are
+  // recorded instead of enqueued; finish, upload, download and whatever waits or allocates may not
+  // be among them. Pointers and sizes are as recorded; what the pointers lead to is read when it is
+  // replayed.
+  bool (*begin_recording)(
+      const OpContext&);  ///< false: this backend records nothing, calls just run
+  void* (*end_recording)(const OpContext&);  ///< null: something was called that may not be
+  void (*replay)(const OpContext&, void* recording);
+  void (*release_recording)(void* recording);  ///< null is fine
 
   // Weights. `source` is FP32 row-major [n, k], or [k, n] when `transposed`.
   int64_t (*packed_bytes)(WeightFormat, int64_t n, int64_t k);
-  void (*pack)(const OpContext&, WeightFormat, int64_t n, int64_t k, const float* source, bool transposed,
-               void* packed);
+  void (*pack)(const OpContext&, WeightFormat, int64_t n, int64_t k, const float* source,
+               bool transposed, void* packed);
   void (*unpack)(const OpContext&, const WeightView&, float* out);  ///< FP32 [n, k]
 
   // Shared input of linear layers, converted once.
   int64_t (*prepared_bytes)(WeightFormat, int64_t rows, int64_t k);
-  void (*prepare)(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x, int64_t x_stride,
-                  void* prepared);
+  void (*prepare)(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x,
+                  int64_t x_stride, void* prepared);
   void (*linear)(const OpContext&, const LinearArgs&);
 
   /// out [n, k] += scale * dy^T x over rows; the gradient of a weight.
   void (*outer_accumulate)(const OpContext&, int64_t rows, int64_t n, int64_t k, const float* dy,
-                           int64_t dy_stride, const float* x, int64_t x_stride, float scale, float* out);
+                           int64_t dy_stride, const float* x, int64_t x_stride, float scale,
+                           float* out);
 
   /// y = x * rsqrt(mean(x^2) + eps) * w; rstd [rows] is kept for backward (may be null).
-  void (*rmsnorm)(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w, float eps,
-                  float* y, float* rstd);
+  void (*rmsnorm)(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w,
+                  float eps, float* y, float* rstd);
   /// dx += gradient with respect to x; dw (or null) += gradient with respect to w.
-  void (*rmsnorm_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* x,
-                           const float* w, const float* rstd, float* dx, float* dw);
+  void (*rmsnorm_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy,
+                           const float* x, const float* w, const float* rstd, float* dx, float* dw);
 
   void (*rope_append)(const OpContext&, const RopeAppendArgs&);
-  /// Rotation alone for training: x [rows, heads * head_dim] by positions[rows]; `inverse` for backward.
-  void (*rope)(const OpContext&, int64_t rows, int64_t heads, int64_t head_dim, const int32_t* positions,
-               const float* cos, const float* sin, bool inverse, float* x);
+  /// Rotation alone for training: x [rows, heads * head_dim] by positions[rows]; `inverse` for
+  /// backward.
+  void (*rope)(const OpContext&, int64_t rows, int64_t heads, int64_t head_dim,
+               const int32_t* positions, const float* cos, const float* sin, bool inverse,
+               float* x);
   void (*attention)(const OpContext&, const AttentionArgs&);
   void (*attention_train)(const OpContext&, const TrainAttentionArgs&);
   void (*attention_train_backward)(const OpContext&, const TrainAttentionArgs&);
   // The same over chosen keys. In training lse may be null: not kept.
   void (*attention_selected)(const OpContext&, const AttentionArgs&, const KeySelection&);
-  void (*attention_selected_train)(const OpContext&, const TrainAttentionArgs&, const KeySelection&);
-  void (*attention_selected_train_backward)(const OpContext&, const TrainAttentionArgs&, const KeySelection&);
+  void (*attention_selected_train)(const OpContext&, const TrainAttentionArgs&,
+                                   const KeySelection&);
+  void (*attention_selected_train_backward)(const OpContext&, const TrainAttentionArgs&,
+                                            const KeySelection&);
 
   /// y = silu(gate) * up, elementwise over n.
   void (*swiglu)(const OpContext&, int64_t n, const float* gate, const float* up, float* y);
   /// dgate and dup overwritten; they may alias gate and up.
-  void (*swiglu_backward)(const OpContext&, int64_t n, const float* dy, const float* gate, const float* up,
-                          float* dgate, float* dup);
+  void (*swiglu_backward)(const OpContext&, int64_t n, const float* dy, const float* gate,
+                          const float* up, float* dgate, float* dup);
   void (*relu)(const OpContext&, int64_t n, float* x);
   void (*relu_backward)(const OpContext&, int64_t n, const float* y, float* dy);  ///< dy *= (y > 0)
 
   /// Rows of a packed matrix [vocab, d] by id, as FP32 [rows, d].
-  void (*embed)(const OpContext&, const WeightView& table, int64_t rows, const int32_t* ids, float* out);
+  void (*embed)(const OpContext&, const WeightView& table, int64_t rows, const int32_t* ids,
+                float* out);
+  /// out[r] = x[index[r]], rows of d.
+  void (*gather_rows)(const OpContext&, int64_t rows, int64_t d, const int32_t* index,
+                      const float* x, float* out);
+  /// out[index[r]] = x[r]; the indices are distinct, other rows stay.
+  void (*scatter_rows)(const OpContext&, int64_t rows, int64_t d, const int32_t* index,
+                       const float* x, float* out);
   /// out [vocab, d] row-major: out[ids[r]] += dy[r].
-  void (*embed_backward)(const OpContext&, int64_t rows, int64_t d, const int32_t* ids, const float* dy,
-                         float* out);
+  void (*embed_backward)(const OpContext&, int64_t rows, int64_t d, const int32_t* ids,
+                         const float* dy, float* out);
 
   void (*cross_entropy)(const OpContext&, const CrossEntropyArgs&);
   void (*kl_topk)(const OpContext&, const KlTopkArgs&);
 
   void (*adamw)(const OpContext&, const AdamWArgs&);
+  // These two wait for their result.
   double (*sum_squares)(const OpContext&, int64_t n, const float* x);  ///< fixed chunk order
   bool (*all_finite)(const OpContext&, int64_t n, const float* x);
 };
 
 enum class CpuIsa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };
 
-/// Best ISA of this machine: AMX tiles where the kernel grants them; AVX-512 BF16 dot products only where
-/// they are faster than FP32 FMA (AMD Zen 4 and later; Intel's run at half rate: see kernels/README.md).
+/// Best ISA of this machine: AMX tiles where the kernel grants them; AVX-512 BF16 dot products only
+/// where they are faster than FP32 FMA (AMD Zen 4 and later; Intel's run at half rate: see
+/// kernels/README.md).
 CpuIsa best_cpu_isa();
 bool cpu_supports(CpuIsa isa);
 const Ops& cpu_ops(CpuIsa isa);

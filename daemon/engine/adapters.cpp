@@ -100,13 +100,15 @@ Status Adapters::set_factors(const std::vector<LoraDelta::LayerFactors>& factors
 }
 
 void Adapters::pack(const Compute& compute, WeightFormat format) {
+  const Ops& ops = *compute.ops;
   std::vector<float> padded;
   const auto pack_one = [&](Linear& out, int64_t n, int64_t k, const float* source,
                             bool transposed) {
     if (out.storage.bytes() == 0) {
-      out.storage = Buffer(static_cast<size_t>(compute.ops->packed_bytes(format, n, k)));
+      out.storage = Buffer(ops, static_cast<size_t>(ops.packed_bytes(format, n, k)));
     }
-    compute.ops->pack(compute.context, format, n, k, source, transposed, out.storage.data());
+    const InBackend from(ops, compute.context, source, static_cast<size_t>(n * k) * sizeof(float));
+    ops.pack(compute.context, format, n, k, from.as<float>(), transposed, out.storage.data());
     out.view = {format, n, k, out.storage.data()};
   };
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {

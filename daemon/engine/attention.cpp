@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "engine/kv_cache.h"
-
 namespace ds {
 namespace {
 
@@ -45,7 +43,7 @@ Status Attention::run(Function function, const ds_call& call, const ds_attn_args
 Status Attention::prefill(const ds_call& call, const ds_attn_args& args, bool one_row_each) const {
   const bool decode = one_row_each && table_.decode != nullptr;
   DS_TRY(run(decode ? table_.decode : table_.prefill, call, args));
-  if (args.kv != nullptr &&
+  if (args.kv != nullptr && args.q->device.type == DS_DEV_CPU &&
       plugin_->recorded().due(one_row_each ? CallSort::kDecode : CallSort::kPrefill))
     record(args, one_row_each);
   return {};
@@ -55,37 +53,20 @@ Status Attention::backward(const ds_call& call, const ds_attn_args& args) const 
   return run(table_.backward, call, args);
 }
 
-Status ServingAttention::begin(const Attention& attention, const OpContext& context,
-                               int64_t n_heads, float scale,
-                               std::span<const SequenceSpan> sequences, int64_t rows,
+Status ServingAttention::begin(const Attention& attention, const Ops& ops, const OpContext& context,
+                               int64_t n_heads, float scale, const StepTables& tables,
                                const KvView& kv, int64_t n_pages) {
   attention_ = &attention;
-  const auto batch = std::ssize(sequences);
-  rows_.assign(1, 0);
-  lengths_.clear();
-  int64_t max_rows = 0, max_keys = 0;
-  for (const SequenceSpan& s : sequences) {
-    const int64_t keys = s.position0 + s.n_rows;
-    rows_.push_back(rows_.back() + static_cast<int32_t>(s.n_rows));
-    lengths_.push_back(static_cast<int32_t>(keys));
-    max_rows = std::max(max_rows, s.n_rows);
-    max_keys = std::max(max_keys, keys);
-  }
-  one_row_each_ = max_rows == 1;
-  const int64_t width = pages_for(max_keys);
-  table_.assign(static_cast<size_t>(batch * width), 0);
-  for (size_t b = 0; b < sequences.size(); ++b) {
-    std::copy_n(sequences[b].pages, pages_for(lengths_[b]),
-                table_.begin() + static_cast<int64_t>(b) * width);
-  }
-  const int64_t d = kv.head_dim;
-  for (TensorView* t : {&q_, &out_}) t->set(nullptr, kAbiF32, {rows, n_heads, d});
-  rows_view_.set(rows_.data(), kAbiI32, {batch + 1});
-  lengths_view_.set(lengths_.data(), kAbiI32, {batch});
-  table_view_.set(table_.data(), kAbiI32, {batch, width});
+  device_ = device_of(context);
+  one_row_each_ = tables.max_rows() == 1;
+  const int64_t d = kv.head_dim, batch = tables.batch();
+  for (TensorView* t : {&q_, &out_}) t->set(nullptr, kAbiF32, {tables.rows(), n_heads, d}, device_);
+  rows_view_.set(tables.starts(), kAbiI32, {batch + 1}, device_);
+  lengths_view_.set(tables.lengths(), kAbiI32, {batch}, device_);
+  table_view_.set(tables.table(), kAbiI32, {batch, tables.table_width()}, device_);
   const ds_dtype element = kv.dtype == KvDtype::kF32 ? kAbiF32 : kAbiBf16;
   for (TensorView* pages : {&k_, &v_})
-    pages->set(nullptr, element, {n_pages, kv.n_kv_heads, kKvPageTokens, d});
+    pages->set(nullptr, element, {n_pages, kv.n_kv_heads, kKvPageTokens, d}, device_);
   kv_ = {};
   kv_.size = sizeof kv_;
   kv_.page_tokens = kKvPageTokens;
@@ -93,7 +74,7 @@ Status ServingAttention::begin(const Attention& attention, const OpContext& cont
   kv_.v_pages = v_.get();
   kv_.block_table = table_view_.get();
   kv_.lengths = lengths_view_.get();
-  args_ = attn_args(sequences.size(), max_rows, max_keys, scale);
+  args_ = attn_args(static_cast<size_t>(batch), tables.max_rows(), tables.max_keys(), scale);
   args_.q = q_.get();
   args_.out = out_.get();
   args_.rows = rows_view_.get();
@@ -107,14 +88,14 @@ Status ServingAttention::begin(const Attention& attention, const OpContext& cont
   n_pages_ = n_pages;
   page_extra_bytes_ = static_cast<int64_t>(plan.page_extra_bytes + 7) / 8 * 8;
   kv_.page_extra = page_extra_bytes_ > 0 ? extra_.get() : nullptr;
-  call_ = call_with(context, workspace_, plan.workspace_bytes);
+  call_.begin(ops, context, plan.workspace_bytes);
   return {};
 }
 
 Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const KvView& kv,
                                std::byte* extra, int64_t extra_stride) {
   if (page_extra_bytes_ > 0) {
-    extra_.set(extra, kAbiU8, {n_pages_, page_extra_bytes_});
+    extra_.set(extra, kAbiU8, {n_pages_, page_extra_bytes_}, device_);
     extra_.set_row_stride(extra_stride, static_cast<uint64_t>(n_pages_ * extra_stride));
   }
   args_.layer = layer;
@@ -122,14 +103,15 @@ Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const
   out_.move_to(out);
   k_.move_to(kv.k);
   v_.move_to(kv.v);
-  return attention_->prefill(call_, args_, one_row_each_);
+  return attention_->prefill(call_.get(), args_, one_row_each_);
 }
 
-Status TrainingAttention::begin(std::shared_ptr<const Attention> attention,
+Status TrainingAttention::begin(std::shared_ptr<const Attention> attention, const Ops& ops,
                                 const OpContext& context, int64_t n_heads, int64_t n_kv_heads,
                                 int64_t head_dim, float scale, std::span<const Sequence> sequences,
                                 int64_t rows) {
   attention_ = std::move(attention);
+  const ds_device device = device_of(context);
   const size_t batch = sequences.size();
   rows_.assign(1, 0);
   int64_t max_rows = 0, max_keys = 0;
@@ -143,13 +125,13 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention,
       auto& view = views->emplace_back();
       if (s.prefix == 0) continue;
       view = std::make_unique<TensorView>();
-      view->set(nullptr, kAbiF32, {s.prefix, n_kv_heads, head_dim});
+      view->set(nullptr, kAbiF32, {s.prefix, n_kv_heads, head_dim}, device);
     }
   }
   for (TensorView* t : {&q_, &out_, &dout_, &dq_})
-    t->set(nullptr, kAbiF32, {rows, n_heads, head_dim});
+    t->set(nullptr, kAbiF32, {rows, n_heads, head_dim}, device);
   for (TensorView* t : {&k_, &v_, &dk_, &dv_})
-    t->set(nullptr, kAbiF32, {rows, n_kv_heads, head_dim});
+    t->set(nullptr, kAbiF32, {rows, n_kv_heads, head_dim}, device);
   rows_view_.set(rows_.data(), kAbiI32, {std::ssize(rows_)});
   train_ = {};
   train_.size = sizeof train_;
@@ -169,7 +151,7 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention,
   args_.train = &train_;
   DS_ASSIGN(const ds_plan plan, attention_->plan(args_));
   saved_bytes_ = static_cast<size_t>(plan.saved_bytes);
-  call_ = call_with(context, workspace_, plan.workspace_bytes);
+  call_.begin(ops, context, plan.workspace_bytes);
   return {};
 }
 
@@ -194,7 +176,7 @@ Status TrainingAttention::forward(uint32_t layer, const Pointers& at,
                                   std::span<const float* const> prefix_v) {
   point(layer, at, prefix_k, prefix_v);
   args_.dout = args_.dq = args_.dk = args_.dv = nullptr;
-  return attention_->prefill(call_, args_, false);
+  return attention_->prefill(call_.get(), args_, false);
 }
 
 Status TrainingAttention::backward(uint32_t layer, const Pointers& at,
@@ -209,7 +191,7 @@ Status TrainingAttention::backward(uint32_t layer, const Pointers& at,
   args_.dq = dq_.get();
   args_.dk = dk_.get();
   args_.dv = dv_.get();
-  return attention_->backward(call_, args_);
+  return attention_->backward(call_.get(), args_);
 }
 
 }  // namespace ds

@@ -10,6 +10,7 @@
 
 #include "ds/status.h"
 #include "engine/plugin_generation.h"
+#include "engine/step_tables.h"
 #include "kernels/buffer.h"
 #include "kernels/ops.h"
 
@@ -37,12 +38,13 @@ class Attention : public PluginGeneration {
 /// The serving calls of one step: begin(), then layer() for each layer. Keeps its memory.
 class ServingAttention {
  public:
-  /// `attention` and what the spans point at stay until the step ends.
-  Status begin(const Attention& attention, const OpContext& context, int64_t n_heads, float scale,
-               std::span<const SequenceSpan> sequences, int64_t rows, const KvView& kv,
+  /// `attention` and `tables` stay until the step ends.
+  Status begin(const Attention& attention, const Ops& ops, const OpContext& context,
+               int64_t n_heads, float scale, const StepTables& tables, const KvView& kv,
                int64_t n_pages);
   /// What the plugin wants beside each page of a layer; known after begin().
   int64_t page_extra_bytes() const { return page_extra_bytes_; }
+  const void* workspace() const { return call_.workspace(); }
   /// q, out [rows, n_heads * head_dim]; `kv` of this layer, `extra` beside its pages,
   /// `extra_stride` bytes from page to page.
   Status layer(uint32_t layer, const float* q, float* out, const KvView& kv, std::byte* extra,
@@ -51,13 +53,12 @@ class ServingAttention {
  private:
   const Attention* attention_ = nullptr;
   bool one_row_each_ = false;
-  std::vector<int32_t> rows_, lengths_, table_;
-  Buffer workspace_;
+  ds_device device_{};
   int64_t n_pages_ = 0, page_extra_bytes_ = 0;
   TensorView q_, out_, rows_view_, lengths_view_, table_view_, k_, v_, extra_;
   ds_kv_view kv_{};
   ds_attn_args args_{};
-  ds_call call_{};
+  PassCall call_;
 };
 
 /// The training calls of one batch, forward and backward.
@@ -75,7 +76,7 @@ class TrainingAttention {
   };
 
   /// Bytes of `saved` per layer are in saved_bytes() after it.
-  Status begin(std::shared_ptr<const Attention> attention, const OpContext& context,
+  Status begin(std::shared_ptr<const Attention> attention, const Ops& ops, const OpContext& context,
                int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, float scale,
                std::span<const Sequence> sequences, int64_t rows);
   size_t saved_bytes() const { return saved_bytes_; }
@@ -93,13 +94,12 @@ class TrainingAttention {
   std::shared_ptr<const Attention> attention_;
   size_t saved_bytes_ = 0;
   std::vector<int32_t> rows_;
-  Buffer workspace_;
   TensorView q_, out_, rows_view_, k_, v_, dout_, dq_, dk_, dv_;
   std::vector<std::unique_ptr<TensorView>> prefix_k_, prefix_v_;
   std::vector<const ds_tensor*> prefix_k_at_, prefix_v_at_;
   ds_train_view train_{};
   ds_attn_args args_{};
-  ds_call call_{};
+  PassCall call_;
 };
 
 }  // namespace ds

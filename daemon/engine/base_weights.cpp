@@ -79,8 +79,10 @@ std::vector<double> inverse_frequencies(const ModelConfig& c) {
 Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
                    const float* source, bool transposed) {
   Linear out;
-  out.storage = Buffer(static_cast<size_t>(compute.ops->packed_bytes(format, n, k)));
-  compute.ops->pack(compute.context, format, n, k, source, transposed, out.storage.data());
+  const Ops& ops = *compute.ops;
+  out.storage = Buffer(ops, static_cast<size_t>(ops.packed_bytes(format, n, k)));
+  const InBackend from(ops, compute.context, source, static_cast<size_t>(n * k) * sizeof(float));
+  ops.pack(compute.context, format, n, k, from.as<float>(), transposed, out.storage.data());
   out.view = {format, n, k, out.storage.data()};
   return out;
 }
@@ -169,7 +171,7 @@ class BaseWeights::Builder {
     const Quantizer& quantizer = *form_.quantizer;
     DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
     DS_ASSIGN(auto quant, quantizer.quantize(compute_.context, name, n, k, source.data()));
-    if (quantizer.multiplies()) {
+    if (quantizer.multiplies() && compute_.ops->host_memory) {
       out.view = {form_.format, n, k, nullptr};
       out.quant = std::move(quant);
       return {};
@@ -180,9 +182,9 @@ class BaseWeights::Builder {
     return {};
   }
 
-  Status vector(const std::string& name, int64_t n, std::vector<float>& out) {
+  Status vector(const std::string& name, int64_t n, BackendFloats& out) {
     DS_ASSIGN(const std::span<const float> source, read_(name, n, scratch_));
-    out.assign(source.begin(), source.end());
+    out = BackendFloats(compute_, source);
     return {};
   }
 
@@ -211,21 +213,23 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig&
   }
   DS_TRY(Builder(compute, form, read, store).all(c));
   const std::vector<double> inv = inverse_frequencies(c);
-  store.rope_cos.resize(static_cast<size_t>(c.context) * inv.size());
-  store.rope_sin.resize(store.rope_cos.size());
-  for (size_t p = 0, i = 0; p < static_cast<size_t>(c.context); ++p) {
+  std::vector<float> cos, sin;
+  for (size_t p = 0; p < static_cast<size_t>(c.context); ++p) {
     for (const double f : inv) {
-      store.rope_cos[i] = static_cast<float>(std::cos(static_cast<double>(p) * f));
-      store.rope_sin[i++] = static_cast<float>(std::sin(static_cast<double>(p) * f));
+      cos.push_back(static_cast<float>(std::cos(static_cast<double>(p) * f)));
+      sin.push_back(static_cast<float>(std::sin(static_cast<double>(p) * f)));
     }
   }
+  store.rope_cos = BackendFloats(compute, cos);
+  store.rope_sin = BackendFloats(compute, sin);
+  DS_TRY(finish(compute));
   store.transposed.resize(static_cast<size_t>(c.n_layers * kTargets + 1));
   return std::shared_ptr<const BaseWeights>(std::move(base));
 }
 
 std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quantizer> next) const {
   const auto keeps = [&](const Linear& linear) {
-    if (linear.quant == nullptr) return true;
+    if (linear.quant == nullptr) return false;  // kept dequantized
     const Result<bool> accepted = next->accepts(*linear.quant);
     return accepted.ok() && *accepted;
   };
@@ -250,15 +254,19 @@ const Linear& BaseWeights::transposed(const Compute& compute, int64_t layer, Tar
   if (!transposed[index]) {
     const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
     const auto [format, n, k, data] = source.view;
-    Buffer rows(static_cast<size_t>(n * k) * sizeof(float));
+    const Ops& ops = *compute.ops;
+    const Buffer rows(ops, static_cast<size_t>(n * k) * sizeof(float));
+    Linear& out = *(transposed[index] = std::make_unique<Linear>());
     if (source.quant != nullptr) {
       // A format that cannot be read back is refused at load (self-test).
       DS_CHECK(form_.quantizer->dequantize(compute.context, *source.quant, rows.as<float>()).ok());
     } else {
-      compute.ops->unpack(compute.context, source.view, rows.as<float>());
+      ops.unpack(compute.context, source.view, rows.as<float>());
     }
-    transposed[index] =
-        std::make_unique<Linear>(pack_linear(compute, format, k, n, rows.as<float>(), true));
+    out.storage = Buffer(ops, static_cast<size_t>(ops.packed_bytes(format, k, n)));
+    ops.pack(compute.context, format, k, n, rows.as<float>(), true, out.storage.data());
+    out.view = {format, k, n, out.storage.data()};
+    ops.finish(compute.context);  // others read it on their streams, and `rows` ends here
   }
   return *transposed[index];
 }
@@ -271,7 +279,7 @@ Status run_linear(const Compute& compute, const BaseWeights& base,
   for (size_t i = 0; i < weights.size(); ++i) {
     const Linear& w = *weights[i];
     args.w[i] = w.view;
-    args.bias[i] = w.bias.empty() ? nullptr : w.bias.data();
+    args.bias[i] = w.bias.data();
     args.y_stride[i] = w.view.n;
     quant[i] = w.quant.get();
   }
@@ -283,7 +291,7 @@ Status run_linear(const Compute& compute, const BaseWeights& base,
   const int64_t bytes = compute.ops->prepared_bytes(base.format(), args.rows, k);
   if (bytes > 0 && args.x_prepared == nullptr) {
     compute.ops->prepare(compute.context, base.format(), args.rows, k, args.x, args.x_stride,
-                         scratch.prepared.at_least(static_cast<size_t>(bytes)));
+                         scratch.prepared.at_least(*compute.ops, static_cast<size_t>(bytes)));
     args.x_prepared = scratch.prepared.data();
   }
   compute.ops->linear(compute.context, args);

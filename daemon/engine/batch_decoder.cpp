@@ -19,7 +19,7 @@ Status BatchDecoder::score(const BaseWeights& base, const LoraDelta* delta,
   for (size_t s = 0; s < sequences.size(); ++s) {
     const auto n = static_cast<int64_t>(sequences[s].size());
     const int64_t n_pages = (n + kKvPageTokens - 1) / kKvPageTokens;
-    KvPages pages(config_, dtype_, n_pages);
+    KvPages pages(config_, compute_, dtype_, n_pages);
     std::vector<int32_t> table(static_cast<size_t>(n_pages));
     for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
     for (int64_t at = 0; at < n - 1; at += kRows) {
@@ -109,7 +109,7 @@ Result<std::vector<std::vector<TokenId>>> BatchDecoder::generate(
       s.table.push_back(next_page++);
     if (max_tokens > 0) live.push_back(std::move(s));
   }
-  KvPages pages(config_, dtype_, std::max(next_page, 1));
+  KvPages pages(config_, compute_, dtype_, std::max(next_page, 1));
   while (!live.empty()) {
     DS_TRY(step(base, delta, pages, live, sampling, watch));
     std::erase_if(live, [&](Live& s) {

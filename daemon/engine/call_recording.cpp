@@ -70,7 +70,7 @@ void Attention::record(const ds_attn_args& args, bool decode) const {
 
 /// The product alone, of the first rows of x and of the first weight's first rows: without what the
 /// layer adds to it, which is the host's.
-void Quantizer::record(const OpContext& context, const QuantWeight& weight,
+void Quantizer::record(const Ops& ops, const OpContext& context, const QuantWeight& weight,
                        const LinearArgs& args) const {
   const int64_t n = weight.view.n, k = weight.view.k;
   if (n * k > kMostWeights) return;
@@ -91,7 +91,7 @@ void Quantizer::record(const OpContext& context, const QuantWeight& weight,
   const std::array<const QuantWeight*, 1> weights = {&weight};
   // A failure here fails the layer's own call, too, which says so.
   if (!dequantize(context, weight, call.w.data()).ok() ||
-      !run(context, weights, plain, 0, scratch).ok())
+      !run(ops, context, weights, plain, 0, scratch).ok())
     return;
   call.w.resize(static_cast<size_t>(call.n * k));
   CallOutput output;

@@ -10,6 +10,21 @@
 
 namespace ds {
 
+Status finish(const Compute& compute) {
+  const char* failed = compute.ops->finish(compute.context);
+  return failed == nullptr ? Status() : unavailable(std::string(compute.ops->name) + ": " + failed);
+}
+
+const Ops& host_ops(const Compute& compute) {
+  return compute.ops->host_memory ? *compute.ops : cpu_ops(best_cpu_isa());
+}
+
+BackendFloats::BackendFloats(const Compute& compute, std::span<const float> from)
+    : storage_(*compute.ops, from.size_bytes()) {
+  compute.ops->upload(compute.context, storage_.data(), from.data(),
+                      static_cast<int64_t>(from.size_bytes()));
+}
+
 std::shared_ptr<const LoraDelta> LoraDelta::pack(const BaseWeights& base, const Compute& compute,
                                                  int64_t rank, float scale,
                                                  const std::vector<LayerFactors>& factors) {
@@ -41,6 +56,7 @@ std::shared_ptr<const LoraDelta> LoraDelta::pack(const BaseWeights& base, const 
           pack_linear(compute, base.format(), n, kLoraRank, padded.data(), false);
     }
   }
+  compute.ops->finish(compute.context);  // a failure is the next step's, too
   return delta;
 }
 
@@ -52,15 +68,21 @@ void LoraDelta::bind(int64_t layer, std::span<const Target> targets, int slot,
   }
 }
 
-KvPages::KvPages(const ModelConfig& c, KvDtype dtype, int64_t n_pages)
-    : dtype_(dtype),
+KvPages::KvPages(const ModelConfig& c, const Compute& compute, KvDtype dtype, int64_t n_pages)
+    : compute_(compute),
+      dtype_(dtype),
       n_layers_(c.n_layers),
       n_pages_(n_pages),
       n_kv_heads_(c.n_kv_heads),
       head_dim_(c.head_dim) {
   layer_bytes_ = static_cast<int64_t>(page_bytes(c, dtype)) / c.n_layers * n_pages;
-  storage_ = Buffer(static_cast<size_t>(layer_bytes_ * c.n_layers));
-  std::memset(storage_.data(), 0, storage_.bytes());  // masked keys are read, times zero: never NaN
+  storage_ = zeros(layer_bytes_ * c.n_layers);  // masked keys are read, times zero: never NaN
+}
+
+Buffer KvPages::zeros(int64_t bytes) const {
+  Buffer out(*compute_.ops, static_cast<size_t>(bytes));
+  compute_.ops->zero(compute_.context, out.data(), bytes);
+  return out;
 }
 
 size_t KvPages::page_bytes(const ModelConfig& c, KvDtype dtype) {
@@ -75,11 +97,10 @@ KvView KvPages::layer(int64_t layer) const {
 
 void KvPages::reserve_extra(int64_t bytes) {
   if (bytes <= extra_bytes_) return;
-  Buffer wider(static_cast<size_t>(n_layers_ * n_pages_ * bytes));
-  std::memset(wider.data(), 0, wider.bytes());
+  Buffer wider = zeros(n_layers_ * n_pages_ * bytes);
   for (int64_t i = 0; i < n_layers_ * n_pages_ && extra_bytes_ > 0; ++i) {
-    std::memcpy(wider.data() + i * bytes, extra_.data() + i * extra_bytes_,
-                static_cast<size_t>(extra_bytes_));
+    compute_.ops->copy(compute_.context, wider.data() + i * bytes, extra_.data() + i * extra_bytes_,
+                       extra_bytes_);
   }
   extra_ = std::move(wider);
   extra_bytes_ = bytes;
@@ -89,15 +110,18 @@ void KvPages::clear_extra(std::span<const int32_t> pages) {
   if (extra_bytes_ == 0) return;
   for (int64_t layer = 0; layer < n_layers_; ++layer) {
     for (const int32_t page : pages)
-      std::memset(extra(layer) + page * extra_bytes_, 0, static_cast<size_t>(extra_bytes_));
+      compute_.ops->zero(compute_.context, extra(layer) + page * extra_bytes_, extra_bytes_);
   }
 }
 
 Forward::Forward(const ModelConfig& c, const Compute& compute, int64_t max_rows)
-    : config_(c), compute_(compute), max_rows_(max_rows) {
+    : config_(c),
+      compute_(compute),
+      max_rows_(max_rows),
+      recordings_(*compute.ops, compute.context) {
   const int64_t q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
   const auto floats = [&](int64_t width) {
-    return Buffer(static_cast<size_t>(max_rows * width) * sizeof(float));
+    return Buffer(*compute.ops, static_cast<size_t>(max_rows * width) * sizeof(float));
   };
   x_ = floats(c.d_model);
   normed_ = floats(c.d_model);
@@ -122,12 +146,11 @@ Status Forward::linear(std::initializer_list<Target> targets, const BaseWeights&
   args.x_stride = weights[0]->view.k;
   std::copy(y.begin(), y.end(), args.y);
   if (batch.watch != nullptr) {
-    for (const Target target : targets)
-      DS_TRY((*batch.watch)(layer, target, args.rows, args.x_stride, x));
+    for (const Target target : targets) DS_TRY(show(batch, layer, target, args.x_stride, x));
   }
   LoraSlots slots;
   if (!batch.deltas.empty()) {
-    slots.slot_of_row = batch.slot_of_row.data();
+    slots.slot_of_row = tables_.lora_slots();
     slots.n_slots = static_cast<int>(batch.deltas.size());
     slots.t = lora_t_.as<float>();
     for (int s = 0; s < slots.n_slots; ++s) {
@@ -139,6 +162,18 @@ Status Forward::linear(std::initializer_list<Target> targets, const BaseWeights&
   args.epilogue = epilogue;
   args.residual = residual;
   return run_linear(compute_, base, {weights.data(), targets.size()}, args, scratch_);
+}
+
+Status Forward::show(const StepBatch& batch, int64_t layer, Target target, int64_t k,
+                     const float* x) {
+  const int64_t rows = tables_.rows();
+  if (!compute_.ops->host_memory) {
+    shown_.resize(static_cast<size_t>(rows * k));
+    compute_.ops->download(compute_.context, shown_.data(), x, rows * k * 4);
+    DS_TRY(finish(compute_));
+    x = shown_.data();
+  }
+  return (*batch.watch)(layer, target, rows, k, x);
 }
 
 Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
@@ -161,8 +196,8 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                       v_.as<float>(),
                       base.rope_cos(),
                       base.rope_sin(),
-                      batch.sequences.data(),
-                      static_cast<int64_t>(batch.sequences.size()),
+                      tables_.positions(),
+                      tables_.slots(),
                       pages.layer(layer)};
   ops.rope_append(compute_.context, rope);
   DS_TRY(attention_.layer(static_cast<uint32_t>(layer), q_.as<float>(), attended_.as<float>(),
@@ -175,44 +210,98 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   return linear({kDown}, base, layer, batch, activated_.as<float>(), {x}, Epilogue::kResidual, x);
 }
 
-Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
-                    float* hidden) {
+Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
-  const int64_t rows = static_cast<int64_t>(batch.ids.size());
-  DS_CHECK(rows > 0 && rows <= max_rows_);
-  DS_CHECK(batch.deltas.size() <= kMaxLoraSlots);
-  float* x = x_.as<float>();
-  const std::shared_ptr<const Components> held =
-      batch.components == nullptr ? compute_.components->current() : nullptr;
-  const Components& with = held != nullptr ? *held : *batch.components;
-  DS_TRY(encoding_.forward(*with.encoder, compute_.context, base, batch.ids, x));
-  DS_TRY(attention_.begin(*with.attention, compute_.context, c.n_heads,
-                          1.0f / std::sqrt(static_cast<float>(c.head_dim)), batch.sequences, rows,
-                          pages.layer(0), pages.n_pages()));
-  pages.reserve_extra(attention_.page_extra_bytes());
-  for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
-  if (hidden != nullptr) {
-    ops.rmsnorm(compute_.context, rows, c.d_model, x, base.final_norm().data(), c.norm_eps, hidden,
-                nullptr);
-  }
-  const int64_t wanted = static_cast<int64_t>(batch.logit_rows.size());
-  if (logits == nullptr || wanted == 0) return {};
-  float* picked = rows_.as<float>();
-  for (int64_t i = 0; i < wanted; ++i) {
-    std::memcpy(picked + i * c.d_model, x + batch.logit_rows[static_cast<size_t>(i)] * c.d_model,
-                static_cast<size_t>(c.d_model) * sizeof(float));
-  }
-  float* normed = normed_.as<float>();
-  ops.rmsnorm(compute_.context, wanted, c.d_model, picked, base.final_norm().data(), c.norm_eps,
-              normed, nullptr);
+  ops.gather_rows(compute_.context, wanted, c.d_model, tables_.logit_rows(), x_.as<float>(),
+                  rows_.as<float>());
+  ops.rmsnorm(compute_.context, wanted, c.d_model, rows_.as<float>(), base.final_norm().data(),
+              c.norm_eps, normed_.as<float>(), nullptr);
   LinearArgs args;
   args.rows = wanted;
-  args.x = normed;
+  args.x = normed_.as<float>();
   args.x_stride = c.d_model;
   args.y[0] = logits;
   const Linear* head = &base.head();
   return run_linear(compute_, base, {&head, 1}, args, scratch_);
+}
+
+Status Forward::enqueue(const BaseWeights& base, const StepBatch& batch, const Components& with,
+                        KvPages& pages, float* logits, float* hidden) {
+  const ModelConfig& c = config_;
+  const Ops& ops = *compute_.ops;
+  float* x = x_.as<float>();
+  DS_TRY(encoding_.forward(*with.encoder, ops, compute_.context, base,
+                           {tables_.ids(), batch.ids.size()}, x));
+  DS_TRY(attention_.begin(*with.attention, ops, compute_.context, c.n_heads,
+                          1.0f / std::sqrt(static_cast<float>(c.head_dim)), tables_, pages.layer(0),
+                          pages.n_pages()));
+  pages.reserve_extra(attention_.page_extra_bytes());
+  for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
+  if (hidden != nullptr) {
+    ops.rmsnorm(compute_.context, tables_.rows(), c.d_model, x, base.final_norm().data(),
+                c.norm_eps, hidden, nullptr);
+  }
+  if (logits == nullptr) return {};
+  return head(base, std::ssize(batch.logit_rows), logits);
+}
+
+StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch,
+                                 const Components& with, const KvPages& pages,
+                                 const float* logits) const {
+  StepRecordings::Key key;
+  for (const int64_t size : {tables_.rows(), tables_.batch(), tables_.table_width(),
+                             static_cast<int64_t>(batch.logit_rows.size())})
+    key.push_back(static_cast<uint64_t>(size));
+  key.push_back(with.key());
+  for (const void* address :
+       {tables_.address(), static_cast<const void*>(logits),
+        static_cast<const void*>(scratch_.prepared.data()), attention_.workspace(),
+        static_cast<const void*>(pages.layer(0).k), static_cast<const void*>(pages.extra(0))})
+    key.push_back(reinterpret_cast<uint64_t>(address));
+  key.push_back(base.serial());
+  for (const LoraDelta* delta : batch.deltas) key.push_back(delta->serial());
+  return key;
+}
+
+Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
+                    float* hidden) {
+  const Ops& ops = *compute_.ops;
+  const int64_t rows = static_cast<int64_t>(batch.ids.size());
+  DS_CHECK(rows > 0 && rows <= max_rows_);
+  DS_CHECK(batch.deltas.size() <= kMaxLoraSlots);
+  // Decode steps come again and again in the same sizes.
+  const bool again = !ops.host_memory && batch.watch == nullptr && hidden == nullptr &&
+                     batch.sequences.size() == batch.ids.size();
+  tables_.set(ops, compute_.context, batch.ids, batch.sequences, batch.slot_of_row,
+              batch.logit_rows, again);
+  const std::shared_ptr<const Components> held =
+      batch.components == nullptr ? compute_.components->current() : nullptr;
+  const Components& with = held != nullptr ? *held : *batch.components;
+  if (batch.logit_rows.empty()) logits = nullptr;
+  float *logits_there = logits, *hidden_there = hidden;
+  const int64_t logits_bytes = std::ssize(batch.logit_rows) * config_.vocab * 4;
+  if (!ops.host_memory) {
+    if (logits != nullptr)
+      logits_there =
+          reinterpret_cast<float*>(out_.at_least(ops, static_cast<size_t>(logits_bytes)));
+    if (hidden != nullptr)
+      hidden_there = reinterpret_cast<float*>(
+          hidden_.at_least(ops, static_cast<size_t>(max_rows_ * config_.d_model) * sizeof(float)));
+  }
+  const auto enqueue_it = [&] {
+    return enqueue(base, batch, with, pages, logits_there, hidden_there);
+  };
+  if (again) {
+    DS_TRY(recordings_.run(key(base, batch, with, pages, logits_there), enqueue_it));
+  } else {
+    DS_TRY(enqueue_it());
+  }
+  if (!ops.host_memory && logits != nullptr)
+    ops.download(compute_.context, logits, logits_there, logits_bytes);
+  if (!ops.host_memory && hidden != nullptr)
+    ops.download(compute_.context, hidden, hidden_there, rows * config_.d_model * 4);
+  return finish(compute_);
 }
 
 }  // namespace ds

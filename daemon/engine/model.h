@@ -18,6 +18,8 @@
 #include "ds/status.h"
 #include "engine/components.h"
 #include "engine/quantizer.h"
+#include "engine/step_recordings.h"
+#include "engine/step_tables.h"
 #include "engine/tokenizer.h"
 #include "kernels/buffer.h"
 #include "kernels/ops.h"
@@ -33,6 +35,13 @@ struct Compute {
   const ComponentsSlot* components = nullptr;  ///< null where no pass runs: packing, task models
 };
 
+/// Waits for what `compute` has enqueued; fails as its device did. On the CPU there is nothing to
+/// wait for.
+Status finish(const Compute& compute);
+
+/// For what lies in the host's memory whatever the backend: masters, moments, gradients.
+const Ops& host_ops(const Compute& compute);
+
 /// The seven linear layers of a block, in the order used by every per-target array.
 enum Target : int { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
 /// HF module path inside a layer: "self_attn.q_proj", ..., "mlp.down_proj".
@@ -42,12 +51,24 @@ std::string weight_name(int64_t layer, Target target);
 /// {n (out), k (in)} of a target's weight.
 std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target target);
 
+/// FP32 numbers in the memory of the model's backend.
+class BackendFloats {
+ public:
+  BackendFloats() = default;
+  BackendFloats(const Compute& compute, std::span<const float> from);
+  const float* data() const { return storage_.as<float>(); }
+  bool empty() const { return storage_.bytes() == 0; }
+
+ private:
+  Buffer storage_;
+};
+
 /// A weight with its memory and optional bias: packed, or in the format of the base's quantizer.
 struct Linear {
   WeightView view;  ///< data is null when quantized
   Buffer storage;
   std::unique_ptr<QuantWeight> quant;
-  std::vector<float> bias;  ///< empty or [n]
+  BackendFloats bias;  ///< empty or [n]
   bool present() const { return view.data != nullptr || quant != nullptr; }
 };
 
@@ -65,12 +86,13 @@ struct WeightForm {
   uint64_t key() const;  ///< part of the key of KV pages; equal forms of one base give equal bits
 };
 
+/// `source` is the host's.
 Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
                    const float* source, bool transposed);
 
 struct LayerWeights {
   std::array<Linear, kTargets> linear;
-  std::vector<float> attention_norm, mlp_norm;  ///< [d_model]
+  BackendFloats attention_norm, mlp_norm;  ///< [d_model]
 };
 
 /// Base weights of one model in one weight format.
@@ -91,13 +113,14 @@ class BaseWeights {
 
   const ModelConfig& config() const { return config_; }
   const std::string& sha256() const { return sha256_; }
+  uint64_t serial() const { return serial_; }  ///< of this object, never another's
   const WeightForm& form() const { return form_; }
   WeightFormat format() const { return form_.format; }
   const LayerWeights& layer(int64_t i) const { return store_->layers[static_cast<size_t>(i)]; }
   const Linear& embedding() const { return store_->embedding; }
   /// A tied head is the embedding itself unless it is quantized: lookups stay exact.
   const Linear& head() const { return store_->head.present() ? store_->head : store_->embedding; }
-  const std::vector<float>& final_norm() const { return store_->final_norm; }
+  const BackendFloats& final_norm() const { return store_->final_norm; }
   const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
   const float* rope_sin() const { return store_->rope_sin.data(); }
 
@@ -115,13 +138,14 @@ class BaseWeights {
   struct Store {
     std::vector<LayerWeights> layers;
     Linear embedding, head;
-    std::vector<float> final_norm, rope_cos, rope_sin;
+    BackendFloats final_norm, rope_cos, rope_sin;
     std::mutex transposed_mutex;
     std::vector<std::unique_ptr<Linear>> transposed;  ///< [layers * kTargets + 1]
   };
   class Builder;
   ModelConfig config_;
   std::string sha256_;
+  uint64_t serial_ = next_serial();
   WeightForm form_;
   std::shared_ptr<Store> store_;  ///< read only, but for `transposed`
 };
@@ -149,11 +173,13 @@ class LoraDelta {
   void bind(int64_t layer, std::span<const Target> targets, int slot, LoraSlots& slots) const;
   int64_t rank() const { return rank_; }
   float scale() const { return scale_; }
+  uint64_t serial() const { return serial_; }  ///< of this object, never another's
 
  private:
   struct Pair {
     Linear a, b;
   };
+  uint64_t serial_ = next_serial();
   int64_t rank_ = 0;
   float scale_ = 0;
   std::vector<std::array<Pair, kTargets>> layers_;
@@ -175,7 +201,7 @@ struct Weights {
 /// Key and value pages of all layers. One allocation; page ids are the caller's to hand out.
 class KvPages {
  public:
-  KvPages(const ModelConfig& config, KvDtype dtype, int64_t n_pages);
+  KvPages(const ModelConfig& config, const Compute& compute, KvDtype dtype, int64_t n_pages);
   KvView layer(int64_t layer) const;
   /// Room beside each page of each layer for what an attention plugin keeps there, at least
   /// `bytes`; what is in it stays. Zero at first, and after clear_extra().
@@ -189,6 +215,9 @@ class KvPages {
   static size_t page_bytes(const ModelConfig& config, KvDtype dtype);  ///< K and V, all layers
 
  private:
+  Buffer zeros(int64_t bytes) const;
+
+  Compute compute_;
   KvDtype dtype_;
   int64_t n_layers_ = 0, n_pages_ = 0, n_kv_heads_ = 0, head_dim_ = 0, layer_bytes_ = 0;
   int64_t extra_bytes_ = 0;
@@ -219,26 +248,37 @@ class Forward {
   Forward(const ModelConfig& config, const Compute& compute, int64_t max_rows);
 
   /// Appends K/V of all rows to their pages and computes logits of the wanted rows.
-  /// logits: FP32 [logit_rows.size(), vocab], null to skip the head.
-  /// hidden: FP32 [rows, d_model] after the final norm, or null.
-  /// Fails only as a plugin does; then the pages' new rows and the outputs are undefined.
+  /// logits: FP32 [logit_rows.size(), vocab] of the host, null to skip the head.
+  /// hidden: FP32 [rows, d_model] of the host, after the final norm, or null.
+  /// Fails as a plugin or a GPU does; then the pages' new rows and the outputs are undefined.
   Status run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
              float* hidden);
   int64_t max_rows() const { return max_rows_; }
 
  private:
+  /// Everything from the ids to `logits` and `hidden` in the backend's memory, each may be null.
+  Status enqueue(const BaseWeights& base, const StepBatch& batch, const Components& with,
+                 KvPages& pages, float* logits, float* hidden);
+  StepRecordings::Key key(const BaseWeights& base, const StepBatch& batch, const Components& with,
+                          const KvPages& pages, const float* logits) const;
   Status block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
                const KvPages& pages);
   Status linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
                 const StepBatch& batch, const float* x, std::initializer_list<float*> y,
                 Epilogue epilogue, const float* residual);
+  Status head(const BaseWeights& base, int64_t wanted, float* logits);
+  Status show(const StepBatch& batch, int64_t layer, Target target, int64_t k, const float* x);
   ModelConfig config_;
   Compute compute_;
   int64_t max_rows_;
+  StepTables tables_;
   TextEncoding encoding_;
   ServingAttention attention_;
   LinearScratch scratch_;
   Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_;
+  Buffer out_, hidden_;  ///< what goes to the host at the end, where that is a copy
+  StepRecordings recordings_;
+  std::vector<float> shown_;  ///< for a watch
 };
 
 }  // namespace ds

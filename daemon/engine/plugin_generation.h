@@ -55,21 +55,50 @@ class PluginGeneration {
   uint64_t generation_, key_;
 };
 
-/// A call on the context's pool with `bytes` of workspace.
-inline ds_call call_with(const OpContext& context, Buffer& workspace, uint64_t bytes) {
-  ds_call call = host_call(context.parallel);
-  call.workspace = workspace.at_least(static_cast<size_t>(bytes));
-  call.workspace_bytes = bytes;
-  return call;
+/// Where the memory of a pass is.
+inline ds_device device_of(const OpContext& context) {
+  if (context.stream == nullptr) return {DS_DEV_CPU, 0};
+  return {DS_DEV_CUDA, context.device};
 }
 
-/// A matrix in packed panels as the ABI has it.
-inline void show_packed(const WeightView& w, TensorView& view) {
+/// The ds_call of a pass's plugin calls: its pool or stream, and workspace in the backend's memory.
+class PassCall {
+ public:
+  void begin(const Ops& ops, const OpContext& context, uint64_t workspace_bytes) {
+    context_ = context;
+    workspace_.at_least(ops, static_cast<size_t>(workspace_bytes));
+    workspace_bytes_ = workspace_bytes;
+  }
+  const void* workspace() const { return workspace_.data(); }
+  /// Valid until the next begin(), while this object stays where it is.
+  ds_call get() {
+    ds_call call = host_call(context_.parallel);
+    call.workspace = workspace_.data();
+    call.workspace_bytes = workspace_bytes_;
+    if (context_.stream == nullptr) return call;
+    stream_ = {sizeof stream_, 0, device_of(context_), context_.stream};
+    call.stream = &stream_;
+    return call;
+  }
+
+ private:
+  OpContext context_;
+  ds_stream stream_{};
+  Buffer workspace_;
+  uint64_t workspace_bytes_ = 0;
+};
+
+/// A packed matrix as the ABI has it: panels on the CPU; on a GPU rows, which may be padded.
+inline void show_packed(const Ops& ops, const OpContext& context, const WeightView& w,
+                        TensorView& view) {
   const bool f32 = w.format == WeightFormat::kF32;
-  const int64_t panels = (w.n + 15) / 16;
-  const int64_t bytes = f32 ? panels * w.k * 64 : panels * ((w.k + 1) / 2) * 64;
-  view.set(w.data, f32 ? kAbiF32 : kAbiBf16, {w.n, w.k});
-  view.set_packing(f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16, static_cast<uint64_t>(bytes));
+  const int64_t bytes = ops.packed_bytes(w.format, w.n, w.k);
+  view.set(w.data, f32 ? kAbiF32 : kAbiBf16, {w.n, w.k}, device_of(context));
+  if (context.stream == nullptr) {
+    view.set_packing(f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16, static_cast<uint64_t>(bytes));
+  } else {
+    view.set_row_stride(bytes / w.n / (f32 ? 4 : 2), static_cast<uint64_t>(bytes));
+  }
 }
 
 }  // namespace ds

@@ -18,7 +18,7 @@ struct AbiSlots {
   std::vector<std::unique_ptr<TensorView>> tensors;
   ds_lora_slots slots{};
 
-  AbiSlots(const LoraSlots& from, int n_weights) {
+  AbiSlots(const Ops& ops, const OpContext& context, const LoraSlots& from, int n_weights) {
     for (int s = 0; s < from.n_slots; ++s) {
       for (int w = 0; w < n_weights; ++w) {
         const auto i = static_cast<size_t>(s * n_weights + w);
@@ -27,8 +27,8 @@ struct AbiSlots {
         pairs[i].scale = pair.scale;
         at[i] = &pairs[i];
         if (pair.a.data == nullptr) continue;
-        pairs[i].a = tensor_of(pair.a);
-        pairs[i].b = tensor_of(pair.b);
+        pairs[i].a = tensor_of(ops, context, pair.a);
+        pairs[i].b = tensor_of(ops, context, pair.b);
       }
     }
     slots.size = sizeof slots;
@@ -39,9 +39,9 @@ struct AbiSlots {
   }
 
  private:
-  const ds_tensor* tensor_of(const WeightView& w) {
+  const ds_tensor* tensor_of(const Ops& ops, const OpContext& context, const WeightView& w) {
     auto& view = tensors.emplace_back(std::make_unique<TensorView>());
-    show_packed(w, *view);
+    show_packed(ops, context, w, *view);
     return view->get();
   }
 };
@@ -106,11 +106,6 @@ void add_bias(const LinearArgs& args) {
   }
 }
 
-uint64_t next_serial() {
-  static std::atomic<uint64_t> last{0};
-  return ++last;
-}
-
 uint32_t wanted_parts(const LinearArgs& args) {
   uint32_t wanted = 0;
   if (args.lora != nullptr) wanted |= DS_LINEAR_LORA;
@@ -123,6 +118,11 @@ uint32_t wanted_parts(const LinearArgs& args) {
 }
 
 }  // namespace
+
+uint64_t next_serial() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
 
 Quantizer::Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t generation)
     : PluginGeneration(std::move(plugin), generation),
@@ -221,8 +221,9 @@ Result<bool> Quantizer::accepts(const QuantWeight& weight) const {
          own.zero_bytes == had.zero_bytes && own.symmetric == had.symmetric;
 }
 
-Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* const> weights,
-                      const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const {
+Status Quantizer::run(const Ops& ops, const OpContext& context,
+                      std::span<const QuantWeight* const> weights, const LinearArgs& args,
+                      uint32_t fused, LinearScratch& scratch) const {
   const ds_qformat& format = weights[0]->format;
   ds_call call = host_call(context.parallel);
   ds_status st;
@@ -249,7 +250,7 @@ Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* con
   out.n_weights = static_cast<uint32_t>(args.n_weights);
   std::unique_ptr<AbiSlots> slots;
   if ((fused & DS_LINEAR_LORA) != 0) {
-    slots = std::make_unique<AbiSlots>(*args.lora, args.n_weights);
+    slots = std::make_unique<AbiSlots>(ops, context, *args.lora, args.n_weights);
     out.lora = &slots->slots;
   }
   if (plan.prepared_bytes > 0 && table_.prepare != nullptr) {
@@ -266,10 +267,10 @@ Status Quantizer::run(const OpContext& context, std::span<const QuantWeight* con
 Status Quantizer::linear(const Ops& ops, const OpContext& context,
                          std::span<const QuantWeight* const> weights, const LinearArgs& args,
                          LinearScratch& scratch) const {
-  if (plugin_->recorded().due(CallSort::kLinear)) record(context, *weights[0], args);
+  if (plugin_->recorded().due(CallSort::kLinear)) record(ops, context, *weights[0], args);
   const uint32_t wanted = wanted_parts(args);
   uint32_t fused = wanted & weights[0]->format.fused;
-  if (fused == wanted) return run(context, weights, args, fused, scratch);
+  if (fused == wanted) return run(ops, context, weights, args, fused, scratch);
   // Order of the fused kernels: product, low-rank part, bias, epilogue. What comes after the first
   // part that is missing is done here, too.
   if ((wanted & ~fused & DS_LINEAR_LORA) != 0) fused &= ~DS_LINEAR_BIAS;
@@ -285,7 +286,7 @@ Status Quantizer::linear(const Ops& ops, const OpContext& context,
     plain.y[0] = room, plain.y_stride[0] = n;
     if (swiglu) plain.y[1] = room + args.rows * n, plain.y_stride[1] = n;
   }
-  DS_TRY(run(context, weights, plain, fused, scratch));
+  DS_TRY(run(ops, context, weights, plain, fused, scratch));
   if ((wanted & ~fused & DS_LINEAR_LORA) != 0) add_low_rank(ops, context, plain, scratch);
   if ((wanted & ~fused & DS_LINEAR_BIAS) != 0) add_bias(plain);
   for (int64_t r = 0; r < args.rows && args.epilogue != Epilogue::kNone; ++r) {

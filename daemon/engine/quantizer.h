@@ -14,6 +14,9 @@
 
 namespace ds {
 
+/// A number that no other call of this process gets.
+uint64_t next_serial();
+
 /// One matrix [n, k] as a quantizer keeps it.
 struct QuantWeight {
   QuantWeight() = default;
@@ -67,10 +70,11 @@ class Quantizer : public PluginGeneration {
   Result<ds_qformat> format(int64_t n, int64_t k) const;
   Result<LinearScratch::Plan> plan(const ds_qformat& format, int64_t rows, int64_t k,
                                    LinearScratch& scratch) const;
-  Status run(const OpContext& context, std::span<const QuantWeight* const> weights,
+  Status run(const Ops& ops, const OpContext& context, std::span<const QuantWeight* const> weights,
              const LinearArgs& args, uint32_t fused, LinearScratch& scratch) const;
 
-  void record(const OpContext& context, const QuantWeight& weight, const LinearArgs& args) const;
+  void record(const Ops& ops, const OpContext& context, const QuantWeight& weight,
+              const LinearArgs& args) const;
 
   ds_quantizer table_;
   uint64_t serial_;

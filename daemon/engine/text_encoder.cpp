@@ -46,24 +46,25 @@ Result<ds_plan> TextEncoding::plan(const TextEncoder& encoder, int64_t rows, int
   return plan;
 }
 
-Status TextEncoding::run(const TextEncoder& encoder, const OpContext& context,
+Status TextEncoding::run(const TextEncoder& encoder,
                          ds_code (*function)(ds_instance*, const ds_call*, const ds_encode_args*,
                                              ds_status*)) {
-  const ds_call call = call_with(context, workspace_, workspace_bytes_);
+  const ds_call call = call_.get();
   const auto held = encoder.plugin_->one_call();
   ds_status st;
   st.len = 0;
   return encoder.judge(function(encoder.plugin_->handle(), &call, &args_, &st), st);
 }
 
-Status TextEncoding::forward(const TextEncoder& encoder, const OpContext& context,
+Status TextEncoding::forward(const TextEncoder& encoder, const Ops& ops, const OpContext& context,
                              const BaseWeights& base, std::span<const int32_t> ids, float* out,
                              bool train) {
   const WeightView& embedding = base.embedding().view;
+  const ds_device device = device_of(context);
   const int64_t rows = std::ssize(ids), width = embedding.k;
-  ids_.set(ids.data(), kAbiI32, {rows});
-  out_.set(out, kAbiF32, {rows, width});
-  show_packed(embedding, table_);
+  ids_.set(ids.data(), kAbiI32, {rows}, device);
+  out_.set(out, kAbiF32, {rows, width}, device);
+  show_packed(ops, context, embedding, table_);
   tensors_[0] = table_.get();
   media_ = {};
   media_.size = sizeof media_;
@@ -75,23 +76,22 @@ Status TextEncoding::forward(const TextEncoder& encoder, const OpContext& contex
   args_.media = &media_;
   args_.tensors = tensors_.data();
   DS_ASSIGN(const ds_plan planned, plan(encoder, rows, width));
-  workspace_bytes_ = planned.workspace_bytes;
-  args_.saved = saved_.at_least(static_cast<size_t>(planned.saved_bytes));
+  call_.begin(ops, context, planned.workspace_bytes);
+  args_.saved = saved_.at_least(ops, static_cast<size_t>(planned.saved_bytes));
   args_.out = out_.get();
-  return run(encoder, context, encoder.table_.encode);
+  return run(encoder, encoder.table_.encode);
 }
 
-Status TextEncoding::backward(const TextEncoder& encoder, const OpContext& context,
-                              const float* dout, float* embedding) {
+Status TextEncoding::backward(const TextEncoder& encoder, const float* dout, float* embedding) {
   if (!encoder.trains()) return {};
   const ds_tensor& out = *out_.get();
   const ds_tensor& table = *table_.get();
-  dout_.set(dout, kAbiF32, {out.shape[0], out.shape[1]});
-  dtable_.set(embedding, kAbiF32, {table.shape[0], table.shape[1]});
+  dout_.set(dout, kAbiF32, {out.shape[0], out.shape[1]}, out.device);
+  dtable_.set(embedding, kAbiF32, {table.shape[0], table.shape[1]}, out.device);
   dtensors_[0] = dtable_.get();
   args_.dout = dout_.get();
   args_.dtensors = dtensors_.data();
-  return run(encoder, context, encoder.table_.backward);
+  return run(encoder, encoder.table_.backward);
 }
 
 }  // namespace ds

@@ -31,24 +31,25 @@ class TextEncoder : public PluginGeneration {
 /// The encoder's calls of one pass, forward and backward. Keeps its memory.
 class TextEncoding {
  public:
-  /// `out` FP32 [ids, d_model]. The ids may be of several sequences: a row depends on its own id
-  /// alone. `train`: backward() may follow; what `out` and `ids` point at stays until then.
-  Status forward(const TextEncoder& encoder, const OpContext& context, const BaseWeights& base,
-                 std::span<const int32_t> ids, float* out, bool train = false);
+  /// `out` FP32 [ids, d_model], like the ids in the memory of `ops`. The ids may be of several
+  /// sequences: a row depends on its own id alone. `train`: backward() may follow; what `out` and
+  /// `ids` point at stays until then.
+  Status forward(const TextEncoder& encoder, const Ops& ops, const OpContext& context,
+                 const BaseWeights& base, std::span<const int32_t> ids, float* out,
+                 bool train = false);
   /// Adds the gradient of the embedding for `dout`, FP32 [ids, d_model], to `embedding`, FP32
   /// [vocab, d_model]. An encoder without backward adds nothing.
-  Status backward(const TextEncoder& encoder, const OpContext& context, const float* dout,
-                  float* embedding);
+  Status backward(const TextEncoder& encoder, const float* dout, float* embedding);
 
  private:
   Result<ds_plan> plan(const TextEncoder& encoder, int64_t rows, int64_t width) const;
-  Status run(const TextEncoder& encoder, const OpContext& context,
+  Status run(const TextEncoder& encoder,
              ds_code (*function)(ds_instance*, const ds_call*, const ds_encode_args*, ds_status*));
 
   TensorView ids_, out_, table_, dout_, dtable_;
   std::array<const ds_tensor*, 1> tensors_{}, dtensors_{};
-  Buffer workspace_, saved_;
-  uint64_t workspace_bytes_ = 0;
+  Buffer saved_;
+  PassCall call_;
   ds_media media_{};
   ds_encode_args args_{};
 };

@@ -29,12 +29,17 @@ struct TrainGraph::Call {
 };
 
 TrainGraph::TrainGraph(const ModelConfig& config, const Compute& compute)
-    : config_(config), compute_(compute), layers_(static_cast<size_t>(config.n_layers)) {}
+    : config_(config),
+      compute_(compute),
+      layers_(static_cast<size_t>(config.n_layers)),
+      gradients_(compute) {}
 
 void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
   const ModelConfig& c = config_;
   const int64_t q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
-  const auto floats = [](int64_t n) { return Buffer(static_cast<size_t>(n) * sizeof(float)); };
+  const auto floats = [&](int64_t n) {
+    return Buffer(*compute_.ops, static_cast<size_t>(n) * sizeof(float));
+  };
   if (rows > max_rows_) {
     max_rows_ = rows + rows / 4;  // batches differ a little from step to step
     const int64_t r = max_rows_;
@@ -54,6 +59,9 @@ void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
     for (Buffer* b : {&dq_, &dattended_}) *b = floats(r * q);
     for (Buffer* b : {&dk_, &dv_}) *b = floats(r * kv);
     rstd_ = floats(r);
+    ones_ = floats(r);
+    const std::vector<float> ones(static_cast<size_t>(r), 1.0f);
+    compute_.ops->upload(compute_.context, ones_.data(), ones.data(), r * 4);
     dt_ = floats(r * kLoraRank);
   }
   if (loss_rows > max_loss_rows_) {
@@ -68,8 +76,7 @@ void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
 const void* TrainGraph::prepare(WeightFormat format, int64_t rows, int64_t k, const float* x) {
   const int64_t bytes = compute_.ops->prepared_bytes(format, rows, k);
   if (bytes == 0) return nullptr;
-  if (static_cast<int64_t>(prepared_.bytes()) < bytes)
-    prepared_ = Buffer(static_cast<size_t>(bytes));
+  prepared_.at_least(*compute_.ops, static_cast<size_t>(bytes));
   compute_.ops->prepare(compute_.context, format, rows, k, x, k, prepared_.data());
   return prepared_.data();
 }
@@ -85,7 +92,6 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
   const Linear* first = &call.base.layer(layer).linear[*targets.begin()];
   const void* prepared =
       first->quant == nullptr ? prepare(call.base.format(), call.rows, k, x) : nullptr;
-  const std::vector<int32_t> slot(call.adapters != nullptr ? static_cast<size_t>(call.rows) : 0, 0);
   for (size_t i = 0; i < targets.size(); ++i) {
     const Target target = targets.begin()[i];
     const Linear* weight = &call.base.layer(layer).linear[target];
@@ -97,7 +103,7 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
     args.y[0] = y.begin()[i];
     LoraSlots slots;
     if (call.adapters != nullptr && call.adapters->adapts(target)) {
-      slots.slot_of_row = slot.data();
+      slots.slot_of_row = slot_0_;
       slots.n_slots = 1;
       slots.pair[0][0] = call.adapters->forward_pair(layer, target);
       slots.t = t_of(layer, target);
@@ -115,12 +121,12 @@ void TrainGraph::begin_attention(const TrainBatch& batch) {
   for (const TrainBatch::Sequence& s : batch.sequences)
     sequences.push_back({s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
   const Status begun = attention_.begin(
-      components_->attention, compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
+      components_->attention, *compute_.ops, compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
       1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids));
   note(begun);
   if (!status_.ok()) return;
   for (LayerState& s : layers_) {
-    if (s.saved.bytes() < attention_.saved_bytes()) s.saved = Buffer(attention_.saved_bytes());
+    s.saved.at_least(*compute_.ops, attention_.saved_bytes());
   }
 }
 
@@ -128,8 +134,9 @@ TrainingAttention::Pointers TrainGraph::attention_pointers(const TrainBatch& bat
   prefix_k_.clear(), prefix_v_.clear();
   for (const TrainBatch::Sequence& s : batch.sequences) {
     const bool has = s.prefix != nullptr;
-    prefix_k_.push_back(has ? s.prefix->k[static_cast<size_t>(layer)].data() : nullptr);
-    prefix_v_.push_back(has ? s.prefix->v[static_cast<size_t>(layer)].data() : nullptr);
+    const auto at = static_cast<size_t>(layer);
+    prefix_k_.push_back(has ? s.prefix->k[at].as<float>() : nullptr);
+    prefix_v_.push_back(has ? s.prefix->v[at].as<float>() : nullptr);
   }
   const LayerState& s = layers_[static_cast<size_t>(layer)];
   TrainingAttention::Pointers at;
@@ -155,9 +162,9 @@ void TrainGraph::forward_layer(const Call& call, int64_t layer) {
               normed, nullptr);
   linear(call, layer, {kQ, kK, kV}, normed, {s.q.as<float>(), s.k.as<float>(), s.v.as<float>()},
          nullptr);
-  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), false, s.q.as<float>());
-  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), false, s.k.as<float>());
   if (status_.ok()) {
     const auto at = attention_pointers(call.batch, layer);
@@ -178,11 +185,7 @@ void TrainGraph::head_forward(const Call& call) {
   const auto wanted = static_cast<int64_t>(call.batch.loss_rows.size());
   if (wanted == 0) return;
   float* picked = picked_.as<float>();
-  for (int64_t i = 0; i < wanted; ++i) {
-    std::memcpy(picked + i * c.d_model,
-                x_.as<float>() + call.batch.loss_rows[static_cast<size_t>(i)] * c.d_model,
-                static_cast<size_t>(c.d_model) * sizeof(float));
-  }
+  ops.gather_rows(compute_.context, wanted, c.d_model, loss_rows_, x_.as<float>(), picked);
   ops.rmsnorm(compute_.context, wanted, c.d_model, picked, call.base.final_norm().data(),
               c.norm_eps, head_in_.as<float>(), head_rstd_.as<float>());
   LinearArgs args;
@@ -194,56 +197,83 @@ void TrainGraph::head_forward(const Call& call) {
   note(run_linear(compute_, call.base, {&head, 1}, args, scratch_));
 }
 
+void TrainGraph::set_tables(const TrainBatch& batch) {
+  std::vector<int32_t> positions(batch.ids.size());
+  for (const TrainBatch::Sequence& s : batch.sequences) {
+    const int64_t start = s.prefix != nullptr ? s.prefix->tokens : 0;
+    DS_CHECK(start + s.n_rows <= config_.context);
+    for (int64_t i = 0; i < s.n_rows; ++i) {
+      positions[static_cast<size_t>(s.row0 + i)] = static_cast<int32_t>(start + i);
+    }
+  }
+  tables_.clear();
+  const size_t ids = tables_.append(batch.ids), at = tables_.append(positions),
+               slot_0 = tables_.append(std::vector<int32_t>(positions.size(), 0)),
+               loss_rows = tables_.append(batch.loss_rows);
+  tables_.bring(*compute_.ops, compute_.context);
+  ids_ = tables_.at(ids);
+  positions_ = tables_.at(at);
+  slot_0_ = tables_.at(slot_0);
+  loss_rows_ = tables_.at(loss_rows);
+}
+
 float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
                            const TrainBatch& batch) {
   const auto rows = static_cast<int64_t>(batch.ids.size());
   DS_CHECK(rows > 0);
   reserve(rows, static_cast<int64_t>(batch.loss_rows.size()));
-  positions_.resize(static_cast<size_t>(rows));
-  for (const TrainBatch::Sequence& s : batch.sequences) {
-    const int64_t start = s.prefix != nullptr ? s.prefix->tokens : 0;
-    DS_CHECK(start + s.n_rows <= config_.context);
-    for (int64_t i = 0; i < s.n_rows; ++i) {
-      positions_[static_cast<size_t>(s.row0 + i)] = static_cast<int32_t>(start + i);
-    }
-  }
+  set_tables(batch);
   const Call call{base, batch, adapters, nullptr, nullptr, rows};
   components_ = compute_.components->current();
   begin_attention(batch);
-  note(encoding_.forward(*components_->encoder, compute_.context, base, batch.ids,
-                         layers_[0].x.as<float>(), true));
+  note(encoding_.forward(*components_->encoder, *compute_.ops, compute_.context, base,
+                         {ids_, batch.ids.size()}, layers_[0].x.as<float>(), true));
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);
   head_forward(call);
   return logits_.as<float>();
 }
 
-std::shared_ptr<const PrefixKv> TrainGraph::prefix(const BaseWeights& base,
-                                                   std::span<const TokenId> ids) {
+const float* TrainGraph::host_logits(int64_t rows) {
+  if (compute_.ops->host_memory) return logits_.as<float>();
+  fetched_.resize(static_cast<size_t>(rows * config_.vocab));
+  compute_.ops->download(compute_.context, fetched_.data(), logits_.data(),
+                         rows * config_.vocab * 4);
+  note(finish(compute_));
+  return fetched_.data();
+}
+
+PrefixKv TrainGraph::prefix(const BaseWeights& base, std::span<const TokenId> ids) {
   TrainBatch batch;
   batch.add(ids, static_cast<int64_t>(ids.size()), nullptr);
   forward(base, nullptr, batch);
-  auto out = std::make_shared<PrefixKv>();
-  out->tokens = static_cast<int64_t>(ids.size());
-  const int64_t floats = out->tokens * config_.n_kv_heads * config_.head_dim;
+  PrefixKv out;
+  out.tokens = static_cast<int64_t>(ids.size());
+  const Ops& ops = *compute_.ops;
+  const int64_t bytes = out.tokens * config_.n_kv_heads * config_.head_dim * 4;
+  const auto copy_of = [&](const Buffer& from) {
+    Buffer copy(ops, static_cast<size_t>(bytes));
+    ops.copy(compute_.context, copy.data(), from.data(), bytes);
+    return copy;
+  };
   for (const LayerState& s : layers_) {
-    out->k.emplace_back(s.k.as<float>(), s.k.as<float>() + floats);
-    out->v.emplace_back(s.v.as<float>(), s.v.as<float>() + floats);
+    out.k.push_back(copy_of(s.k));
+    out.v.push_back(copy_of(s.v));
   }
   return out;
 }
 
-namespace {
-
-std::vector<float>& full_gradient(FullGradients& full, const std::string& name, int64_t elements) {
-  std::vector<float>& g = full[name];
+float* TrainGraph::full_gradient(const Call& call, const std::string& name, int64_t elements) {
+  std::vector<float>& g = (*call.full)[name];
   if (g.empty()) g.assign(static_cast<size_t>(elements), 0.0f);
-  return g;
+  return gradients_.of(g);
 }
 
 /// Null when the norm is not trained.
-float* norm_gradient(FullGradients* full, const std::string& name, int64_t elements) {
-  return full == nullptr ? nullptr : full_gradient(*full, name, elements).data();
+float* TrainGraph::norm_gradient(const Call& call, const std::string& name) {
+  return call.full == nullptr ? nullptr : full_gradient(call, name, config_.d_model);
 }
+
+namespace {
 
 std::string layer_name(int64_t layer, std::string_view rest) {
   return "model.layers." + std::to_string(layer) + "." + std::string(rest);
@@ -259,7 +289,6 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   const auto [n, k] = target_shape(config_, target);
   const bool adapted = call.gradients != nullptr && call.gradients->adapts(target);
   LoraSlots slots;
-  const std::vector<int32_t> slot(adapted ? static_cast<size_t>(call.rows) : 0, 0);
   LinearArgs args;
   args.rows = call.rows;
   args.x = dy;
@@ -270,7 +299,7 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   args.y[0] = dx;
   args.y_stride[0] = k;
   if (adapted) {
-    slots.slot_of_row = slot.data();
+    slots.slot_of_row = slot_0_;
     slots.n_slots = 1;
     slots.pair[0][0] = call.gradients->backward_pair(layer, target);
     slots.t = dt_.as<float>();
@@ -282,20 +311,20 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   if (adapted) {
     const int64_t rank = call.gradients->rank();
     const float scale = call.gradients->scale();
+    const std::span<float> all = call.gradients->gradient();
+    const auto there = [&](float* part) { return gradients_.of(all) + (part - all.data()); };
     ops.outer_accumulate(compute_.context, call.rows, rank, k, dt_.as<float>(), kLoraRank, x, k,
-                         scale, call.gradients->a_gradient(layer, target));
+                         scale, there(call.gradients->a_gradient(layer, target)));
     ops.outer_accumulate(compute_.context, call.rows, rank, n, t_of(layer, target), kLoraRank, dy,
-                         n, scale, call.gradients->bt_gradient(layer, target));
+                         n, scale, there(call.gradients->bt_gradient(layer, target)));
   }
   if (call.full != nullptr) {
     ops.outer_accumulate(compute_.context, call.rows, n, k, dy, n, x, k, 1.0f,
-                         full_gradient(*call.full, weight_name(layer, target), n * k).data());
+                         full_gradient(call, weight_name(layer, target), n * k));
     if (!call.base.layer(layer).linear[target].bias.empty()) {
       const std::string name = layer_name(layer, target_path(target)) + ".bias";
-      std::vector<float>& bias = full_gradient(*call.full, name, n);
-      for (int64_t r = 0; r < call.rows; ++r) {
-        for (int64_t i = 0; i < n; ++i) bias[static_cast<size_t>(i)] += dy[r * n + i];
-      }
+      ops.outer_accumulate(compute_.context, call.rows, n, 1, dy, n, ones_.as<float>(), 1, 1.0f,
+                           full_gradient(call, name, n));
     }
   }
 }
@@ -317,8 +346,7 @@ void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
               rstd_.as<float>());
   linear_backward(call, layer, kGate, dgate, normed, dnormed, false);
   linear_backward(call, layer, kUp, dup, normed, dnormed, true);
-  float* dnorm =
-      norm_gradient(call.full, layer_name(layer, "post_attention_layernorm.weight"), c.d_model);
+  float* dnorm = norm_gradient(call, layer_name(layer, "post_attention_layernorm.weight"));
   ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.mid.as<float>(), w.mlp_norm.data(),
                        rstd_.as<float>(), dx, dnorm);
 }
@@ -341,16 +369,16 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
   at.dk = dk_.as<float>();
   at.dv = dv_.as<float>();
   status_ = attention_.backward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
-  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), true, dq_.as<float>());
-  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_.data(), call.base.rope_cos(),
+  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), true, dk_.as<float>());
   ops.rmsnorm(ctx, call.rows, c.d_model, s.x.as<float>(), w.attention_norm.data(), c.norm_eps,
               normed, rstd_.as<float>());
   linear_backward(call, layer, kQ, dq_.as<float>(), normed, dnormed, false);
   linear_backward(call, layer, kK, dk_.as<float>(), normed, dnormed, true);
   linear_backward(call, layer, kV, dv_.as<float>(), normed, dnormed, true);
-  float* dnorm = norm_gradient(call.full, layer_name(layer, "input_layernorm.weight"), c.d_model);
+  float* dnorm = norm_gradient(call, layer_name(layer, "input_layernorm.weight"));
   ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.x.as<float>(), w.attention_norm.data(),
                        rstd_.as<float>(), dx, dnorm);
 }
@@ -360,7 +388,7 @@ void TrainGraph::head_backward(const Call& call) {
   const Ops& ops = *compute_.ops;
   const auto wanted = static_cast<int64_t>(call.batch.loss_rows.size());
   float *dx = dx_.as<float>(), *dhead = dnormed_.as<float>();
-  std::memset(dx, 0, static_cast<size_t>(call.rows * c.d_model) * sizeof(float));
+  ops.zero(compute_.context, dx, call.rows * c.d_model * 4);
   if (wanted == 0) return;
   const float* dlogits = logits_.as<float>();
   LinearArgs args;
@@ -373,22 +401,19 @@ void TrainGraph::head_backward(const Call& call) {
   args.y[0] = dhead;
   args.y_stride[0] = c.d_model;
   ops.linear(compute_.context, args);
-  float* dnorm = norm_gradient(call.full, "model.norm.weight", c.d_model);
+  float* dnorm = norm_gradient(call, "model.norm.weight");
   if (call.full != nullptr) {
     const char* name = c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight";
     ops.outer_accumulate(compute_.context, wanted, c.vocab, c.d_model, dlogits, c.vocab,
                          head_in_.as<float>(), c.d_model, 1.0f,
-                         full_gradient(*call.full, name, c.vocab * c.d_model).data());
+                         full_gradient(call, name, c.vocab * c.d_model));
   }
   // The head read picked rows: differentiate there, then scatter (loss rows are distinct).
   float* dpicked = head_in_.as<float>();
-  std::memset(dpicked, 0, static_cast<size_t>(wanted * c.d_model) * sizeof(float));
+  ops.zero(compute_.context, dpicked, wanted * c.d_model * 4);
   ops.rmsnorm_backward(compute_.context, wanted, c.d_model, dhead, picked_.as<float>(),
                        call.base.final_norm().data(), head_rstd_.as<float>(), dpicked, dnorm);
-  for (int64_t i = 0; i < wanted; ++i) {
-    std::memcpy(dx + call.batch.loss_rows[static_cast<size_t>(i)] * c.d_model,
-                dpicked + i * c.d_model, static_cast<size_t>(c.d_model) * sizeof(float));
-  }
+  ops.scatter_rows(compute_.context, wanted, c.d_model, loss_rows_, dpicked, dx);
 }
 
 void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradients* full,
@@ -406,13 +431,14 @@ void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradi
   if (full != nullptr) {
     for (int64_t row = 0; row < call.rows; ++row) {
       if (batch.ids[static_cast<size_t>(row)] != config_.padding_id) continue;
-      std::memset(dx_.as<float>() + row * config_.d_model, 0,
-                  static_cast<size_t>(config_.d_model) * sizeof(float));
+      compute_.ops->zero(compute_.context, dx_.as<float>() + row * config_.d_model,
+                         config_.d_model * 4);
     }
     note(encoding_.backward(
-        *components_->encoder, compute_.context, dx_.as<float>(),
-        full_gradient(*full, "model.embed_tokens.weight", config_.vocab * config_.d_model).data()));
+        *components_->encoder, dx_.as<float>(),
+        full_gradient(call, "model.embed_tokens.weight", config_.vocab * config_.d_model)));
   }
+  note(gradients_.add_back());
 }
 
 }  // namespace ds

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/gradient_mirrors.h"
 #include "engine/model.h"
 
 namespace ds {
@@ -77,10 +78,11 @@ class Adapters {
 /// Gradients of every parameter by HF name, row-major [out, in].
 using FullGradients = NamedTensors;
 
-/// K (rotated) and V of a prefix at every layer, FP32 [tokens, n_kv_heads * head_dim].
+/// K (rotated) and V of a prefix at every layer, FP32 [tokens, n_kv_heads * head_dim], in the
+/// memory of the backend.
 struct PrefixKv {
   int64_t tokens = 0;
-  std::vector<std::vector<float>> k, v;
+  std::vector<Buffer> k, v;
 };
 
 struct TrainBatch {
@@ -104,9 +106,9 @@ class TrainGraph {
   /// undefined.
   Status take_status() { return std::exchange(status_, Status()); }
 
-  /// Logits of the loss rows, FP32 [loss_rows, vocab]; valid until the next call. `adapters` may be
-  /// null (base alone) and must be packed. Grows its workspace when a batch is larger than any
-  /// before.
+  /// Logits of the loss rows, FP32 [loss_rows, vocab], in the memory of the backend; valid until
+  /// the next call. `adapters` may be null (base alone) and must be packed. Grows its workspace
+  /// when a batch is larger than any before.
   float* forward(const BaseWeights& base, const Adapters* adapters, const TrainBatch& batch);
 
   /// After forward() of the same batch: gradients from d loss / d logits (the buffer that forward()
@@ -115,7 +117,9 @@ class TrainGraph {
                 const TrainBatch& batch);
 
   /// Runs the base over `ids` and keeps the K/V of all its rows.
-  std::shared_ptr<const PrefixKv> prefix(const BaseWeights& base, std::span<const TokenId> ids);
+  PrefixKv prefix(const BaseWeights& base, std::span<const TokenId> ids);
+  /// The first `rows` of what forward() returned, where the host can read them.
+  const float* host_logits(int64_t rows);
 
  private:
   struct LayerState {
@@ -135,10 +139,13 @@ class TrainGraph {
   void note(const Status& status) {
     if (status_.ok()) status_ = status;
   }
+  void set_tables(const TrainBatch& batch);
   void begin_attention(const TrainBatch& batch);
   /// K/V of each sequence's prefix at a layer go to prefix_k_ and prefix_v_.
   TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
   float* t_of(int64_t layer, Target target);
+  float* norm_gradient(const Call& call, const std::string& name);
+  float* full_gradient(const Call& call, const std::string& name, int64_t elements);
   const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x);
 
   ModelConfig config_;
@@ -151,10 +158,14 @@ class TrainGraph {
   std::vector<const float*> prefix_k_, prefix_v_;  ///< of each sequence, null where it has none
   int64_t max_rows_ = 0, max_loss_rows_ = 0;
   std::vector<LayerState> layers_;
-  std::vector<int32_t> positions_;
+  /// Of the batch: ids, positions in their sequences, and slot 0 for each row; its loss rows.
+  IntTables tables_;
+  const int32_t *ids_ = nullptr, *positions_ = nullptr, *slot_0_ = nullptr, *loss_rows_ = nullptr;
+  GradientMirrors gradients_;
   Buffer x_, normed_, activated_, rstd_, dx_, dnormed_, dwide_, dwide2_, dq_, dk_, dv_, dattended_,
       dt_;
-  Buffer picked_, head_in_, head_rstd_, logits_, prepared_;
+  std::vector<float> fetched_;
+  Buffer picked_, head_in_, head_rstd_, logits_, prepared_, ones_;
 };
 
 }  // namespace ds

@@ -20,8 +20,8 @@ double quantile(std::vector<double> values, double q) {
 }  // namespace
 
 Learner::Learner(LearnerParts parts)
-    : parts_(std::move(parts)),
-      compute_{&parts_.ops, {parts_.pool.background(), nullptr}, &components_} {
+    : parts_(std::move(parts)), compute_{&parts_.ops, parts_.context, &components_} {
+  compute_.context.parallel = parts_.pool.background();
   for (const auto& [number, record] : parts_.store.rounds(0)) {
     outcomes_.push_back(record);
     if (outcomes_.size() > 10) outcomes_.pop_front();

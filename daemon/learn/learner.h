@@ -36,6 +36,7 @@ struct LearnerParts {
   Config& config;
   Pool& pool;
   const Ops& ops;
+  OpContext context;  ///< its stream on a GPU
   const ComponentsSlot& components;
   Plugins& plugins;
   Metrics& metrics;

@@ -63,23 +63,33 @@ Layout lay_out(const Terms& terms) {
   return out;
 }
 
-void cross_entropy_rows(const Compute& compute, int64_t rows, int64_t vocab, float* logits,
-                        const std::vector<int32_t>& target, const std::vector<float>& weight,
-                        std::vector<float>& logprob, std::vector<int32_t>& argmax, bool gradient) {
+Status cross_entropy_rows(const Compute& compute, int64_t rows, int64_t vocab, float* logits,
+                          const std::vector<int32_t>& target, const std::vector<float>& weight,
+                          std::vector<float>& logprob, std::vector<int32_t>& argmax,
+                          bool gradient) {
+  const Ops& ops = *compute.ops;
+  const auto n = static_cast<size_t>(rows);
+  const InBackend targets(ops, compute.context, target.data(), n * sizeof(int32_t)),
+      weights(ops, compute.context, weight.data(), n * sizeof(float));
+  const OutOfBackend logprobs(ops, logprob.data(), n * sizeof(float)),
+      best(ops, argmax.data(), n * sizeof(int32_t));
   CrossEntropyArgs args;
   args.rows = rows;
   args.vocab = args.stride = vocab;
   args.logits = logits;
-  args.target = target.data();
-  args.weight = weight.data();
-  args.logprob = logprob.data();
-  args.argmax = argmax.data();
+  args.target = targets.as<int32_t>();
+  args.weight = weights.as<float>();
+  args.logprob = logprobs.as<float>();
+  args.argmax = best.as<int32_t>();
   args.gradient = gradient;
-  compute.ops->cross_entropy(compute.context, args);
+  ops.cross_entropy(compute.context, args);
+  logprobs.fetch(compute.context);
+  best.fetch(compute.context);
+  return finish(compute);
 }
 
-void kl_rows(const Compute& compute, const Terms& terms, const Layout& layout, size_t rows,
-             int64_t vocab, float* logits, bool gradient, StepLoss& loss) {
+Status kl_rows(const Compute& compute, const Terms& terms, const Layout& layout, size_t rows,
+               int64_t vocab, float* logits, bool gradient, StepLoss& loss) {
   std::vector<int32_t> index;
   std::vector<float> stored, weight, kl(rows);
   for (size_t i = 0; i < terms.kl.size(); ++i) {
@@ -90,17 +100,24 @@ void kl_rows(const Compute& compute, const Terms& terms, const Layout& layout, s
     weight.insert(weight.end(), n, terms.kl[i].weight / static_cast<float>(std::max<size_t>(n, 1)));
   }
   DS_CHECK(index.size() == rows * kStoredTopK && weight.size() == rows);
+  const Ops& ops = *compute.ops;
+  const InBackend indices(ops, compute.context, index.data(), index.size() * sizeof(int32_t)),
+      logprobs(ops, compute.context, stored.data(), stored.size() * sizeof(float)),
+      weights(ops, compute.context, weight.data(), weight.size() * sizeof(float));
+  const OutOfBackend divergence(ops, kl.data(), kl.size() * sizeof(float));
   KlTopkArgs args;
   args.rows = static_cast<int64_t>(rows);
   args.vocab = args.stride = vocab;
   args.top_k = kStoredTopK;
   args.logits = logits;
-  args.index = index.data();
-  args.logprob = stored.data();
-  args.weight = weight.data();
-  args.kl = kl.data();
+  args.index = indices.as<int32_t>();
+  args.logprob = logprobs.as<float>();
+  args.weight = weights.as<float>();
+  args.kl = divergence.as<float>();
   args.gradient = gradient;
-  compute.ops->kl_topk(compute.context, args);
+  ops.kl_topk(compute.context, args);
+  divergence.fetch(compute.context);
+  DS_TRY(finish(compute));
   auto next = kl.begin();
   for (size_t i = 0; i < terms.kl.size(); ++i) {
     const double sum = std::accumulate(next, next + layout.kl[i].rows, 0.0);
@@ -108,6 +125,7 @@ void kl_rows(const Compute& compute, const Terms& terms, const Layout& layout, s
     loss.kl_mean.push_back(sum / static_cast<double>(std::max<int64_t>(layout.kl[i].rows, 1)));
     loss.kl += terms.kl[i].weight * loss.kl_mean.back();
   }
+  return {};
 }
 
 void add(std::vector<float>& weight, const Part& part, float value) {
@@ -135,8 +153,9 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
             static_cast<float>(std::max<int64_t>(layout.ce[i].rows, 1)));
   }
   if (!layout.summed.empty()) {  // the derivatives depend on the sums: read them first
-    cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob, argmax,
-                       false);
+    loss.failure = cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight,
+                                      logprob, argmax, false);
+    if (!loss.failure.ok()) return loss;
     for (const Part& part : layout.summed)
       loss.logprob.push_back(view_of(part, logprob, argmax, target).sum_logprob);
     std::vector<double> derivative(layout.summed.size());
@@ -145,15 +164,17 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
     for (size_t i = 0; i < derivative.size(); ++i)
       add(weight, layout.summed[i], static_cast<float>(-derivative[i]));
   }
-  cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob, argmax,
-                     gradient);
+  loss.failure = cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob,
+                                    argmax, gradient);
+  if (!loss.failure.ok()) return loss;
   for (size_t i = 0; i < layout.ce.size(); ++i) {
     loss.items.push_back(view_of(layout.ce[i], logprob, argmax, target));
     loss.cross_entropy -= terms.cross_entropy[i].weight * loss.items.back().mean_logprob;
   }
   if (!terms.kl.empty()) {
-    kl_rows(compute, terms, layout, loss_rows - static_cast<size_t>(layout.ce_rows), vocab,
-            logits + layout.ce_rows * vocab, gradient, loss);
+    loss.failure = kl_rows(compute, terms, layout, loss_rows - static_cast<size_t>(layout.ce_rows),
+                           vocab, logits + layout.ce_rows * vocab, gradient, loss);
+    if (!loss.failure.ok()) return loss;
   }
   loss.total = loss.cross_entropy + loss.kl;
   if (gradient) graph.backward(base, adapters, full, layout.batch);
@@ -181,7 +202,8 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
          ++j) {
       batch.add(sequences[j]->ids, sequences[j]->first_target, sequences[j]->prefix);
     }
-    const float* logits = graph.forward(base, adapters, batch);
+    graph.forward(base, adapters, batch);
+    const float* logits = graph.host_logits(std::ssize(batch.loss_rows));
     for (; i < j; ++i) {
       StoredTopK stored;
       for (int64_t row = 0; row < sequences[i]->targets(); ++row, logits += vocab) {
@@ -203,10 +225,11 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
 
 double AdamW::step(const Compute& compute, std::span<const Part> parts, float lr, float beta2,
                    float clip) {
+  const Ops& ops = host_ops(compute);
   double squares = 0;
   for (const Part& part : parts) {
-    squares += compute.ops->sum_squares(compute.context, static_cast<int64_t>(part.gradient.size()),
-                                        part.gradient.data());
+    squares += ops.sum_squares(compute.context, static_cast<int64_t>(part.gradient.size()),
+                               part.gradient.data());
   }
   const double norm = std::sqrt(squares);
   if (!std::isfinite(norm)) return norm;
@@ -228,7 +251,7 @@ double AdamW::step(const Compute& compute, std::span<const Part> parts, float lr
     args.lr = lr;
     args.beta2 = beta2;
     args.step = step_;
-    compute.ops->adamw(compute.context, args);
+    ops.adamw(compute.context, args);
   }
   return norm;
 }

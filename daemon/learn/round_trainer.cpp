@@ -111,7 +111,7 @@ RoundTrainer::RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWei
 void RoundTrainer::set_base(std::shared_ptr<const BaseWeights> base) {
   base_ = std::move(base);
   if (base_ == nullptr || system_ == nullptr || system_of_.lock() == base_) return;
-  *system_ = *graph_.prefix(*base_, system_ids_);
+  *system_ = graph_.prefix(*base_, system_ids_);
   system_of_ = base_;
 }
 

@@ -13,8 +13,8 @@ namespace ds {
 constexpr ds_dtype kAbiF32{DS_FLOAT, 32, 1}, kAbiBf16{DS_BFLOAT, 16, 1}, kAbiI32{DS_INT, 32, 1},
     kAbiU8{DS_UINT, 8, 1};
 
-/// A ds_tensor with its shape, at most four dimensions: contiguous, in host memory that is not its
-/// own.
+/// A ds_tensor with its shape, at most four dimensions: contiguous, in memory that is not its own,
+/// the host's unless set otherwise.
 class TensorView {
  public:
   TensorView() = default;
@@ -23,7 +23,8 @@ class TensorView {
   }
   TensorView(const TensorView&) = delete;
 
-  void set(const void* data, ds_dtype dtype, std::initializer_list<int64_t> shape) {
+  void set(const void* data, ds_dtype dtype, std::initializer_list<int64_t> shape,
+           ds_device device = {DS_DEV_CPU, 0}) {
     std::copy(shape.begin(), shape.end(), shape_.begin());
     int64_t stride = 1;
     for (size_t i = shape.size(); i-- > 0;) {
@@ -32,7 +33,7 @@ class TensorView {
     }
     tensor_ = {};
     tensor_.data = const_cast<void*>(data);
-    tensor_.device = {DS_DEV_CPU, 0};
+    tensor_.device = device;
     tensor_.ndim = static_cast<int32_t>(shape.size());
     tensor_.dtype = dtype;
     tensor_.shape = shape_.data();

@@ -283,28 +283,50 @@ DS_INLINE int64_t attention_rows(int64_t keys, int64_t group, int64_t d) {
   return larger(8, smaller(64, 200'000 / ns_per_row));
 }
 
+/// One sequence's part of a batch.
+struct SequenceRows {
+  int64_t row0, n_rows, position0;
+  const int32_t* pages;
+};
+
+DS_INLINE SequenceRows sequence_rows(const AttentionArgs& a, int64_t s) {
+  const int64_t n = a.starts[s + 1] - a.starts[s];
+  return {a.starts[s], n, a.lengths[s] - n, a.table + s * a.table_width};
+}
+
+/// Calls run(sequence, i) for each i of [0, tasks_of(sequence)) of each sequence, in parallel.
+template <typename TasksOf, typename Run>
+inline void for_sequence_tasks(const OpContext& context, const AttentionArgs& a,
+                               const TasksOf& tasks_of, const Run& run) {
+  int64_t tasks = 0;
+  for (int64_t s = 0; s < a.batch; ++s) tasks += tasks_of(sequence_rows(a, s));
+  parallel_for(context, tasks, [&](int64_t i) {
+    int64_t s = 0;
+    for (; i >= tasks_of(sequence_rows(a, s)); ++s) i -= tasks_of(sequence_rows(a, s));
+    run(sequence_rows(a, s), i);
+  });
+}
+
 inline void attention(const OpContext& context, const AttentionArgs& a) {
   const KvView& kv = a.kv;
   const int64_t d = kv.head_dim, group = a.n_heads / kv.n_kv_heads, width = a.n_heads * d;
   const int64_t element = kv.dtype == KvDtype::kF32 ? 4 : 2;
-  int64_t tasks = 0;
-  const auto blocks_of = [&](const SequenceSpan& s) {
-    return ceil_div(s.n_rows, attention_rows(s.position0 + s.n_rows, group, d));
+  const auto rows_each = [&](const SequenceRows& s) {
+    return attention_rows(s.position0 + s.n_rows, group, d);
   };
-  for (int64_t s = 0; s < a.n_sequences; ++s) tasks += blocks_of(a.sequences[s]) * kv.n_kv_heads;
-  parallel_for(context, tasks, [&](int64_t i) {
-    const SequenceSpan* span = a.sequences;
-    for (; i >= blocks_of(*span) * kv.n_kv_heads; ++span) i -= blocks_of(*span) * kv.n_kv_heads;
-    const int64_t head = i % kv.n_kv_heads;
-    const int64_t each = attention_rows(span->position0 + span->n_rows, group, d);
+  const auto tasks_of = [&](const SequenceRows& s) {
+    return ceil_div(s.n_rows, rows_each(s)) * kv.n_kv_heads;
+  };
+  for_sequence_tasks(context, a, tasks_of, [&](const SequenceRows& s, int64_t i) {
+    const int64_t head = i % kv.n_kv_heads, each = rows_each(s);
     // Long rows first: the last rows of a sequence see the most keys.
-    const int64_t first = (blocks_of(*span) - 1 - i / kv.n_kv_heads) * each;
-    const int64_t rows = smaller(each, span->n_rows - first);
-    const int64_t position = span->position0 + first;
-    const int64_t at = (span->row0 + first) * width + head * group * d;
+    const int64_t first = (ceil_div(s.n_rows, each) - 1 - i / kv.n_kv_heads) * each;
+    const int64_t rows = smaller(each, s.n_rows - first);
+    const int64_t position = s.position0 + first;
+    const int64_t at = (s.row0 + first) * width + head * group * d;
     const QueryRows q{a.q + at, width, d, group, rows, position, a.scale};
     const auto block = [&](int64_t b) {
-      const int64_t to = (span->pages[b] * kv.n_kv_heads + head) * kKeys * d * element;
+      const int64_t to = (s.pages[b] * kv.n_kv_heads + head) * kKeys * d * element;
       return KeyBlock{kv.dtype,
                       static_cast<const char*>(kv.k) + to,
                       static_cast<const char*>(kv.v) + to,

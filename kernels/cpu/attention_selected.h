@@ -91,24 +91,20 @@ inline void attention_selected(const OpContext& context, const AttentionArgs& a,
   const KvView& kv = a.kv;
   const int64_t d = kv.head_dim, group = a.n_heads / kv.n_kv_heads, width = a.n_heads * d;
   const int64_t element = kv.dtype == KvDtype::kF32 ? 4 : 2;
-  const auto tasks_of = [&](const SequenceSpan& s) {
+  const auto tasks_of = [&](const SequenceRows& s) {
     return ceil_div(s.n_rows, kChosenRows) * kv.n_kv_heads;
   };
-  int64_t tasks = 0;
-  for (int64_t s = 0; s < a.n_sequences; ++s) tasks += tasks_of(a.sequences[s]);
-  parallel_for(context, tasks, [&](int64_t i) {
-    const SequenceSpan* span = a.sequences;
-    for (; i >= tasks_of(*span); ++span) i -= tasks_of(*span);
+  for_sequence_tasks(context, a, tasks_of, [&](const SequenceRows& s, int64_t i) {
     const int64_t head = i % kv.n_kv_heads, first = i / kv.n_kv_heads * kChosenRows;
     const auto row_at = [&](int64_t position) {
-      const int64_t page = span->pages[position / kKeys];
+      const int64_t page = s.pages[position / kKeys];
       const int64_t to = ((page * kv.n_kv_heads + head) * kKeys + position % kKeys) * d * element;
       return KeyBlock{
           kv.dtype, static_cast<const char*>(kv.k) + to, static_cast<const char*>(kv.v) + to, d, 1,
           0};
     };
-    for (int64_t r = first; r < smaller(first + kChosenRows, span->n_rows); ++r) {
-      const int64_t row = span->row0 + r, at = row * width + head * group * d;
+    for (int64_t r = first; r < smaller(first + kChosenRows, s.n_rows); ++r) {
+      const int64_t row = s.row0 + r, at = row * width + head * group * d;
       const QueryRows q{a.q + at, width, d, group, 1, 0, a.scale};
       attend_chosen(q, chosen_keys(selection, row, kv.n_kv_heads, head), row_at, a.out + at,
                     nullptr);

@@ -98,12 +98,6 @@ inline void rope(const OpContext& context, int64_t rows, int64_t heads, int64_t 
   });
 }
 
-/// Rows are numbered through the sequences of a batch: which sequence, and which row of it.
-inline const SequenceSpan& find_span(const SequenceSpan* spans, int64_t* index) {
-  while (*index >= spans->n_rows) *index -= (spans++)->n_rows;
-  return *spans;
-}
-
 inline void store_kv(const KvView& kv, int64_t page, int64_t head, int64_t slot, const float* k,
                      const float* v) {
   const int64_t d = kv.head_dim;
@@ -121,25 +115,42 @@ inline void store_kv(const KvView& kv, int64_t page, int64_t head, int64_t slot,
 
 inline void rope_append(const OpContext& context, const RopeAppendArgs& a) {
   const int64_t d = a.kv.head_dim, half = d / 2;
-  int64_t total = 0;
-  for (int64_t s = 0; s < a.n_sequences; ++s) total += a.sequences[s].n_rows;
-  parallel_blocks(context, total, rows_per_task(a.n_heads * d), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      int64_t i = n;
-      const SequenceSpan& span = find_span(a.sequences, &i);
-      const int64_t row = span.row0 + i, position = span.position0 + i;
-      const float *cos = a.cos + position * half, *sin = a.sin + position * half;
+  parallel_blocks(context, a.rows, rows_per_task(a.n_heads * d), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float *cos = a.cos + a.positions[row] * half, *sin = a.sin + a.positions[row] * half;
       for (int64_t h = 0; h < a.n_heads; ++h) {
         rotate(half, cos, sin, false, a.q + (row * a.n_heads + h) * d);
       }
-      const int64_t page = span.pages[position / kKvPageTokens];
+      const int64_t page = a.slots[row] / kKvPageTokens, slot = a.slots[row] % kKvPageTokens;
       for (int64_t h = 0; h < a.kv.n_kv_heads; ++h) {
         const int64_t at = (row * a.kv.n_kv_heads + h) * d;
         rotate(half, cos, sin, false, a.k + at);
-        store_kv(a.kv, page, h, position % kKvPageTokens, a.k + at, a.v + at);
+        store_kv(a.kv, page, h, slot, a.k + at, a.v + at);
       }
     }
   });
+}
+
+/// Rows of d from x to out, by index on the side that `scatter` says.
+inline void move_rows(const OpContext& context, int64_t rows, int64_t d, const int32_t* index,
+                      const float* x, float* out, bool scatter) {
+  parallel_blocks(context, rows, rows_per_task(d), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* from = x + (scatter ? r : index[r]) * d;
+      float* to = out + (scatter ? index[r] : r) * d;
+      for_lanes(0, d, [&](int64_t i, int64_t n) { store_n(to + i, load_n(from + i, n), n); });
+    }
+  });
+}
+
+inline void gather_rows(const OpContext& context, int64_t rows, int64_t d, const int32_t* index,
+                        const float* x, float* out) {
+  move_rows(context, rows, d, index, x, out, false);
+}
+
+inline void scatter_rows(const OpContext& context, int64_t rows, int64_t d, const int32_t* index,
+                         const float* x, float* out) {
+  move_rows(context, rows, d, index, x, out, true);
 }
 
 inline void swiglu(const OpContext& context, int64_t n, const float* gate, const float* up,

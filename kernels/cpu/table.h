@@ -10,6 +10,7 @@
 #include "kernels/cpu/attention_train.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/loss.h"
+#include "kernels/cpu/memory.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/cpu/quant_feedback.h"
 #include "kernels/cpu/quant_linear.h"
@@ -23,6 +24,18 @@ namespace ds::DS_ISA {
 
 constexpr Ops table(const char* name) {
   return {.name = name,
+          .host_memory = true,
+          .allocate = host_allocate,
+          .release = host_release,
+          .upload = host_copy,
+          .download = host_copy,
+          .copy = host_copy,
+          .zero = host_zero,
+          .finish = host_finish,
+          .begin_recording = host_begin_recording,
+          .end_recording = host_end_recording,
+          .replay = host_replay,
+          .release_recording = host_release_recording,
           .packed_bytes = packed_bytes,
           .pack = pack,
           .unpack = unpack,
@@ -45,6 +58,8 @@ constexpr Ops table(const char* name) {
           .relu = relu,
           .relu_backward = relu_backward,
           .embed = embed,
+          .gather_rows = gather_rows,
+          .scatter_rows = scatter_rows,
           .embed_backward = embed_backward,
           .cross_entropy = cross_entropy,
           .kl_topk = kl_topk,

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense causal attention: every row uses every key up to its own position.
+#include <vector>
+
 #include "modules/attention/kernel_args.h"
+#include "modules/device_ops.h"
 
 namespace ds::modules {
 
 struct Dense {
   static constexpr std::string_view name = "dense";
   static constexpr std::string_view summary = "every key up to the row's own position";
-  static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
+  static constexpr std::uint64_t caps =
+      DS_CAP_CPU | DS_CAP_CUDA | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
 
-  explicit Dense(sdk::context) : ops(cpu_ops(best_cpu_isa())) {}
+  explicit Dense(sdk::context) {}
 
   ds_plan plan(const ds_attn_args& a) const {
     ds_plan out{};
@@ -18,8 +22,6 @@ struct Dense {
       const AttentionShape s = shape_of(a);
       out.workspace_bytes = a.batch * sizeof(TrainSequence);
       out.saved_bytes = static_cast<std::uint64_t>(s.rows * s.n_heads) * sizeof(float);
-    } else {
-      out.workspace_bytes = a.batch * sizeof(SequenceSpan);
     }
     return out;
   }
@@ -27,11 +29,10 @@ struct Dense {
   void prefill(const ds_call& call, const ds_attn_args& a) const {
     refuse_extras(a);
     const AttentionShape s = shape_of(a);
-    const OpContext context{call.parallel, nullptr};
     if (a.train != nullptr) {
-      ops.attention_train(context, training_args(call, a, s));
+      with_training_args(call, a, s, false, ops_.of(call).attention_train);
     } else {
-      ops.attention(context, serving_args(call, a, s));
+      ops_.of(call).attention(op_context(call), serving_args(a, s));
     }
   }
 
@@ -40,9 +41,7 @@ struct Dense {
     if (a.train == nullptr) throw sdk::error(DS_E_ARG, "backward: train is missing");
     if (a.saved == nullptr) throw sdk::error(DS_E_ARG, "backward: saved is missing");
     const AttentionShape s = shape_of(a);
-    TrainAttentionArgs args = training_args(call, a, s);
-    add_gradients(a, s, args);
-    ops.attention_train_backward({call.parallel, nullptr}, args);
+    with_training_args(call, a, s, true, ops_.of(call).attention_train_backward);
   }
 
   void explain(const ds_call&, const ds_attn_args& a, const ds_tensor& read) const {
@@ -67,7 +66,18 @@ struct Dense {
     if (a.softcap != 0) throw sdk::error(DS_E_UNSUPPORTED, "softcap");
   }
 
-  const Ops& ops;
+  static void with_training_args(const ds_call& call, const ds_attn_args& a,
+                                 const AttentionShape& s, bool back,
+                                 void (*op)(const OpContext&, const TrainAttentionArgs&)) {
+    // The workspace is the device's; what the kernels are told about sequences is the host's.
+    std::vector<TrainSequence> own(static_cast<std::size_t>(on_gpu(a) ? s.batch : 0));
+    TrainAttentionArgs args = training_args(
+        a, s, on_gpu(a) ? std::span(own) : in_workspace<TrainSequence>(call, s.batch));
+    if (back) add_gradients(a, s, args);
+    op(op_context(call), args);
+  }
+
+  DeviceOps ops_;
 };
 
 }  // namespace ds::modules

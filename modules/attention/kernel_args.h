@@ -12,12 +12,18 @@ struct AttentionShape {
   std::int64_t rows = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0, batch = 0;
 };
 
+inline std::int32_t device_type(const ds_attn_args& a) {
+  return a.q != nullptr ? a.q->device.type : DS_DEV_CPU;
+}
+inline bool on_gpu(const ds_attn_args& a) { return device_type(a) == DS_DEV_CUDA; }
+
 inline std::span<const std::int32_t> integers(const ds_tensor* t, std::string_view name,
-                                              std::int64_t n) {
-  return sdk::flat<const std::int32_t>(t, name, {n});
+                                              std::int64_t n, std::int32_t device = DS_DEV_CPU) {
+  return sdk::flat<const std::int32_t>(t, name, {n}, device);
 }
 
-/// Also checks that exactly one of kv and train is there, and that the rows are ascending.
+/// Also checks that exactly one of kv and train is there and, where the host can read them, that
+/// the rows are ascending.
 inline AttentionShape shape_of(const ds_attn_args& a) {
   AttentionShape s;
   s.rows = sdk::dim(a.q, "q", 3, 0);
@@ -32,7 +38,9 @@ inline AttentionShape shape_of(const ds_attn_args& a) {
     throw sdk::error(DS_E_SHAPE, std::to_string(s.n_heads) + " query heads over " +
                                      std::to_string(s.n_kv_heads) + " key heads of " +
                                      std::to_string(s.head_dim));
-  const auto rows = integers(a.rows, "rows", s.batch + 1);
+  const bool readable = a.train != nullptr || !on_gpu(a);
+  const auto rows = integers(a.rows, "rows", s.batch + 1, readable ? DS_DEV_CPU : device_type(a));
+  if (!readable) return s;
   bool ascending = rows.front() == 0 && rows.back() == s.rows;
   for (std::size_t b = 0; b + 1 < rows.size(); ++b) ascending = ascending && rows[b] <= rows[b + 1];
   if (!ascending)
@@ -50,7 +58,7 @@ std::span<T> in_workspace(const ds_call& call, std::int64_t n) {
   return {static_cast<T*>(call.workspace), count};
 }
 
-inline KvView kernel_kv(const ds_kv_view& kv, const AttentionShape& s) {
+inline KvView kernel_kv(const ds_kv_view& kv, const AttentionShape& s, std::int32_t device) {
   if (kv.k_scale != nullptr || kv.v_scale != nullptr)
     throw sdk::error(DS_E_UNSUPPORTED, "kv: a quantized cache");
   if (kv.page_tokens != kKvPageTokens)
@@ -62,48 +70,53 @@ inline KvView kernel_kv(const ds_kv_view& kv, const AttentionShape& s) {
   const std::initializer_list<std::int64_t> shape = {-1, s.n_kv_heads, kKvPageTokens, s.head_dim};
   if (kv.k_pages->dtype.code == DS_BFLOAT) {
     out.dtype = KvDtype::kBF16;
-    out.k = const_cast<sdk::bf16*>(sdk::flat<const sdk::bf16>(kv.k_pages, "k_pages", shape).data());
-    out.v = const_cast<sdk::bf16*>(sdk::flat<const sdk::bf16>(kv.v_pages, "v_pages", shape).data());
+    const auto pages = [&](const ds_tensor* t, std::string_view name) {
+      return const_cast<sdk::bf16*>(sdk::flat<const sdk::bf16>(t, name, shape, device).data());
+    };
+    out.k = pages(kv.k_pages, "k_pages");
+    out.v = pages(kv.v_pages, "v_pages");
   } else {
     out.dtype = KvDtype::kF32;
-    out.k = const_cast<float*>(sdk::flat<const float>(kv.k_pages, "k_pages", shape).data());
-    out.v = const_cast<float*>(sdk::flat<const float>(kv.v_pages, "v_pages", shape).data());
+    const auto pages = [&](const ds_tensor* t, std::string_view name) {
+      return const_cast<float*>(sdk::flat<const float>(t, name, shape, device).data());
+    };
+    out.k = pages(kv.k_pages, "k_pages");
+    out.v = pages(kv.v_pages, "v_pages");
   }
   return out;
 }
 
-/// One span per sequence into `spans`, [batch]. A length that its pages cannot hold is refused: the
-/// kernels trust the table.
-inline void fill_spans(const ds_attn_args& a, const ds_kv_view& kv, const AttentionShape& s,
-                       std::span<SequenceSpan> spans) {
-  const auto rows = integers(a.rows, "rows", s.batch + 1);
-  const auto lengths = integers(kv.lengths, "lengths", s.batch);
-  const std::int64_t pages = sdk::dim(kv.block_table, "block_table", 2, 1);
-  const auto table = sdk::flat<const std::int32_t>(kv.block_table, "block_table", {s.batch, pages});
-  for (std::size_t b = 0; b < spans.size(); ++b) {
-    const std::int64_t n = rows[b + 1] - rows[b];
-    if (lengths[b] < n || lengths[b] > pages * kKvPageTokens)
+/// A length that its pages cannot hold is refused: the kernels trust the table.
+inline void check_lengths(const AttentionArgs& a) {
+  const std::int64_t room = a.table_width * kKvPageTokens;
+  for (std::int64_t b = 0; b < a.batch; ++b) {
+    const std::int64_t n = a.starts[b + 1] - a.starts[b];
+    if (a.lengths[b] < n || a.lengths[b] > room)
       throw sdk::error(DS_E_SHAPE, "lengths[" + std::to_string(b) +
-                                       "]: " + std::to_string(lengths[b]) + " keys, expected " +
-                                       std::to_string(n) + " to " +
-                                       std::to_string(pages * kKvPageTokens));
-    spans[b] = {rows[b], n, lengths[b] - n, table.data() + b * static_cast<std::size_t>(pages)};
+                                       "]: " + std::to_string(a.lengths[b]) + " keys, expected " +
+                                       std::to_string(n) + " to " + std::to_string(room));
   }
 }
 
-inline AttentionArgs serving_args(const ds_call& call, const ds_attn_args& a,
-                                  const AttentionShape& s) {
+inline AttentionArgs serving_args(const ds_attn_args& a, const AttentionShape& s) {
   const ds_kv_view kv = sdk::widened(a.kv);
-  const std::span<SequenceSpan> spans = in_workspace<SequenceSpan>(call, s.batch);
-  fill_spans(a, kv, s, spans);
+  const std::int32_t device = device_type(a);
   AttentionArgs out;
   out.n_heads = s.n_heads;
-  out.q = sdk::flat<const float>(a.q, "q").data();
-  out.out = sdk::flat<float>(a.out, "out", {s.rows, s.n_heads, s.head_dim}).data();
+  out.q = sdk::flat<const float>(a.q, "q", {}, device).data();
+  out.out = sdk::flat<float>(a.out, "out", {s.rows, s.n_heads, s.head_dim}, device).data();
   out.scale = a.scale;
-  out.sequences = spans.data();
-  out.n_sequences = s.batch;
-  out.kv = kernel_kv(kv, s);
+  out.batch = s.batch;
+  out.max_rows = a.max_rows;
+  out.max_keys = a.max_keys;
+  out.starts = integers(a.rows, "rows", s.batch + 1, device).data();
+  out.lengths = integers(kv.lengths, "lengths", s.batch, device).data();
+  out.table_width = sdk::dim(kv.block_table, "block_table", 2, 1);
+  out.table = sdk::flat<const std::int32_t>(kv.block_table, "block_table",
+                                            {s.batch, out.table_width}, device)
+                  .data();
+  out.kv = kernel_kv(kv, s, device);
+  if (device != DS_DEV_CUDA) check_lengths(out);
   return out;
 }
 
@@ -115,11 +128,12 @@ inline std::int64_t first_position(const ds_attn_args& a, std::size_t b, std::in
   return sdk::dim(train.prefix_k[b], "prefix_k", 3, 0);
 }
 
-/// Forward and backward of training; `lse` [rows, n_heads] is kept in a.saved.
-inline TrainAttentionArgs training_args(const ds_call& call, const ds_attn_args& a,
-                                        const AttentionShape& s) {
+/// Forward and backward of training; `lse` [rows, n_heads] is kept in a.saved. `sequences` [batch]
+/// is filled and pointed at.
+inline TrainAttentionArgs training_args(const ds_attn_args& a, const AttentionShape& s,
+                                        std::span<TrainSequence> sequences) {
   const ds_train_view train = sdk::widened(a.train);
-  const std::span<TrainSequence> sequences = in_workspace<TrainSequence>(call, s.batch);
+  const std::int32_t device = device_type(a);
   const auto rows = integers(a.rows, "rows", s.batch + 1);
   for (std::size_t b = 0; b < sequences.size(); ++b) {
     sequences[b] = {rows[b], rows[b + 1] - rows[b], 0, nullptr, nullptr};
@@ -127,9 +141,11 @@ inline TrainAttentionArgs training_args(const ds_call& call, const ds_attn_args&
     const std::int64_t tokens = sdk::dim(train.prefix_k[b], "prefix_k", 3, 0);
     const std::initializer_list<std::int64_t> shape = {tokens, s.n_kv_heads, s.head_dim};
     sequences[b].prefix = tokens;
-    sequences[b].prefix_k = sdk::flat<const float>(train.prefix_k[b], "prefix_k", shape).data();
+    sequences[b].prefix_k =
+        sdk::flat<const float>(train.prefix_k[b], "prefix_k", shape, device).data();
     if (train.prefix_v == nullptr) throw sdk::error(DS_E_ARG, "prefix_v: missing");
-    sequences[b].prefix_v = sdk::flat<const float>(train.prefix_v[b], "prefix_v", shape).data();
+    sequences[b].prefix_v =
+        sdk::flat<const float>(train.prefix_v[b], "prefix_v", shape, device).data();
   }
   const std::initializer_list<std::int64_t> kv_shape = {s.rows, s.n_kv_heads, s.head_dim};
   TrainAttentionArgs out;
@@ -137,10 +153,10 @@ inline TrainAttentionArgs training_args(const ds_call& call, const ds_attn_args&
   out.n_kv_heads = s.n_kv_heads;
   out.head_dim = s.head_dim;
   out.scale = a.scale;
-  out.q = sdk::flat<const float>(a.q, "q").data();
-  out.k = sdk::flat<const float>(train.k, "k", kv_shape).data();
-  out.v = sdk::flat<const float>(train.v, "v", kv_shape).data();
-  out.out = sdk::flat<float>(a.out, "out", {s.rows, s.n_heads, s.head_dim}).data();
+  out.q = sdk::flat<const float>(a.q, "q", {}, device).data();
+  out.k = sdk::flat<const float>(train.k, "k", kv_shape, device).data();
+  out.v = sdk::flat<const float>(train.v, "v", kv_shape, device).data();
+  out.out = sdk::flat<float>(a.out, "out", {s.rows, s.n_heads, s.head_dim}, device).data();
   out.lse = static_cast<float*>(a.saved);  // null: not kept
   out.sequences = sequences.data();
   out.n_sequences = s.batch;
@@ -148,12 +164,13 @@ inline TrainAttentionArgs training_args(const ds_call& call, const ds_attn_args&
 }
 
 inline void add_gradients(const ds_attn_args& a, const AttentionShape& s, TrainAttentionArgs& out) {
+  const std::int32_t device = device_type(a);
   const std::initializer_list<std::int64_t> q_shape = {s.rows, s.n_heads, s.head_dim},
                                             kv_shape = {s.rows, s.n_kv_heads, s.head_dim};
-  out.dout = sdk::flat<const float>(a.dout, "dout", q_shape).data();
-  out.dq = sdk::flat<float>(a.dq, "dq", q_shape).data();
-  out.dk = sdk::flat<float>(a.dk, "dk", kv_shape).data();
-  out.dv = sdk::flat<float>(a.dv, "dv", kv_shape).data();
+  out.dout = sdk::flat<const float>(a.dout, "dout", q_shape, device).data();
+  out.dq = sdk::flat<float>(a.dq, "dq", q_shape, device).data();
+  out.dk = sdk::flat<float>(a.dk, "dk", kv_shape, device).data();
+  out.dv = sdk::flat<float>(a.dv, "dv", kv_shape, device).data();
 }
 
 }  // namespace ds::modules

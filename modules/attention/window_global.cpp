@@ -90,7 +90,7 @@ struct WindowGlobal {
     const std::int64_t keys = sdk::dim(&read, "read", 3, 2), group = s.n_heads / s.n_kv_heads;
     const auto out = sdk::flat<std::uint8_t>(&read, "read", {s.rows, s.n_heads, keys});
     const Layout at(*this, a, s.rows, s.n_kv_heads, checked_workspace(call, a, s));
-    if (a.kv != nullptr) serving_args(call, a, s);  // checks lengths
+    if (a.kv != nullptr) serving_args(a, s);  // checks lengths
     choose(call, a, s, at);
     std::fill(out.begin(), out.end(), std::uint8_t{0});
     for (std::int64_t i = 0; i < s.rows * s.n_heads; ++i) {
@@ -103,9 +103,9 @@ struct WindowGlobal {
   }
 
  private:
-  /// The workspace of a call: spans, then lists of keys, then what choosing needs.
+  /// The workspace of a call: sequences in training, then lists of keys, then what choosing needs.
   struct Layout {
-    char* spans = nullptr;
+    char* sequences = nullptr;
     std::int32_t *keys = nullptr, *counts = nullptr, *chosen = nullptr;
     float* norms = nullptr;
     std::int64_t stride = 0, bytes = 0;
@@ -119,8 +119,7 @@ struct WindowGlobal {
         return memory != nullptr ? at : nullptr;
       };
       const std::int64_t lists = rows * kv_heads, units = a.batch * kv_heads;
-      spans = take(a.batch * static_cast<std::int64_t>(
-                                 std::max(sizeof(SequenceSpan), sizeof(TrainSequence))));
+      sequences = take(a.batch * static_cast<std::int64_t>(sizeof(TrainSequence)));
       keys = reinterpret_cast<std::int32_t*>(take(lists * stride * 4));
       counts = reinterpret_cast<std::int32_t*>(take(lists * 4));
       chosen = reinterpret_cast<std::int32_t*>(take(units * w.globals * 4));
@@ -141,12 +140,12 @@ struct WindowGlobal {
     const KeySelection selection{at.keys, at.counts, at.stride};
     const OpContext context{call.parallel, nullptr};
     if (a.train == nullptr) {
-      const AttentionArgs args = serving_args(call, a, s);  // checks lengths, which choosing trusts
+      const AttentionArgs args = serving_args(a, s);  // checks lengths, which choosing trusts
       choose(call, a, s, at);
       ops.attention_selected(context, args, selection);
       return;
     }
-    TrainAttentionArgs args = training_args(call, a, s);
+    TrainAttentionArgs args = training_args(a, s, in_workspace<TrainSequence>(call, s.batch));
     choose(call, a, s, at);
     if (back) {
       add_gradients(a, s, args);
@@ -206,7 +205,7 @@ struct WindowGlobal {
         : head_(head), heads_(s.n_kv_heads), d_(s.head_dim), serving_(a.kv != nullptr) {
       if (serving_) {
         const ds_kv_view kv = sdk::widened(a.kv);
-        kv_ = kernel_kv(kv, s);
+        kv_ = kernel_kv(kv, s, DS_DEV_CPU);
         const std::int64_t pages = sdk::dim(kv.block_table, "block_table", 2, 1);
         table_ = sdk::flat<const std::int32_t>(kv.block_table, "block_table", {s.batch, pages})
                      .subspan(b * static_cast<std::size_t>(pages), static_cast<std::size_t>(pages));

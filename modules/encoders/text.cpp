@@ -4,12 +4,19 @@
 
 #include "ds/plugin.hpp"
 #include "kernels/ops.h"
+#include "modules/device_ops.h"
 
 namespace ds::modules {
 namespace {
 
-/// A media's ids, [tokens]; each is a row of a table of `vocab`.
+bool on_gpu(const ds_media& media) {
+  return media.data != nullptr && media.data->device.type == DS_DEV_CUDA;
+}
+
+/// A media's ids, [tokens]; each is a row of a table of `vocab`, which only the host's can be
+/// checked for.
 std::span<const std::int32_t> checked_ids(const ds_media& media, std::int64_t vocab) {
+  if (on_gpu(media)) return sdk::flat<const std::int32_t>(media.data, "ids", {-1}, DS_DEV_CUDA);
   const auto ids = sdk::flat<const std::int32_t>(media.data, "ids", {-1});
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab)
@@ -52,10 +59,22 @@ struct Table {
   std::span<const float> rows() const {
     return sdk::flat<const float>(tensor, kTable, {vocab, width});
   }
+  /// On a GPU: rows of BF16 or FP32, each padded to 16 bytes.
+  WeightView on_gpu(const Ops& ops) const {
+    const bool f32 = tensor.dtype.code == DS_FLOAT && tensor.dtype.bits == 32;
+    if (!f32 && (tensor.dtype.code != DS_BFLOAT || tensor.dtype.bits != 16))
+      throw refuse(DS_E_DTYPE,
+                   "type code " + std::to_string(tensor.dtype.code) + ", expected FP32 or BF16");
+    if (tensor.device.type != DS_DEV_CUDA)
+      throw refuse(DS_E_DEVICE, "in host memory, expected a GPU's");
+    const auto format = f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+    const std::int64_t row = ops.packed_bytes(format, 1, width) / (f32 ? 4 : 2);
+    if (!is_plain() || tensor.strides[0] != row || tensor.strides[1] != 1)
+      throw refuse(DS_E_SHAPE, "rows " + std::to_string(tensor.strides[0]) +
+                                   " elements apart, expected " + std::to_string(row));
+    return view(ops, format);
+  }
   WeightView packed(const Ops& ops) const {
-    const auto refuse = [](ds_code code, const std::string& why) {
-      return sdk::error(code, std::string(kTable) + ": " + why);
-    };
     if (tensor.packing != DS_PACK_PANEL_F32 && tensor.packing != DS_PACK_PANEL_BF16)
       throw refuse(DS_E_UNSUPPORTED,
                    "packing " + std::to_string(tensor.packing) +
@@ -64,6 +83,14 @@ struct Table {
       throw refuse(DS_E_DEVICE, "on a GPU, expected host memory");
     const auto format =
         tensor.packing == DS_PACK_PANEL_F32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+    return view(ops, format);
+  }
+
+ private:
+  static sdk::error refuse(ds_code code, const std::string& why) {
+    return sdk::error(code, std::string(kTable) + ": " + why);
+  }
+  WeightView view(const Ops& ops, WeightFormat format) const {
     const auto need = static_cast<std::uint64_t>(ops.packed_bytes(format, vocab, width));
     if (tensor.byte_offset > tensor.bytes || tensor.bytes - tensor.byte_offset < need)
       throw refuse(DS_E_SHAPE, "buffer of " + std::to_string(tensor.bytes) +
@@ -71,8 +98,6 @@ struct Table {
     if (tensor.data == nullptr) throw refuse(DS_E_ARG, "no data");
     return {format, vocab, width, static_cast<const char*>(tensor.data) + tensor.byte_offset};
   }
-
- private:
   static const ds_tensor* first(const ds_encode_args& a) {
     if (a.tensors == nullptr || a.tensors[0] == nullptr)
       throw sdk::error(DS_E_ARG, std::string(kTable) + ": missing");
@@ -100,11 +125,12 @@ class Text {
  public:
   static constexpr std::string_view name = "text";
   static constexpr std::string_view summary = "token ids to rows of the model's embedding";
-  static constexpr std::uint64_t caps = DS_CAP_CPU | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
+  static constexpr std::uint64_t caps =
+      DS_CAP_CPU | DS_CAP_CUDA | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
   static constexpr std::uint32_t modalities = 1u << DS_MOD_TEXT;
   static constexpr std::array<ds_str, 1> tensor_names{sdk::str(kTable)};
 
-  explicit Text(sdk::context) : ops_(cpu_ops(best_cpu_isa())) {}
+  explicit Text(sdk::context) {}
 
   ds_plan plan(const ds_encode_args& a) const {
     const ds_media media = text_of(a);
@@ -123,8 +149,15 @@ class Text {
     const Table table(a);
     const auto ids = checked_ids(media, table.vocab);
     const std::int64_t n = std::ssize(ids), width = table.width;
-    const auto out = sdk::flat<float>(a.out, "out", {n, width});
     const float weight = weight_of(media);
+    const Ops& ops = ops_.of(call);
+    if (call.stream != nullptr) {
+      refuse_weight(weight);
+      const auto out = sdk::flat<float>(a.out, "out", {n, width}, DS_DEV_CUDA);
+      ops.embed(op_context(call), table.on_gpu(ops), n, ids.data(), out.data());
+      return;
+    }
+    const auto out = sdk::flat<float>(a.out, "out", {n, width});
     if (table.is_plain()) {
       const auto rows = table.rows();
       scale_rows(
@@ -132,7 +165,7 @@ class Text {
           out.data());
       return;
     }
-    ops_.embed({call.parallel, nullptr}, table.packed(ops_), n, ids.data(), out.data());
+    ops.embed(op_context(call), table.packed(ops), n, ids.data(), out.data());
     if (weight == 1) return;
     scale_rows(
         call, n, width, weight, [&](std::int64_t r) { return &out[r * width]; }, out.data());
@@ -146,9 +179,11 @@ class Text {
     if (a.dtensors == nullptr || a.dtensors[0] == nullptr) return;  // the embedding is frozen
     const auto ids = checked_ids(media, table.vocab);
     const std::int64_t n = std::ssize(ids), width = table.width;
-    const auto dout = sdk::flat<const float>(a.dout, "dout", {n, width});
-    const auto to = sdk::flat<float>(a.dtensors[0], "dtensors[0]", {table.vocab, width});
+    const std::int32_t device = call.stream != nullptr ? DS_DEV_CUDA : DS_DEV_CPU;
+    const auto dout = sdk::flat<const float>(a.dout, "dout", {n, width}, device);
+    const auto to = sdk::flat<float>(a.dtensors[0], "dtensors[0]", {table.vocab, width}, device);
     const float weight = weight_of(media);
+    if (call.stream != nullptr) refuse_weight(weight);
     const float* dy = dout.data();
     if (weight != 1) {
       const auto scaled = sdk::workspace<float>(call, n * width);
@@ -156,11 +191,17 @@ class Text {
           call, n, width, weight, [&](std::int64_t r) { return &dout[r * width]; }, scaled.data());
       dy = scaled.data();
     }
-    ops_.embed_backward({call.parallel, nullptr}, n, width, ids.data(), dy, to.data());
+    ops_.of(call).embed_backward(op_context(call), n, width, ids.data(), dy, to.data());
   }
 
  private:
-  const Ops& ops_;
+  static void refuse_weight(float weight) {
+    if (weight != 1)
+      throw sdk::error(DS_E_UNSUPPORTED,
+                       "weight: " + std::to_string(weight) + " on a GPU, expected 1");
+  }
+
+  DeviceOps ops_;
 };
 
 }  // namespace ds::modules

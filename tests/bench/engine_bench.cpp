@@ -27,7 +27,9 @@ std::vector<TokenId> some_ids(int64_t count, int64_t vocab) {
 /// Steps of one sequence over its own pages.
 struct Serving {
   Serving(const Compute& compute, const BaseWeights& base)
-      : base(base), pages(base.config(), KvDtype::kBF16, 32), forward(base.config(), compute, 512) {
+      : base(base),
+        pages(base.config(), compute, KvDtype::kBF16, 32),
+        forward(base.config(), compute, 512) {
     for (int32_t i = 0; i < 32; ++i) table.push_back(i);
     logits.resize(static_cast<size_t>(base.config().vocab));
   }

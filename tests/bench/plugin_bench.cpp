@@ -65,10 +65,15 @@ Pair attention(const Ops& ops, const OpContext& context, int64_t keys) {
   const std::vector<float> q = waves(kHeads * kDim);
   std::vector<float> out(q.size());
   const SequenceSpan span{0, 1, keys - 1, ids.data()};
-  const AttentionArgs args{kHeads, q.data(), out.data(), 0.125f, &span, 1, kv};
+  const int32_t row = 0;
+  StepTables tables;
+  tables.set(ops, context, {&row, 1}, {&span, 1}, {&row, 1}, {});
+  const AttentionArgs args{
+      kHeads,           q.data(),       out.data(),           0.125f, 1, 1, keys, tables.starts(),
+      tables.lengths(), tables.table(), tables.table_width(), kv};
   const auto module = test::attention_module("dense");
   ServingAttention serving;
-  DS_CHECK(serving.begin(*module, context, kHeads, 0.125f, {&span, 1}, 1, kv, pages).ok());
+  DS_CHECK(serving.begin(*module, ops, context, kHeads, 0.125f, tables, kv, pages).ok());
   return compare([&] { ops.attention(context, args); },
                  [&] { DS_CHECK(serving.layer(0, q.data(), out.data(), kv, nullptr, 0).ok()); });
 }

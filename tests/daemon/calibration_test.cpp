@@ -75,7 +75,7 @@ TEST_F(CalibrationTest, EveryWeightOfTheLayersIsSeen) {
     if (seen.size() == 9) return {Code::kPlugin, "enough"};
     return {};
   };
-  KvPages pages(model_.base->config(), KvDtype::kF32, 1);
+  KvPages pages(model_.base->config(), machine_.compute, KvDtype::kF32, 1);
   const int32_t page = 0;
   const SequenceSpan span{0, 5, 0, &page};
   const std::vector<int32_t> slots(ids.size(), -1);

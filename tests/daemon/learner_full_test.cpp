@@ -66,6 +66,7 @@ class Workshop {
                        *config_,
                        machine.pool,
                        *machine.compute.ops,
+                       {},
                        machine.components,
                        test::modules(),
                        metrics,

@@ -152,13 +152,27 @@ class House {
                                  config.integer("versions.keep"));
     DS_CHECK(opened.ok());
     versions = std::move(*opened);
-    learner = std::make_unique<Learner>(LearnerParts{
-        *versions, *store, files_, bases_, base_files_, config, w.machine.pool,
-        *w.machine.compute.ops, w.machine.components, plugins_, metrics_, events_, clock_,
-        w.model.tokenizer, w.chat, [this](bool at_once) { return tasks ? tasks(at_once) : -1; },
-        [this](Adapters& a) {
-          if (tamper) tamper(a);
-        }});
+    learner = std::make_unique<Learner>(
+        LearnerParts{*versions,
+                     *store,
+                     files_,
+                     bases_,
+                     base_files_,
+                     config,
+                     w.machine.pool,
+                     *w.machine.compute.ops,
+                     {},
+                     w.machine.components,
+                     plugins_,
+                     metrics_,
+                     events_,
+                     clock_,
+                     w.model.tokenizer,
+                     w.chat,
+                     [this](bool at_once) { return tasks ? tasks(at_once) : -1; },
+                     [this](Adapters& a) {
+                       if (tamper) tamper(a);
+                     }});
     learner->start();
   }
 

@@ -54,9 +54,13 @@ class Serving {
                                              {1, end - begin, begin, pages_.data()}};
     const KvView kv{KvDtype::kF32, kKvHeads, kDim, k_.data(), v_.data()};
     std::vector<float> out(static_cast<size_t>((end - begin + 1) * kHeads * kDim), NAN);
+    const Ops& ops = cpu_ops(best_cpu_isa());
+    const OpContext context{serial_parallel()};
+    const std::vector<int32_t> ids(static_cast<size_t>(end - begin + 1));
+    StepTables tables;
+    tables.set(ops, context, ids, spans, ids, {});
     ServingAttention serving;
-    Status done = serving.begin(attention_, {serial_parallel(), nullptr}, kHeads, 0.25f, spans,
-                                end - begin + 1, kv, pages_n_ + 1);
+    Status done = serving.begin(attention_, ops, context, kHeads, 0.25f, tables, kv, pages_n_ + 1);
     if (done.ok())
       done = serving.layer(3, q_.data() + begin * kHeads * kDim, out.data(), kv, extra_.data(),
                            serving.page_extra_bytes());

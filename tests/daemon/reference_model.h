@@ -121,7 +121,7 @@ inline std::vector<float> serve_logits(const Compute& compute, const BaseWeights
                                        int64_t chunk, KvDtype kv) {
   const auto n = static_cast<int64_t>(ids.size());
   const int64_t pages = (n + kKvPageTokens - 1) / kKvPageTokens;
-  KvPages cache(base.config(), kv, pages + 2);
+  KvPages cache(base.config(), compute, kv, pages + 2);
   std::vector<int32_t> table;
   for (int64_t i = 0; i < pages; ++i)
     table.push_back(static_cast<int32_t>(pages + 1 - i));  // not in order

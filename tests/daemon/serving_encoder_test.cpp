@@ -70,15 +70,15 @@ TEST_F(ServingEncoder, TheBuiltInOneGivesTheBitsOfOps) {
     std::vector<float> got(static_cast<size_t>(rows * width)), want(got.size());
     const std::shared_ptr<const Components> with = machine_.components.current();
     TextEncoding encoding;
-    ASSERT_TRUE(
-        encoding.forward(*with->encoder, machine_.compute.context, *base, ids_, got.data(), true)
-            .ok());
+    ASSERT_TRUE(encoding
+                    .forward(*with->encoder, *machine_.compute.ops, machine_.compute.context, *base,
+                             ids_, got.data(), true)
+                    .ok());
     machine_.compute.ops->embed(machine_.compute.context, base->embedding().view, rows, ids_.data(),
                                 want.data());
     EXPECT_EQ(got, want);
     std::vector<float> dgot(static_cast<size_t>(vocab * width), 0.5f), dwant(dgot);
-    ASSERT_TRUE(
-        encoding.backward(*with->encoder, machine_.compute.context, want.data(), dgot.data()).ok());
+    ASSERT_TRUE(encoding.backward(*with->encoder, want.data(), dgot.data()).ok());
     machine_.compute.ops->embed_backward(machine_.compute.context, rows, width, ids_.data(),
                                          want.data(), dwant.data());
     EXPECT_EQ(dgot, dwant);
@@ -126,8 +126,8 @@ TEST_F(ServingEncoder, OneThatCannotServeSaysWhy) {
   const auto forward = [&](const std::string& name) {
     const auto encoder = probe(name);
     EXPECT_TRUE(encoder.ok()) << encoder.status().message();
-    return TextEncoding().forward(**encoder, machine_.compute.context, *model_.base, ids_,
-                                  out.data());
+    return TextEncoding().forward(**encoder, *machine_.compute.ops, machine_.compute.context,
+                                  *model_.base, ids_, out.data());
   };
   EXPECT_THAT(forward("too-wide").message(),
               HasSubstr("plans rows [12, " + std::to_string(width + 1) +

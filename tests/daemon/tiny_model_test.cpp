@@ -116,9 +116,9 @@ TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
   Rng rng(11);
   for (float& p : adapters.parameters()) p += 0.05f * static_cast<float>(rng.uniform() - 0.5);
   const auto prefix = graph.prefix(base, std::span(ids).subspan(0, 5));
-  const Sequence a{{ids.begin() + 5, ids.begin() + 20}, 4, prefix.get()};
+  const Sequence a{{ids.begin() + 5, ids.begin() + 20}, 4, &prefix};
   const Sequence b{{ids.begin() + 20, ids.begin() + 40}, 10, nullptr};
-  const Sequence c{{ids.begin() + 40, ids.begin() + 52}, 6, prefix.get()};
+  const Sequence c{{ids.begin() + 40, ids.begin() + 52}, 6, &prefix};
   const Sequence* kl_of[] = {&b};
   const std::vector<StoredTopK> stored =
       store_top_k(graph, base, nullptr, kl_of, base.config().vocab);

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
+#include "kernels/buffer.h"
 #include "tests/kernels/cases_attention.h"
 
 namespace ds::test {
@@ -32,9 +32,15 @@ Floats as_bf16(Floats x) {
 }
 Vec as_double(const Floats& x) { return Vec(x.begin(), x.end()); }
 
+CaseMemory& case_memory() {
+  const Ops& host = cpu_ops(CpuIsa::kScalar);
+  static CaseMemory memory{host.allocate, host.release};
+  return memory;
+}
+
 std::shared_ptr<char> aligned(int64_t bytes) {
-  const auto size = static_cast<size_t>((bytes + 64) / 64 * 64);
-  return {static_cast<char*>(std::aligned_alloc(64, size)), [](char* p) { std::free(p); }};
+  const CaseMemory& memory = case_memory();
+  return {static_cast<char*>(memory.allocate(bytes)), memory.release};
 }
 
 double error_of(const Floats& got, const Vec& expected) {
@@ -46,25 +52,6 @@ double error_of(const Floats& got, const Vec& expected) {
     squares += expected[i] * expected[i];
   }
   return worst / std::max(1e-12, std::sqrt(squares / static_cast<double>(got.size())));
-}
-
-CpuIsa isa_named(const std::string& name) {
-  for (CpuIsa isa : supported_isas()) {
-    if (cpu_ops(isa).name == "cpu-" + name) return isa;
-  }
-  std::fprintf(stderr, "this machine cannot run '%s'\n", name.c_str());
-  std::exit(2);
-}
-
-bool rounds_to_bf16(const Ops& ops) { return ops.prepared_bytes(WeightFormat::kBF16, 1, 2) > 0; }
-
-std::vector<CpuIsa> supported_isas() {
-  std::vector<CpuIsa> all;
-  for (CpuIsa isa :
-       {CpuIsa::kScalar, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512Amx}) {
-    if (cpu_supports(isa)) all.push_back(isa);
-  }
-  return all;
 }
 
 namespace {
@@ -126,6 +113,7 @@ Case rmsnorm_backward_case(int64_t rows, int64_t d) {
         ops.rmsnorm(c, rows, d, &in[n], &in[2 * n], 1e-5f, y.data(), rstd.data());
         ops.rmsnorm_backward(c, rows, d, in.data(), &in[n], &in[2 * n], rstd.data(), out->data(),
                              out->data() + n);
+        ops.finish(c);
       },
       [=](const Floats& in) {
         auto [dx, dw] = reference::rmsnorm_backward(rows, d, slice(in, 0, n), slice(in, n, 2 * n),
@@ -181,7 +169,7 @@ Case relu_case(int64_t n) {
   return simple(
       sized("relu, relu_backward", n, 1), 0.0, normal(2 * n, 7), Floats(2 * n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        *out = in;
+        ops.copy(c, out->data(), in.data(), 8 * n);
         ops.relu(c, n, out->data());
         ops.relu_backward(c, n, out->data(), out->data() + n);
       },
@@ -206,11 +194,12 @@ Case rope_case(int64_t rows, int64_t heads, int64_t d, bool inverse) {
       sized(inverse ? "rope inverse" : "rope", rows, heads * d), 1e-6, [in] { return in; },
       Floats(n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        std::vector<int32_t> positions;
+        Ints positions;
         for (int64_t r = 0; r < rows; ++r) positions.push_back(position(r));
         std::copy(in.begin(), in.begin() + n, out->begin());
         ops.rope(c, rows, heads, d, positions.data(), &in[n], &in[n + 50 * half], inverse,
                  out->data());
+        ops.finish(c);
       },
       [=](const Floats& in) {
         Vec x = slice(in, 0, n);
@@ -233,7 +222,7 @@ Case cross_entropy_case(int64_t rows, int64_t vocab) {
   return simple(
       sized("cross_entropy", rows, vocab), 2e-5, normal(n, 9, 3.0f), Floats(n + 2 * rows),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        std::vector<int32_t> targets, argmax(rows);
+        Ints targets, argmax(rows);
         Floats weights;
         for (int64_t r = 0; r < rows; ++r) {
           targets.push_back(target(r));
@@ -242,6 +231,7 @@ Case cross_entropy_case(int64_t rows, int64_t vocab) {
         std::copy(in.begin(), in.end(), out->begin());
         ops.cross_entropy(c, {rows, vocab, vocab, out->data(), targets.data(), weights.data(),
                               out->data() + n, argmax.data(), true});
+        ops.finish(c);
         std::copy(argmax.begin(), argmax.end(), out->begin() + n + rows);
       },
       [=](const Floats& in) {
@@ -268,7 +258,7 @@ Case kl_case(int64_t rows, int64_t vocab, int64_t top_k) {
   return simple(
       sized("kl_topk", rows, vocab), 5e-5, normal(n, 10, 3.0f), Floats(n + rows),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        std::vector<int32_t> indices;
+        Ints indices;
         Floats logprobs, weights;
         for (int64_t r = 0; r < rows; ++r) {
           weights.push_back(1.0f + static_cast<float>(r));
@@ -280,6 +270,7 @@ Case kl_case(int64_t rows, int64_t vocab, int64_t top_k) {
         std::copy(in.begin(), in.end(), out->begin());
         ops.kl_topk(c, {rows, vocab, vocab, top_k, out->data(), indices.data(), logprobs.data(),
                         weights.data(), out->data() + n, true});
+        ops.finish(c);
       },
       [=](const Floats& in) {
         Vec gradient, kl;
@@ -348,11 +339,12 @@ Case embed_case(WeightFormat format, int64_t vocab, int64_t d, int64_t rows) {
         ops.pack(c, format, vocab, d, turned.data(), true, packed.get());
         const WeightView view{format, vocab, d, packed.get()};
         ops.unpack(c, view, out->data());
-        std::vector<int32_t> ids;
+        Ints ids;
         for (int64_t r = 0; r < rows; ++r) ids.push_back(id(r));
         ops.embed(c, view, rows, ids.data(), out->data() + n);
-        std::fill(out->begin() + n + rows * d, out->end(), 0.0f);
+        ops.zero(c, out->data() + n + rows * d, n * 4);
         ops.embed_backward(c, rows, d, ids.data(), in.data() + n, out->data() + n + rows * d);
+        ops.finish(c);
       },
       [=](const Floats& in) {
         Vec table = slice(in, 0, n), looked_up, gradient(n, 0.0);
@@ -363,6 +355,83 @@ Case embed_case(WeightFormat format, int64_t vocab, int64_t d, int64_t rows) {
           }
         }
         return joined(joined(table, looked_up), gradient);
+      });
+}
+
+Case move_rows_case(int64_t rows, int64_t d) {
+  const int64_t n = rows * d;
+  const auto index = [=](int64_t r) {
+    return static_cast<int32_t>(r * 7 % rows);
+  };  // 7 divides no `rows`
+  return simple(
+      sized("gather_rows, scatter_rows", rows, d), 0.0, normal(n, 20), Floats(2 * n, 0.5f),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        Ints all;
+        for (int64_t r = 0; r < rows; ++r) all.push_back(index(r));
+        ops.gather_rows(c, rows, d, all.data(), in.data(), out->data());
+        // All rows but the last: where nothing is put, what was there stays.
+        ops.scatter_rows(c, rows - 1, d, all.data(), in.data(), out->data() + n);
+        ops.finish(c);
+      },
+      [=](const Floats& in) {
+        Vec gathered, scattered(static_cast<size_t>(n), 0.5);
+        for (int64_t r = 0; r < rows; ++r) {
+          gathered = joined(gathered, slice(in, index(r) * d, (index(r) + 1) * d));
+          if (r == rows - 1) continue;
+          std::copy_n(in.begin() + r * d, d, scattered.begin() + index(r) * d);
+        }
+        return joined(gathered, scattered);
+      });
+}
+
+/// A recording replayed on other values; a backend that records nothing runs the calls themselves.
+Case recording_case(int64_t n) {
+  return simple(
+      sized("begin_recording, end_recording, replay", n, 1), 5e-6, normal(4 * n, 22), Floats(n),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        Floats x(in.begin(), in.begin() + 2 * n);
+        const auto run = [&] { ops.swiglu(c, n, x.data(), x.data() + n, out->data()); };
+        run();
+        ops.finish(c);
+        const bool records = ops.begin_recording(c);
+        run();
+        void* const recording = records ? ops.end_recording(c) : nullptr;
+        ops.finish(c);
+        DS_CHECK(records == !ops.host_memory && records == (recording != nullptr));
+        std::copy(in.begin() + 2 * n, in.end(), x.begin());
+        if (records) {
+          ops.replay(c, recording);
+        } else {
+          run();
+        }
+        ops.finish(c);
+        ops.release_recording(recording);
+      },
+      [=](const Floats& in) {
+        Vec y;
+        for (int64_t i = 0; i < n; ++i) y.push_back(reference::silu(in[2 * n + i]) * in[3 * n + i]);
+        return y;
+      });
+}
+
+/// To the backend and back, by each way that memory moves.
+Case memory_case(int64_t n) {
+  return simple(
+      sized("upload, copy, zero, download", n, 1), 0.0, normal(n, 21), Floats(2 * n),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        const Buffer first(ops, static_cast<size_t>(4 * n)),
+            second(ops, static_cast<size_t>(4 * n));
+        ops.upload(c, first.data(), in.data(), 4 * n);
+        ops.copy(c, second.data(), first.data(), 4 * n);
+        ops.zero(c, first.data(), 2 * n);
+        ops.download(c, out->data(), second.data(), 4 * n);
+        ops.download(c, out->data() + n, first.data(), 4 * n);
+        ops.finish(c);
+      },
+      [=](const Floats& in) {
+        Vec half = as_double(in);
+        std::fill(half.begin(), half.begin() + n / 2, 0.0);
+        return joined(as_double(in), half);
       });
 }
 
@@ -423,6 +492,10 @@ std::vector<Case> all_cases() {
     all.push_back(rope_case(9, 2, 20, flag));
   }
   all.push_back(relu_case(1001));
+  all.push_back(recording_case(1000));
+  all.push_back(memory_case(1000));
+  all.push_back(move_rows_case(9, 5));
+  all.push_back(move_rows_case(100, 576));
   for (int64_t vocab : {3, 100, 5003}) {
     all.push_back(cross_entropy_case(7, vocab));
     if (vocab >= 100) all.push_back(kl_case(5, vocab, 6));

@@ -16,7 +16,29 @@
 
 namespace ds::test {
 
-using Floats = std::vector<float>;
+/// Where the data of cases lies: in the host's memory or, to test a GPU, in memory that both reach.
+/// Set before the first case is made.
+struct CaseMemory {
+  void* (*allocate)(int64_t bytes);  ///< aligned to 64 bytes
+  void (*release)(void*);
+};
+CaseMemory& case_memory();
+
+template <typename T>
+struct CaseAllocator {
+  using value_type = T;
+  CaseAllocator() = default;
+  template <typename U>
+  CaseAllocator(const CaseAllocator<U>&) {}
+  T* allocate(size_t n) {
+    return static_cast<T*>(case_memory().allocate(static_cast<int64_t>(n * sizeof(T))));
+  }
+  void deallocate(T* p, size_t) { case_memory().release(p); }
+  friend bool operator==(const CaseAllocator&, const CaseAllocator&) { return true; }
+};
+
+using Floats = std::vector<float, CaseAllocator<float>>;
+using Ints = std::vector<int32_t, CaseAllocator<int32_t>>;
 using reference::Vec;
 
 struct Case {
@@ -44,7 +66,7 @@ struct LinearProblem {
   Floats x, residual;
   std::vector<Floats> w, b;                         ///< BF16-representable where the format is
   std::vector<std::vector<Floats>> lora_a, lora_b;  ///< [slot][weight]
-  std::vector<int32_t> slots;
+  Ints slots;
 
   explicit LinearProblem(const LinearShape& shape);
   Vec expect() const;
@@ -69,7 +91,7 @@ float as_bf16(float x);
 Floats as_bf16(Floats x);
 Vec as_double(const Floats& x);
 
-/// 64-byte aligned bytes.
+/// 64-byte aligned bytes of the cases' memory.
 std::shared_ptr<char> aligned(int64_t bytes);
 
 /// max |got - expected| / rms(expected).
@@ -82,6 +104,16 @@ std::vector<Case> all_cases();
 std::vector<Case> model_cases();
 
 std::vector<CpuIsa> supported_isas();
+/// Every table that this machine can run, with the rest of the context of its calls: those of
+/// supported_isas() and, where there is a GPU that it can use, CUDA's; from then on cases lie in
+/// memory that both reach.
+struct TestedBackend {
+  const Ops* ops;
+  OpContext context;
+};
+const std::vector<TestedBackend>& tested_backends();
+/// "cuda-sm90" in the lists of googletest.
+std::string backend_label(const TestedBackend& backend);
 /// "avx512-amx" and so on; ends the program where this machine cannot run it.
 CpuIsa isa_named(const std::string& name);
 /// Its products of BF16 weights round the input to BF16 too.

@@ -66,11 +66,11 @@ namespace {
 
 /// The lists of rows at given positions.
 struct Lists {
-  std::vector<int32_t> keys, counts;
+  Ints keys, counts;
   KeySelection view;
-  Lists(const std::vector<int64_t>& positions, int64_t n_kv_heads) {
+  Lists(const Ints& positions, int64_t n_kv_heads) {
     view.stride = 1 + *std::max_element(positions.begin(), positions.end());
-    for (const int64_t position : positions) {
+    for (const int32_t position : positions) {
       for (int64_t head = 0; head < n_kv_heads; ++head) {
         const auto begin = static_cast<int64_t>(keys.size());
         for (int64_t key = 0; key <= position; ++key) {
@@ -111,33 +111,53 @@ void AttentionProblem::Cache::step(const Ops& ops, const OpContext& context,
                                    const std::vector<Part>& parts, Floats* out) {
   const AttentionShape& s = problem.shape;
   const int64_t width = s.n_heads * s.d, kv_width = s.n_kv_heads * s.d;
-  std::vector<SequenceSpan> spans;
   Floats q, k, v;
+  Ints positions, slots, lengths, table, starts{0};
+  AttentionArgs args;
+  for (const auto& list : pages) args.table_width = std::max(args.table_width, std::ssize(list));
   for (const Part& part : parts) {
     int64_t row = part.begin;
     for (size_t i = 0; i < part.sequence; ++i) {
       row += s.sequences[i].first + s.sequences[i].second;
     }
     const int64_t n = part.end - part.begin;
-    spans.push_back(
-        {static_cast<int64_t>(q.size()) / width, n, part.begin, pages[part.sequence].data()});
+    const std::vector<int32_t>& list = pages[part.sequence];
+    for (int64_t p = part.begin; p < part.end; ++p) {
+      positions.push_back(static_cast<int32_t>(p));
+      slots.push_back(
+          static_cast<int32_t>(list[p / kKvPageTokens] * kKvPageTokens + p % kKvPageTokens));
+    }
+    starts.push_back(static_cast<int32_t>(positions.size()));
+    lengths.push_back(static_cast<int32_t>(part.end));
+    table.insert(table.end(), list.begin(), list.end());
+    table.resize(lengths.size() * static_cast<size_t>(args.table_width), -1);
+    args.max_rows = std::max(args.max_rows, n);
+    args.max_keys = std::max(args.max_keys, part.end);
     q.insert(q.end(), problem.q.begin() + row * width, problem.q.begin() + (row + n) * width);
     k.insert(k.end(), problem.k.begin() + row * kv_width, problem.k.begin() + (row + n) * kv_width);
     v.insert(v.end(), problem.v.begin() + row * kv_width, problem.v.begin() + (row + n) * kv_width);
   }
-  const int64_t rows = static_cast<int64_t>(q.size()) / width;
-  const auto n_spans = static_cast<int64_t>(spans.size());
-  ops.rope_append(context, {rows, s.n_heads, q.data(), k.data(), v.data(), problem.cos.data(),
-                            problem.sin.data(), spans.data(), n_spans, kv});
+  ops.rope_append(
+      context, {std::ssize(positions), s.n_heads, q.data(), k.data(), v.data(), problem.cos.data(),
+                problem.sin.data(), positions.data(), slots.data(), kv});
   out->resize(q.size());
-  const float scale = 1.0f / std::sqrt(static_cast<float>(s.d));
-  const AttentionArgs args{s.n_heads, q.data(), out->data(), scale, spans.data(), n_spans, kv};
-  if (!s.selected) return ops.attention(context, args);
-  std::vector<int64_t> positions;
-  for (const Part& part : parts) {
-    for (int64_t p = part.begin; p < part.end; ++p) positions.push_back(p);
+  args.n_heads = s.n_heads;
+  args.q = q.data();
+  args.out = out->data();
+  args.scale = 1.0f / std::sqrt(static_cast<float>(s.d));
+  args.batch = std::ssize(lengths);
+  args.starts = starts.data();
+  args.lengths = lengths.data();
+  args.table = table.data();
+  args.kv = kv;
+  if (s.selected) {
+    const Lists lists(positions, s.n_kv_heads);
+    ops.attention_selected(context, args, lists.view);
+    ops.finish(context);
+  } else {
+    ops.attention(context, args);
+    ops.finish(context);
   }
-  ops.attention_selected(context, args, Lists(positions, s.n_kv_heads).view);
 }
 
 Case attention_case(const AttentionShape& s) {
@@ -260,9 +280,9 @@ Case train_attention_case(const TrainShape& s, bool backward) {
       a.dk = a.dq + width;
       a.dv = a.dk + kv;
     }
-    std::vector<int64_t> positions;
+    Ints positions;
     for (int64_t n : s.rows) {
-      for (int64_t r = 0; r < n; ++r) positions.push_back(s.prefix + r);
+      for (int64_t r = 0; r < n; ++r) positions.push_back(static_cast<int32_t>(s.prefix + r));
     }
     auto lists = std::make_shared<Lists>(positions, s.n_kv_heads);
     const auto run = [=, &ops](bool back) {

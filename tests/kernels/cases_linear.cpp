@@ -90,7 +90,7 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
     LoraSlots lora;
     Packed packed;
     Floats x, residual, t;
-    std::vector<int32_t> slots;
+    Ints slots;
     std::shared_ptr<char> prepared;
   };
   const LinearShape& s = shape;

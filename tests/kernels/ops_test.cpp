@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every op on every ISA of this machine against the double-precision oracle.
+// Every op on every ISA and GPU of this machine against the double-precision oracle.
 #include <gtest/gtest.h>
 
 #include "kernels/pool.h"
@@ -8,27 +8,32 @@
 namespace ds::test {
 namespace {
 
-class OpsTest : public testing::TestWithParam<CpuIsa> {};
+class OpsTest : public testing::TestWithParam<TestedBackend> {};
 
 TEST_P(OpsTest, MatchesTheOracle) {
-  const Ops& ops = cpu_ops(GetParam());
+  const Ops& ops = *GetParam().ops;
   Pool pool(2);
+  OpContext context = GetParam().context;
+  context.parallel = pool.engine();
   for (const Case& c : all_cases()) {
     Floats out;
-    c.bind(ops, {pool.engine()}, &out)();
+    c.bind(ops, context, &out)();
+    const char* failed = ops.finish(context);
+    ASSERT_EQ(failed, nullptr) << ops.name << ": " << c.name << ": " << failed;
     const double tolerance = rounds_to_bf16(ops) ? c.tolerance_bf16 : c.tolerance;
     EXPECT_LE(error_of(out, c.expect()), tolerance) << ops.name << ": " << c.name;
   }
 }
 
 TEST_P(OpsTest, FillsEveryEntry) {
-  const auto* entry = reinterpret_cast<const void* const*>(&cpu_ops(GetParam()));
-  for (size_t i = 0; i < sizeof(Ops) / sizeof(void*); ++i) EXPECT_NE(entry[i], nullptr) << i;
+  const Ops& ops = *GetParam().ops;
+  const auto* entry = reinterpret_cast<const void* const*>(&ops.allocate);
+  const auto* end = reinterpret_cast<const void* const*>(&ops + 1);
+  for (; entry < end; ++entry) EXPECT_NE(*entry, nullptr) << end - entry << " before the end";
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, OpsTest, testing::ValuesIn(supported_isas()), [](const auto& info) {
-  return std::to_string(static_cast<int>(info.param));
-});
+INSTANTIATE_TEST_SUITE_P(All, OpsTest, testing::ValuesIn(tested_backends()),
+                         [](const auto& info) { return backend_label(info.param); });
 
 TEST(BestIsa, IsSupported) { EXPECT_TRUE(cpu_supports(best_cpu_isa())); }
 

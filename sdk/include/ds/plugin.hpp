@@ -139,7 +139,7 @@ inline std::string shape_text(const std::int64_t* shape, std::size_t n) {
 /// What makes a tensor unusable to flat(): only called when something does.
 [[noreturn, gnu::cold, gnu::noinline]] inline void refuse_flat(
     const ds_tensor* tensor, std::string_view name, ds_dtype want, bool writable,
-    std::size_t element, std::initializer_list<std::int64_t> shape) {
+    std::size_t element, std::initializer_list<std::int64_t> shape, std::int32_t device) {
   const auto refuse = [&](ds_code code, const std::string& why) {
     throw error(code, std::string(name) + ": " + why);
   };
@@ -149,7 +149,10 @@ inline std::string shape_text(const std::int64_t* shape, std::size_t n) {
     refuse(DS_E_DTYPE, "type code " + std::to_string(t.dtype.code) + " with " +
                            std::to_string(t.dtype.bits) + " bits, expected code " +
                            std::to_string(want.code) + " with " + std::to_string(want.bits));
-  if (t.device.type == DS_DEV_CUDA) refuse(DS_E_DEVICE, "on a GPU, expected host memory");
+  if (t.device.type == DS_DEV_CUDA && device != DS_DEV_CUDA)
+    refuse(DS_E_DEVICE, "on a GPU, expected host memory");
+  if (t.device.type != DS_DEV_CUDA && device == DS_DEV_CUDA)
+    refuse(DS_E_DEVICE, "in host memory, expected a GPU's");
   if (t.packing != DS_PACK_NONE) refuse(DS_E_SHAPE, "packed, expected plain rows");
   if (writable && (t.flags & DS_T_READONLY) != 0) refuse(DS_E_ARG, "read-only");
   if (t.ndim < 0 || t.ndim > 8) refuse(DS_E_SHAPE, std::to_string(t.ndim) + " dimensions");
@@ -172,19 +175,21 @@ inline std::string shape_text(const std::int64_t* shape, std::size_t n) {
   throw error(DS_E_ARG, std::string(name) + ": no data");
 }
 
-/// Elements of a contiguous host tensor of T, checked: type, device, writability, bounds. `shape`,
-/// if given, must be the tensor's; -1 in it fits any size.
+/// Elements of a contiguous tensor of T, checked: type, device, writability, bounds. `shape`, if
+/// given, must be the tensor's; -1 in it fits any size. `device` DS_DEV_CUDA: it must be in a GPU's
+/// memory, which only kernels can read; else it must be in the host's.
 template <class T>
 std::span<T> flat(const ds_tensor* tensor, std::string_view name,
-                  std::initializer_list<std::int64_t> shape = {}) {
+                  std::initializer_list<std::int64_t> shape = {},
+                  std::int32_t device = DS_DEV_CPU) {
   constexpr ds_dtype want = dtype_of<T>();
   constexpr bool writable = !std::is_const_v<T>;
-  const auto refuse = [&] { refuse_flat(tensor, name, want, writable, sizeof(T), shape); };
+  const auto refuse = [&] { refuse_flat(tensor, name, want, writable, sizeof(T), shape, device); };
   if (tensor == nullptr) refuse();
   const ds_tensor& t = *tensor;
   const auto dims = static_cast<std::size_t>(t.ndim);
   if (t.dtype.code != want.code || t.dtype.bits != want.bits || t.dtype.lanes != 1 ||
-      t.device.type == DS_DEV_CUDA || t.packing != DS_PACK_NONE ||
+      (t.device.type == DS_DEV_CUDA) != (device == DS_DEV_CUDA) || t.packing != DS_PACK_NONE ||
       (writable && (t.flags & DS_T_READONLY) != 0) || dims > 8 ||
       (shape.size() != 0 && shape.size() != dims))
     refuse();
@@ -206,8 +211,9 @@ std::span<T> flat(const ds_tensor* tensor, std::string_view name,
 
 template <class T>
 std::span<T> flat(const ds_tensor& tensor, std::string_view name,
-                  std::initializer_list<std::int64_t> shape = {}) {
-  return flat<T>(&tensor, name, shape);
+                  std::initializer_list<std::int64_t> shape = {},
+                  std::int32_t device = DS_DEV_CPU) {
+  return flat<T>(&tensor, name, shape, device);
 }
 
 /// Size of dimension i of a tensor with `ndim` dimensions.

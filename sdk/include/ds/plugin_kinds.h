@@ -92,7 +92,8 @@ typedef struct ds_attn_args {
   uint32_t batch, layer;
   uint32_t max_rows, max_keys; /* of a sequence in this call: bounds for plan */
   const ds_tensor* q;          /* f32 [T, Hq, D], rotated */
-  const ds_tensor* rows;       /* i32 [B + 1]: sequence b has the rows rows[b] .. rows[b + 1] */
+  const ds_tensor* rows;       /* i32 [B + 1]: sequence b has the rows rows[b] .. rows[b + 1];
+                                  with `train` always in host memory */
   const ds_kv_view* kv;
   const ds_train_view* train;
   const ds_tensor* out;        /* f32 [T, Hq, D] written; in backward read */

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/step_recordings.h"
+
+namespace ds {
+namespace {
+
+/// A recording of 300 kernels takes about 1 MB.
+constexpr size_t kMostEntries = 64;
+
+}  // namespace
+
+StepRecordings::~StepRecordings() {
+  for (auto& [key, entry] : entries_) ops_.release_recording(entry.recording);
+}
+
+void StepRecordings::forget_oldest() {
+  const auto oldest = entries_.find(uses_.front());
+  ops_.release_recording(oldest->second.recording);
+  entries_.erase(oldest);
+  uses_.pop_front();
+}
+
+Status StepRecordings::run(const Key& key, const std::function<Status()>& enqueue) {
+  auto found = entries_.find(key);
+  if (found == entries_.end()) {
+    if (entries_.size() == kMostEntries) forget_oldest();
+    found = entries_.emplace(key, Entry{0, nullptr, uses_.insert(uses_.end(), key)}).first;
+  }
+  Entry& entry = found->second;
+  uses_.splice(uses_.end(), uses_, entry.use);
+  if (entry.times < 2 && ++entry.times == 2 && ops_.begin_recording(context_)) {
+    const Status recorded = enqueue();
+    entry.recording = ops_.end_recording(context_);
+    DS_TRY(Status(recorded));
+  }
+  if (entry.recording == nullptr) return enqueue();
+  ops_.replay(context_, entry.recording);
+  return {};
+}
+
+}  // namespace ds

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the ops of one serving step look up: token ids, positions, places in the KV pages, who
+// belongs to which sequence. Put together on the host and brought to the backend in one copy.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/buffer.h"
+#include "kernels/ops.h"
+
+namespace ds {
+
+/// One sequence's part of a mixed batch: rows [row0, row0 + n_rows) are its tokens at positions
+/// [position0, position0 + n_rows); keys 0 .. position are visible to each (causal).
+struct SequenceSpan {
+  int64_t row0 = 0, n_rows = 0, position0 = 0;
+  const int32_t* pages = nullptr;  ///< page ids covering positions 0 .. position0 + n_rows - 1
+};
+
+/// Several arrays of int32 brought to a backend in one copy.
+class IntTables {
+ public:
+  void clear() { host_.clear(); }
+  /// Returns what at() knows it by.
+  size_t append(std::span<const int32_t> part);
+  /// After the last append(). What is there now may still be in use by calls on the context's
+  /// stream.
+  void bring(const Ops& ops, const OpContext& context);
+  /// In the memory of the backend, once it is brought.
+  const int32_t* at(size_t part) const { return data_ + part; }
+
+ private:
+  std::vector<int32_t> host_;
+  Buffer there_;
+  const int32_t* data_ = nullptr;
+};
+
+class StepTables {
+ public:
+  /// `sequences` in the order of the rows, which they cover. `rounded`: max_keys is rounded up to a
+  /// power of two, at least 256, so that steps one after the other have the same sizes.
+  void set(const Ops& ops, const OpContext& context, std::span<const int32_t> ids,
+           std::span<const SequenceSpan> sequences, std::span<const int32_t> slot_of_row,
+           std::span<const int32_t> logit_rows, bool rounded = false);
+  const void* address() const { return at(0); }  ///< of all of them
+
+  int64_t rows() const { return rows_; }
+  int64_t batch() const { return batch_; }
+  int64_t max_rows() const { return max_rows_; }  ///< of one sequence
+  int64_t max_keys() const { return max_keys_; }
+  int64_t table_width() const { return table_width_; }
+
+  // In the memory of the backend, [rows] where nothing else is said.
+  const int32_t* ids() const { return at(ids_); }
+  const int32_t* positions() const { return at(positions_); }
+  const int32_t* slots() const { return at(slots_); }  ///< page * 32 + position % 32
+  const int32_t* lora_slots() const { return at(lora_slots_); }
+  const int32_t* starts() const { return at(starts_); }    ///< [batch + 1]
+  const int32_t* lengths() const { return at(lengths_); }  ///< [batch]
+  const int32_t* table() const { return at(table_); }      ///< [batch, table_width]
+  const int32_t* logit_rows() const { return at(logit_rows_); }
+
+ private:
+  const int32_t* at(size_t part) const { return tables_.at(part); }
+
+  int64_t rows_ = 0, batch_ = 0, max_rows_ = 0, max_keys_ = 0, table_width_ = 0;
+  size_t ids_ = 0, positions_ = 0, slots_ = 0, lora_slots_ = 0, starts_ = 0, lengths_ = 0,
+         table_ = 0, logit_rows_ = 0;
+  std::vector<int32_t> part_;
+  IntTables tables_;
+};
+
+}  // namespace ds

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/cuda/state.h"
+
+namespace ds::cuda {
+
+/// Paged attention row by row: over all keys of a row, or over its chosen ones. Single rows behind
+/// long contexts are split over blocks.
+void attend_rows(const StreamState&, const AttentionArgs&, const KeySelection* selection);
+
+}  // namespace ds::cuda

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table, the one GPU of the process, its streams and its memory.
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels/cuda/backend.h"
+#include "kernels/cuda/state.h"
+#include "kernels/cuda/table.h"
+
+namespace ds::cuda {
+namespace {
+
+constexpr int kBuiltFor = 90;
+
+/// Everything of the process. Never destroyed: threads may still run when static objects die, and
+/// the driver may be gone by then.
+struct Process {
+  std::mutex mutex;
+  std::atomic<int> device{-1};
+  std::atomic<bool> failed{false};
+  std::string failure;       ///< guarded until `failed`, then constant
+  std::string open_failure;  ///< of the last open()
+  std::vector<std::unique_ptr<StreamState>> streams;
+};
+
+Process& process() {
+  // Never destroyed: threads and static objects may still give memory back while the process ends.
+  alignas(Process) static std::byte room[sizeof(Process)];
+  static Process* one = std::construct_at(reinterpret_cast<Process*>(room));
+  return *one;
+}
+
+/// The current device is a thread's own.
+bool make_current(int device) {
+  thread_local int current = -1;
+  if (current == device) return true;
+  if (!check(cudaSetDevice(device), "choosing the GPU")) return false;
+  current = device;
+  return true;
+}
+
+StreamState* find_stream(void* stream) {
+  Process& p = process();
+  const std::lock_guard lock(p.mutex);
+  for (const auto& s : p.streams) {
+    if (s->stream() == stream) return s.get();
+  }
+  return nullptr;
+}
+
+bool add_stream(cudaStream_t stream, bool owned) {
+  auto state = std::make_unique<StreamState>(stream, owned);
+  if (!state->init()) return false;
+  Process& p = process();
+  const std::lock_guard lock(p.mutex);
+  p.streams.push_back(std::move(state));
+  return true;
+}
+
+}  // namespace
+
+void fail(const std::string& what) {
+  Process& p = process();
+  const std::lock_guard lock(p.mutex);
+  if (p.failed.load(std::memory_order_relaxed)) return;
+  p.failure = what;
+  p.failed.store(true, std::memory_order_release);
+}
+
+bool check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return true;
+  fail("CUDA: " + std::string(what) + ": " + cudaGetErrorString(error));
+  return false;
+}
+
+bool check(cublasStatus_t status, const char* what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return true;
+  fail("cuBLAS: " + std::string(what) + ": " + cublasGetStatusString(status));
+  return false;
+}
+
+StreamState* enter(const OpContext& context) {
+  Process& p = process();
+  if (p.failed.load(std::memory_order_acquire)) return nullptr;
+  const int device = p.device.load(std::memory_order_acquire);
+  if (device < 0) {
+    fail("CUDA: an op was called before a GPU was opened");
+    return nullptr;
+  }
+  if (!make_current(device)) return nullptr;
+  StreamState* state = find_stream(context.stream);
+  if (state == nullptr)
+    fail("CUDA: an op was called on a stream that stream_create() did not make");
+  return state;
+}
+
+bool StreamState::init() {
+  // cublasSetStream forgets the workspace, so the order matters. Without a workspace of its own
+  // cuBLAS would allocate, which a capture forbids.
+  return check(cudaMalloc(&scratch_, kScratchBytes), "scratch of a stream") &&
+         check(cudaMalloc(&blas_scratch_, kBlasBytes), "cuBLAS scratch of a stream") &&
+         check(cudaMallocHost(&result_, 64), "pinned memory of a stream") &&
+         check(cublasCreate(&blas_), "handle") &&
+         check(cublasSetStream(blas_, stream_), "stream") &&
+         check(cublasSetWorkspace(blas_, blas_scratch_, kBlasBytes), "workspace");
+}
+
+StreamState::~StreamState() {
+  cudaStreamSynchronize(stream_);
+  if (blas_ != nullptr) cublasDestroy(blas_);
+  cudaFreeHost(result_);
+  cudaFree(blas_scratch_);
+  cudaFree(scratch_);
+  if (owned_) cudaStreamDestroy(stream_);
+}
+
+namespace {
+
+void* allocate_with(cudaError_t (*from)(void** memory, size_t bytes), int64_t bytes) {
+  Process& p = process();
+  const int device = p.device.load(std::memory_order_acquire);
+  if (device < 0 || p.failed.load(std::memory_order_acquire) || !make_current(device)) {
+    return nullptr;
+  }
+  void* memory = nullptr;
+  const cudaError_t error = from(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 256)));
+  if (error == cudaSuccess) return memory;
+  cudaGetLastError();  // too little memory is the caller's to handle, no failure of the backend
+  if (error != cudaErrorMemoryAllocation) check(error, "allocate");
+  return nullptr;
+}
+
+void* allocate(int64_t bytes) {
+  return allocate_with([](void** memory, size_t n) { return cudaMalloc(memory, n); }, bytes);
+}
+
+void* allocate_shared(int64_t bytes) {
+  return allocate_with(
+      [](void** memory, size_t n) { return cudaMallocManaged(memory, n, cudaMemAttachGlobal); },
+      bytes);
+}
+
+void release(void* memory) {
+  Process& p = process();
+  const int device = p.device.load(std::memory_order_acquire);
+  if (memory == nullptr || device < 0 || !make_current(device)) return;
+  check(cudaFree(memory), "release");
+}
+
+/// Pageable memory is staged before cudaMemcpyAsync returns. Pinned memory is read later, so the
+/// call waits for it.
+void upload(const OpContext& context, void* to, const void* host, int64_t bytes) {
+  const StreamState* s = enter(context);
+  if (s == nullptr || bytes == 0) return;
+  if (!check(cudaMemcpyAsync(to, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                             s->stream()),
+             "upload")) {
+    return;
+  }
+  cudaPointerAttributes attributes{};
+  if (!check(cudaPointerGetAttributes(&attributes, host), "upload")) return;
+  if (attributes.type == cudaMemoryTypeUnregistered) return;
+  check(cudaStreamSynchronize(s->stream()), "upload");
+}
+
+void download(const OpContext& context, void* host, const void* from, int64_t bytes) {
+  const StreamState* s = enter(context);
+  if (s == nullptr || bytes == 0) return;
+  check(
+      cudaMemcpyAsync(host, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, s->stream()),
+      "download");
+}
+
+void copy(const OpContext& context, void* to, const void* from, int64_t bytes) {
+  const StreamState* s = enter(context);
+  if (s == nullptr || bytes == 0) return;
+  check(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, s->stream()),
+      "copy");
+}
+
+void zero(const OpContext& context, void* to, int64_t bytes) {
+  const StreamState* s = enter(context);
+  if (s == nullptr || bytes == 0) return;
+  check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), s->stream()), "zero");
+}
+
+const char* finish(const OpContext& context) {
+  const StreamState* s = enter(context);
+  if (s != nullptr) check(cudaStreamSynchronize(s->stream()), "what was enqueued");
+  const Process& p = process();
+  return p.failed.load(std::memory_order_acquire) ? p.failure.c_str() : nullptr;
+}
+
+bool begin_recording(const OpContext& context) {
+  const StreamState* s = enter(context);
+  // Other threads may allocate and wait meanwhile.
+  return s != nullptr &&
+         check(cudaStreamBeginCapture(s->stream(), cudaStreamCaptureModeThreadLocal),
+               "beginning to record");
+}
+
+void* end_recording(const OpContext& context) {
+  const StreamState* s = enter(context);
+  if (s == nullptr) return nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t ready = nullptr;
+  if (cudaStreamEndCapture(s->stream(), &graph) != cudaSuccess || graph == nullptr) {
+    cudaGetLastError();  // a call that cannot be recorded: it has to be enqueued each time
+    return nullptr;
+  }
+  check(cudaGraphInstantiate(&ready, graph, 0), "making a recording ready");
+  cudaGraphDestroy(graph);
+  return ready;
+}
+
+void replay(const OpContext& context, void* recording) {
+  const StreamState* s = enter(context);
+  if (s == nullptr) return;
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), s->stream()), "a recording");
+}
+
+void release_recording(void* recording) {
+  if (recording != nullptr)
+    check(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording)), "a recording");
+}
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+const char* device_name(int device) {
+  thread_local cudaDeviceProp properties;
+  if (cudaGetDeviceProperties(&properties, device) == cudaSuccess) return properties.name;
+  cudaGetLastError();
+  return "";
+}
+
+int compute_capability(int device) {
+  int major = 0, minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess) {
+    return major * 10 + minor;
+  }
+  cudaGetLastError();
+  return 0;
+}
+
+/// Empty, or why ops cannot run on this GPU.
+std::string refusal(int device) {
+  const std::string gpu = "GPU " + std::to_string(device);
+  const int count = device_count();
+  if (count == 0) return "there is no GPU with a working driver";
+  if (device < 0 || device >= count) {
+    return gpu + ": there are only " + std::to_string(count) + ", numbered from 0";
+  }
+  const int capability = compute_capability(device);
+  if (capability != kBuiltFor) {
+    return gpu + " (" + device_name(device) + ") is sm_" + std::to_string(capability) +
+           ": the CUDA kernels are built for sm_" + std::to_string(kBuiltFor);
+  }
+  return "";
+}
+
+const char* open(int device) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
+  Process& p = process();
+  const int opened = p.device.load(std::memory_order_acquire);
+  if (p.failed.load(std::memory_order_acquire)) return p.failure.c_str();
+  if (opened == device) return nullptr;
+  p.open_failure = opened >= 0 ? "GPU " + std::to_string(opened) + " is open: a process uses one"
+                               : refusal(device);
+  if (p.open_failure.empty() && (!make_current(device) || !add_stream(nullptr, false))) {
+    p.open_failure = p.failure;
+  }
+  if (!p.open_failure.empty()) return p.open_failure.c_str();
+  p.device.store(device, std::memory_order_release);
+  return nullptr;
+}
+
+void memory(int64_t* free_bytes, int64_t* total_bytes) {
+  *free_bytes = *total_bytes = 0;
+  const int device = process().device.load(std::memory_order_acquire);
+  size_t free_now = 0, total = 0;
+  if (device < 0 || !make_current(device)) return;
+  if (!check(cudaMemGetInfo(&free_now, &total), "memory")) return;
+  *free_bytes = static_cast<int64_t>(free_now);
+  *total_bytes = static_cast<int64_t>(total);
+}
+
+void* stream_create(bool urgent) {
+  if (enter({}) == nullptr) return nullptr;
+  int least = 0, greatest = 0;
+  cudaStream_t stream = nullptr;
+  if (!check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities") ||
+      !check(
+          cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least),
+          "stream")) {
+    return nullptr;
+  }
+  return add_stream(stream, true) ? stream : nullptr;
+}
+
+void stream_destroy(void* stream) {
+  if (stream == nullptr || enter({}) == nullptr) return;
+  std::unique_ptr<StreamState> gone;
+  Process& p = process();
+  const std::lock_guard lock(p.mutex);
+  for (auto& s : p.streams) {
+    if (s->stream() != stream) continue;
+    gone = std::move(s);
+    s = std::move(p.streams.back());
+    p.streams.pop_back();
+    return;
+  }
+}
+
+constexpr Ops kTable = {.name = "cuda-sm90",
+                        .host_memory = false,
+                        .allocate = allocate,
+                        .release = release,
+                        .upload = upload,
+                        .download = download,
+                        .copy = copy,
+                        .zero = zero,
+                        .finish = finish,
+                        .begin_recording = begin_recording,
+                        .end_recording = end_recording,
+                        .replay = replay,
+                        .release_recording = release_recording,
+                        .packed_bytes = packed_bytes,
+                        .pack = pack,
+                        .unpack = unpack,
+                        .prepared_bytes = prepared_bytes,
+                        .prepare = prepare,
+                        .linear = linear,
+                        .outer_accumulate = outer_accumulate,
+                        .rmsnorm = rmsnorm,
+                        .rmsnorm_backward = rmsnorm_backward,
+                        .rope_append = rope_append,
+                        .rope = rope,
+                        .attention = attention,
+                        .attention_train = attention_train,
+                        .attention_train_backward = attention_train_backward,
+                        .attention_selected = attention_selected,
+                        .attention_selected_train = attention_selected_train,
+                        .attention_selected_train_backward = attention_selected_train_backward,
+                        .swiglu = swiglu,
+                        .swiglu_backward = swiglu_backward,
+                        .relu = relu,
+                        .relu_backward = relu_backward,
+                        .embed = embed,
+                        .gather_rows = gather_rows,
+                        .scatter_rows = scatter_rows,
+                        .embed_backward = embed_backward,
+                        .cross_entropy = cross_entropy,
+                        .kl_topk = kl_topk,
+                        .adamw = adamw,
+                        .sum_squares = sum_squares,
+                        .all_finite = all_finite};
+
+constexpr CudaBackend kBackend = {.build_id = DS_BUILD_ID,
+                                  .ops = &kTable,
+                                  .device_count = device_count,
+                                  .device_name = device_name,
+                                  .compute_capability = compute_capability,
+                                  .open = open,
+                                  .memory = memory,
+                                  .allocate_shared = allocate_shared,
+                                  .stream_create = stream_create,
+                                  .stream_destroy = stream_destroy};
+
+}  // namespace
+}  // namespace ds::cuda
+
+extern "C" __attribute__((visibility("default"))) const ds::CudaBackend* ds_cuda_backend() {
+  return &ds::cuda::kBackend;
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pieces of kernels: BF16 in 16-byte chunks, sums and maxima over warps and blocks in a fixed
+// order, the activation functions.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace ds::cuda {
+
+using Bf16 = __nv_bfloat16;
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(Bf16 x) { return __bfloat162float(x); }
+template <typename T>
+__device__ inline T from_float(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else {
+    return __float2bfloat16_rn(x);
+  }
+}
+/// x as the products of this weight type see it.
+template <typename T>
+__device__ inline float rounded_as(float x) {
+  return to_float(from_float<T>(x));
+}
+
+/// 16 bytes of elements in FP32: 8 of BF16, 4 of FP32.
+template <typename T>
+struct Chunk {
+  static constexpr int kElements = 16 / sizeof(T);
+  float v[kElements];
+};
+__device__ inline Chunk<Bf16> unpack_chunk(uint4 raw, Bf16) {
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+  Chunk<Bf16> out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out.v[2 * i] = __uint_as_float(words[i] << 16);
+    out.v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+  return out;
+}
+__device__ inline Chunk<float> unpack_chunk(uint4 raw, float) {
+  return {__uint_as_float(raw.x), __uint_as_float(raw.y), __uint_as_float(raw.z),
+          __uint_as_float(raw.w)};
+}
+
+__device__ inline bool is_aligned16(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+/// The same sum in every lane.
+template <typename T>
+__device__ inline T warp_sum(T x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+/// NaN is passed over, as the CPU does.
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+
+/// The same sum in every thread of a block of whole warps; all threads must call.
+template <typename T>
+__device__ inline T block_sum(T x) {
+  __shared__ T of_warp[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  x = warp_sum(x);
+  __syncthreads();  // of an earlier call
+  if (lane == 0) of_warp[warp] = x;
+  __syncthreads();
+  return warp_sum(lane < static_cast<int>(blockDim.x) / 32 ? of_warp[lane] : T(0));
+}
+__device__ inline float block_max(float x) {
+  __shared__ float of_warp[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  x = warp_max(x);
+  __syncthreads();
+  if (lane == 0) of_warp[warp] = x;
+  __syncthreads();
+  return warp_max(lane < static_cast<int>(blockDim.x) / 32 ? of_warp[lane] : -INFINITY);
+}
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ inline float silu_times(float gate, float up) {
+  return gate / (1.0f + expf(-gate)) * up;
+}
+
+/// This thread's first element of a loop over all of a grid, and the step of the loop.
+__device__ inline int64_t loop_begin() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ inline int64_t loop_step() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+}  // namespace ds::cuda

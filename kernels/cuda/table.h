@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// The entries of the table, declared: what ops.h says of each holds here.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace ds::cuda {
+
+// linear.cu, pack.cu
+int64_t packed_bytes(WeightFormat, int64_t n, int64_t k);
+void pack(const OpContext&, WeightFormat, int64_t n, int64_t k, const float* source,
+          bool transposed, void* packed);
+void unpack(const OpContext&, const WeightView&, float* out);
+int64_t prepared_bytes(WeightFormat, int64_t rows, int64_t k);
+void prepare(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x,
+             int64_t x_stride, void* prepared);
+void linear(const OpContext&, const LinearArgs&);
+void outer_accumulate(const OpContext&, int64_t rows, int64_t n, int64_t k, const float* dy,
+                      int64_t dy_stride, const float* x, int64_t x_stride, float scale, float* out);
+
+// rows.cu
+void rmsnorm(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w, float eps,
+             float* y, float* rstd);
+void rmsnorm_backward(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* x,
+                      const float* w, const float* rstd, float* dx, float* dw);
+void rope_append(const OpContext&, const RopeAppendArgs&);
+void rope(const OpContext&, int64_t rows, int64_t heads, int64_t head_dim, const int32_t* positions,
+          const float* cos, const float* sin, bool inverse, float* x);
+void swiglu(const OpContext&, int64_t n, const float* gate, const float* up, float* y);
+void swiglu_backward(const OpContext&, int64_t n, const float* dy, const float* gate,
+                     const float* up, float* dgate, float* dup);
+void relu(const OpContext&, int64_t n, float* x);
+void relu_backward(const OpContext&, int64_t n, const float* y, float* dy);
+
+// embed.cu
+void embed(const OpContext&, const WeightView& table, int64_t rows, const int32_t* ids, float* out);
+void gather_rows(const OpContext&, int64_t rows, int64_t d, const int32_t* index, const float* x,
+                 float* out);
+void scatter_rows(const OpContext&, int64_t rows, int64_t d, const int32_t* index, const float* x,
+                  float* out);
+void embed_backward(const OpContext&, int64_t rows, int64_t d, const int32_t* ids, const float* dy,
+                    float* out);
+
+// attention.cu, attention_rows.cu, attention_train.cu
+void attention(const OpContext&, const AttentionArgs&);
+void attention_selected(const OpContext&, const AttentionArgs&, const KeySelection&);
+void attention_train(const OpContext&, const TrainAttentionArgs&);
+void attention_train_backward(const OpContext&, const TrainAttentionArgs&);
+void attention_selected_train(const OpContext&, const TrainAttentionArgs&, const KeySelection&);
+void attention_selected_train_backward(const OpContext&, const TrainAttentionArgs&,
+                                       const KeySelection&);
+
+// loss.cu
+void cross_entropy(const OpContext&, const CrossEntropyArgs&);
+void kl_topk(const OpContext&, const KlTopkArgs&);
+
+// update.cu
+void adamw(const OpContext&, const AdamWArgs&);
+double sum_squares(const OpContext&, int64_t n, const float* x);
+bool all_finite(const OpContext&, int64_t n, const float* x);
+
+}  // namespace ds::cuda

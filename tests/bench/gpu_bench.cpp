@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// gpu_bench ROW...: one line per row, tokens per second on the GPU of this machine, weights BF16 of
+// the shapes of SmolLM2-135M (random: speed does not depend on them). Median of five, after one
+// warm-up.
+//   decode-B      one token for each of B sequences behind 256 tokens, logits on the host
+//   prefill-T     a prompt of T tokens in chunks of 2,048 rows, logits of the last on the host
+//   lora-BxT      LoRA step (rank 8 on every linear) on B sequences of T tokens, loss on all of
+//   them full-BxT      the same for every parameter parity        mean and largest |difference| of
+//   log-probabilities between GPU and CPU
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <numeric>
+#include <random>
+
+#include "engine/full_weights.h"
+#include "kernels/pool.h"
+#include "learn/objective.h"
+#include "storage/llama_tensors.h"
+#include "tests/daemon/reference_model.h"
+#include "tests/kernels/cases.h"
+
+namespace {
+
+using namespace ds;
+
+ModelConfig smollm2_shapes() {
+  ModelConfig c;
+  c.vocab = 49152;
+  c.context = 8192;
+  c.n_layers = 30;
+  c.d_model = 576;
+  c.d_ff = 1536;
+  c.n_heads = 9;
+  c.n_kv_heads = 3;
+  c.head_dim = 64;
+  c.rope_theta = 100000;
+  c.tied_head = true;
+  return c;
+}
+
+NamedTensors random_tensors(const ModelConfig& config) {
+  std::mt19937 rng(1);
+  NamedTensors out;
+  for (const ExpectedTensor& wanted : llama_tensors(config)) {
+    int64_t n = 1;
+    for (const int64_t dim : wanted.shape) n *= dim;
+    std::vector<float>& tensor = out[wanted.hf_name];
+    tensor.resize(static_cast<size_t>(n));
+    std::normal_distribution<float> normal(wanted.shape.size() == 1 ? 1.0f : 0.0f, 0.05f);
+    for (float& v : tensor) v = normal(rng);
+  }
+  return out;
+}
+
+std::vector<TokenId> some_ids(int64_t count, int64_t vocab, int64_t first) {
+  std::vector<TokenId> ids;
+  for (int64_t i = 0; i < count; ++i)
+    ids.push_back(static_cast<TokenId>(((i + first) * 7919 + 17) % vocab));
+  return ids;
+}
+
+/// Median of five.
+double seconds(const Compute& compute, const std::function<void()>& work) {
+  work();
+  std::vector<double> took;
+  for (int i = 0; i < 5; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    DS_CHECK(finish(compute).ok());
+    took.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::sort(took.begin(), took.end());
+  return took[2];
+}
+
+/// B sequences, each on pages of its own.
+class Serving {
+ public:
+  Serving(const Compute& compute, std::shared_ptr<const BaseWeights> base, int64_t batch,
+          int64_t tokens, int64_t max_rows)
+      : base_(std::move(base)),
+        batch_(batch),
+        width_((tokens + kKvPageTokens - 1) / kKvPageTokens),
+        pages_(base_->config(), compute, KvDtype::kBF16, batch * width_),
+        forward_(base_->config(), compute, max_rows),
+        logits_(static_cast<size_t>(batch * base_->config().vocab)) {
+    table_.resize(static_cast<size_t>(batch * width_));
+    std::iota(table_.begin(), table_.end(), 0);
+  }
+  /// Each sequence's next `rows` tokens from `position` on.
+  void step(int64_t rows, int64_t position) {
+    const std::vector<TokenId> ids = some_ids(rows * batch_, base_->config().vocab, position);
+    const std::vector<int32_t> slots(ids.size(), -1);
+    std::vector<SequenceSpan> spans;
+    std::vector<int32_t> last;
+    for (int64_t b = 0; b < batch_; ++b) {
+      spans.push_back({b * rows, rows, position, table_.data() + b * width_});
+      last.push_back(static_cast<int32_t>((b + 1) * rows - 1));
+    }
+    StepBatch batch;
+    batch.ids = ids;
+    batch.sequences = spans;
+    batch.slot_of_row = slots;
+    batch.logit_rows = last;
+    DS_CHECK(forward_.run(*base_, batch, pages_, logits_.data(), nullptr).ok());
+  }
+
+ private:
+  std::shared_ptr<const BaseWeights> base_;
+  int64_t batch_, width_;
+  KvPages pages_;
+  Forward forward_;
+  std::vector<int32_t> table_;
+  std::vector<float> logits_;
+};
+
+struct Bench {
+  ModelConfig config = smollm2_shapes();
+  NamedTensors tensors = random_tensors(config);
+  Compute gpu;
+  std::shared_ptr<const BaseWeights> base;
+
+  std::shared_ptr<const BaseWeights> on(const Compute& compute) const {
+    auto made = BaseWeights::from_tensors(config, tensors, "", compute, WeightFormat::kBF16);
+    DS_CHECK(made.ok());
+    return *made;
+  }
+
+  void decode(int64_t batch) const {
+    Serving serving(gpu, base, batch, 320, std::max<int64_t>(batch, 512));
+    int64_t position = 256;
+    const double s = seconds(gpu, [&] { serving.step(1, position++); });
+    std::printf("decode-%ld: %.0f tok/s, %.1f us a step\n", batch, double(batch) / s, s * 1e6);
+  }
+
+  void prefill(int64_t tokens) const {
+    constexpr int64_t kChunk = 2048;
+    Serving serving(gpu, base, 1, tokens, kChunk);
+    const double s = seconds(gpu, [&] {
+      for (int64_t at = 0; at < tokens; at += kChunk)
+        serving.step(std::min(kChunk, tokens - at), at);
+    });
+    std::printf("prefill-%ld: %.0f tok/s, %.2f ms\n", tokens, double(tokens) / s, s * 1e3);
+  }
+
+  void train(int64_t batch, int64_t tokens, bool full) {
+    std::vector<Sequence> sequences;
+    Terms terms;
+    for (int64_t b = 0; b < batch; ++b)
+      sequences.push_back({some_ids(tokens + 1, config.vocab, b), 1, nullptr});
+    for (const Sequence& s : sequences) terms.cross_entropy.push_back({&s, 1.0f});
+    TrainGraph graph(config, gpu);
+    Adapters adapters(config, 8, 2.0f, (1u << kTargets) - 1);
+    adapters.initialise(1);
+    AdamW optimizer(adapters.parameters().size());
+    FullGradients gradients;
+    double passes = 0;
+    const double s = seconds(gpu, [&] {
+      const auto start = std::chrono::steady_clock::now();
+      if (!full) {
+        adapters.pack(gpu, base->format());
+        adapters.zero_gradient();
+      }
+      const StepLoss loss = run_terms(graph, gpu, *base, full ? nullptr : &adapters,
+                                      full ? &gradients : nullptr, terms, true);
+      DS_CHECK(loss.failure.ok() && graph.take_status().ok() && std::isfinite(loss.total));
+      passes = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      if (!full)
+        optimizer.step(gpu, adapters.parameters(), adapters.gradient(), 1e-4f, 0.99f, 1.0f);
+    });
+    std::printf("%s-%ldx%ld: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms%s\n",
+                full ? "full" : "lora", batch, tokens, double(batch * tokens) / s, s * 1e3,
+                passes * 1e3, full ? " (without the optimizer)" : "");
+  }
+
+  void parity(const Compute& cpu) const {
+    const std::vector<TokenId> ids = some_ids(200, config.vocab, 0);
+    const auto on_gpu = test::serve_logits(gpu, *base, nullptr, ids, 64, KvDtype::kBF16);
+    const auto on_cpu = test::serve_logits(cpu, *on(cpu), nullptr, ids, 64, KvDtype::kBF16);
+    double sum = 0, largest = 0;
+    const auto logprob = [&](const std::vector<float>& logits, size_t row) {
+      const float* x = logits.data() + row * static_cast<size_t>(config.vocab);
+      const double top = *std::max_element(x, x + config.vocab);
+      double total = 0;
+      for (int64_t i = 0; i < config.vocab; ++i) total += std::exp(x[i] - top);
+      return x[ids[row + 1]] - top - std::log(total);
+    };
+    for (size_t row = 0; row + 1 < ids.size(); ++row) {
+      const double d = std::abs(logprob(on_gpu, row) - logprob(on_cpu, row));
+      sum += d;
+      largest = std::max(largest, d);
+    }
+    std::printf("parity: mean %.5f, largest %.5f of %zu log-probabilities\n",
+                sum / double(ids.size() - 1), largest, ids.size() - 1);
+  }
+
+  bool run(const std::string& row, const Compute& cpu) {
+    long batch = 0, tokens = 0;
+    if (row == "parity") {
+      parity(cpu);
+    } else if (std::sscanf(row.c_str(), "decode-%ld", &batch) == 1 && batch > 0) {
+      decode(batch);
+    } else if (std::sscanf(row.c_str(), "prefill-%ld", &tokens) == 1 && tokens > 0) {
+      prefill(tokens);
+    } else if (std::sscanf(row.c_str(), "lora-%ldx%ld", &batch, &tokens) == 2) {
+      train(batch, tokens, false);
+    } else if (std::sscanf(row.c_str(), "full-%ldx%ld", &batch, &tokens) == 2) {
+      train(batch, tokens, true);
+    } else {
+      std::printf("%s: no such row\n", row.c_str());
+      return false;
+    }
+    std::fflush(stdout);
+    return true;
+  }
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const test::TestedBackend& backend = test::tested_backends().back();
+  if (backend.ops->host_memory) return 77;
+  Pool pool(0);
+  const ComponentsSlot components(test::default_components());
+  const Compute cpu{&cpu_ops(best_cpu_isa()), {pool.engine()}, &components};
+  Bench bench;
+  bench.gpu = {backend.ops, backend.context, &components};
+  bench.gpu.context.parallel = pool.engine();
+  bench.base = bench.on(bench.gpu);
+  bool known = true;
+  for (int i = 1; i < argc; ++i) known = bench.run(argv[i], cpu) && known;
+  return known ? 0 : 2;
+}

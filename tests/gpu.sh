@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Everything that needs a GPU, on this machine: one line per row, the whole output in FOLDER/ROW.log.
+#
+#   tests/gpu.sh [--bin FOLDER] [--out FOLDER] [ROW...]
+#
+#   --bin   programs of a build made elsewhere, beside its ../lib and ../modules; without it, this
+#           machine's own build of preset cuda, made first
+#   --out   where the logs go and what is already done is kept (default build/gpu); a row that passed
+#           there is not run again
+#   ROW     only these; --list names them all
+#
+# Needs no network. Exits 1 if a row failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+bin='' out=build/gpu rows=()
+all=(ops memcheck racecheck initcheck parity decode-1 decode-64 decode-256 prefill-512 prefill-4096
+     lora-8x64 lora-16x1024 full-4x512 full-16x1024)
+while [ $# -gt 0 ]; do
+  case $1 in
+    --bin) bin=$2; shift ;;
+    --out) out=$2; shift ;;
+    --list) printf '%s\n' "${all[@]}"; exit 0 ;;
+    -*) sed -n '3,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) rows+=("$1") ;;
+  esac
+  shift
+done
+[ "${#rows[@]}" -gt 0 ] || rows=("${all[@]}")
+mkdir -p "$out"
+
+if ! nvidia-smi -L >/dev/null 2>&1; then
+  echo "No GPU here (nvidia-smi -L finds none): nothing was run."
+  exit 77
+fi
+if [ -z "$bin" ]; then
+  bin=build/cuda/bin
+  { cmake --preset cuda && cmake --build --preset cuda --target ops_test gpu_bench; } >"$out/build.log" 2>&1 ||
+    { echo "build: FAILED, see $out/build.log"; exit 1; }
+fi
+
+# The largest cases take minutes under a sanitizer and show nothing more.
+sanitizer() { compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/ops_test" --gtest_filter='*cuda*'; }
+
+run_row() {
+  case $1 in
+    ops) "$bin/ops_test" --gtest_filter='*cuda*' ;;
+    memcheck | racecheck | initcheck) sanitizer "$1" ;;
+    *) "$bin/gpu_bench" "$1" ;;
+  esac
+}
+
+failed=0
+for row in "${rows[@]}"; do
+  if [ -e "$out/$row.ok" ]; then
+    echo "$row: done before"
+    continue
+  fi
+  start=$SECONDS
+  if timeout "${DS_GPU_ROW_S:-240}" bash -c "$(declare -f run_row sanitizer); bin=$bin run_row $row" >"$out/$row.log" 2>&1; then
+    touch "$out/$row.ok"
+    if grep -q "^$row:" "$out/$row.log"; then grep "^$row:" "$out/$row.log"; else echo "$row: ok ($((SECONDS - start)) s)"; fi
+  else
+    echo "$row: FAILED (exit $?, $((SECONDS - start)) s): $(grep -m1 -iE 'failure|error|fail' "$out/$row.log" | cut -c1-160)"
+    failed=1
+  fi
+done
+exit $failed
