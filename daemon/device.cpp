@@ -33,7 +33,9 @@ Result<std::unique_ptr<Device>> Device::open_gpu(int index, const std::string& b
   const std::string name = "cuda:" + std::to_string(index);
   if (!std::filesystem::exists(backend))
     return unavailable(name + ": this build has no CUDA backend (" + backend + ")");
-  DS_ASSIGN(const CudaBackend* cuda, load_cuda_backend(backend));
+  const auto loaded = load_cuda_backend(backend);
+  if (!loaded.ok()) return Status(loaded.status()).in(name);
+  const CudaBackend* cuda = *loaded;
   if (index >= cuda->device_count())
     return unavailable(name + ": this machine has " + std::to_string(cuda->device_count()) +
                        " GPUs with a driver");

@@ -28,6 +28,16 @@ class Buffer {
         static_cast<std::byte*>(ops.allocate(static_cast<int64_t>(bytes))), Free(ops.release));
     DS_CHECK(data_ != nullptr);
   }
+  /// In the host's memory, quick to copy from and to the memory of `ops`.
+  static Buffer pinned(const Ops& ops, size_t bytes) {
+    Buffer out;
+    out.data_ = std::unique_ptr<std::byte, Free>(
+        static_cast<std::byte*>(ops.allocate_pinned(static_cast<int64_t>(bytes))),
+        Free(ops.release_pinned));
+    out.bytes_ = bytes;
+    DS_CHECK(out.data_ != nullptr);
+    return out;
+  }
   static Buffer zeros(size_t bytes) {
     Buffer out(bytes);
     std::memset(out.data(), 0, bytes);

@@ -193,6 +193,9 @@ struct Ops {
   // Memory. On the CPU it is the host's, so that upload and download are copies.
   bool host_memory;                  ///< allocate() gives memory that the host can use as its own
   void* (*allocate)(int64_t bytes);  ///< aligned to 256 bytes; null: there is not enough
+  /// Host memory that is copied from and to at the bus's full speed, else like allocate().
+  void* (*allocate_pinned)(int64_t bytes);
+  void (*release_pinned)(void*);
   void (*release)(void*);            ///< nothing enqueued may use it any more; null is fine
   /// `host` may be reused once this returns.
   void (*upload)(const OpContext&, void* to, const void* host, int64_t bytes);
@@ -220,7 +223,7 @@ struct Ops {
                bool transposed, void* packed);
   void (*unpack)(const OpContext&, const WeightView&, float* out);  ///< FP32 [n, k]
 
-  // Shared input of linear layers, converted once.
+  // Shared input of linear layers, converted once; 0 bytes: linear converts it itself, or need not.
   int64_t (*prepared_bytes)(WeightFormat, int64_t rows, int64_t k);
   void (*prepare)(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x,
                   int64_t x_stride, void* prepared);

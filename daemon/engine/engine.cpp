@@ -86,7 +86,8 @@ Engine::State::State(EngineOptions o, const Compute& c, Pool& p, Versions& v,
       forward(config, {c.ops, {p.engine(), c.context.stream, c.context.device}},
               options.max_running + options.prefill_chunk),
       scratch(static_cast<size_t>(p.threads())),
-      logits(static_cast<size_t>(forward.max_rows() * config.vocab) * sizeof(float)) {
+      logits(Buffer::pinned(
+          *c.ops, static_cast<size_t>(forward.max_rows() * config.vocab) * sizeof(float))) {
   compute.context.parallel = pool.engine();
 }
 

@@ -26,6 +26,8 @@ constexpr Ops table(const char* name) {
   return {.name = name,
           .host_memory = true,
           .allocate = host_allocate,
+          .allocate_pinned = host_allocate,
+          .release_pinned = host_release,
           .release = host_release,
           .upload = host_copy,
           .download = host_copy,

@@ -12,6 +12,7 @@ namespace ds::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kJoinThreads = 64;
 constexpr int64_t kRunKeys = 64;  // keys of a run, at the least
 
 struct RowsArgs {
@@ -163,6 +164,7 @@ __device__ inline void sum_values(const RowMemory& m, int group, int d, int tile
 /// Grid: max_rows * n_runs, kv heads, sequences.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) attend_runs(const __grid_constant__ RowsArgs r) {
+  begin_after_previous();
   extern __shared__ float4 shared[];
   const int64_t i = blockIdx.x / r.n_runs, run = blockIdx.x % r.n_runs, head = blockIdx.y;
   const int sequence = blockIdx.z;
@@ -211,7 +213,8 @@ __global__ void __launch_bounds__(kThreads) attend_runs(const __grid_constant__ 
 }
 
 /// Adds the runs of one head of one row. Grid: max_rows, heads, sequences.
-__global__ void __launch_bounds__(kThreads) join_runs(const __grid_constant__ RowsArgs r) {
+__global__ void __launch_bounds__(kJoinThreads) join_runs(const __grid_constant__ RowsArgs r) {
+  begin_after_previous();
   extern __shared__ float weight[];  // [n_runs]
   const int64_t i = blockIdx.x, head = blockIdx.y, d = r.a.kv.head_dim;
   const int sequence = blockIdx.z;
@@ -221,16 +224,16 @@ __global__ void __launch_bounds__(kThreads) join_runs(const __grid_constant__ Ro
   const int64_t unit = (sequence * r.a.max_rows + i) * r.a.n_heads + head;
   const float* part = r.partial + unit * r.n_runs * (d + 2);
   float top = -INFINITY;
-  for (int n = threadIdx.x; n < runs; n += kThreads) top = fmaxf(top, part[n * (d + 2) + d]);
+  for (int n = threadIdx.x; n < runs; n += kJoinThreads) top = fmaxf(top, part[n * (d + 2) + d]);
   top = block_max(top);
   float sum = 0.0f;
-  for (int n = threadIdx.x; n < runs; n += kThreads) {
+  for (int n = threadIdx.x; n < runs; n += kJoinThreads) {
     weight[n] = expf(part[n * (d + 2) + d] - top);
     sum = fmaf(part[n * (d + 2) + d + 1], weight[n], sum);
   }
   sum = block_sum(sum);  // also the barrier behind `weight`
   float* to = r.a.out + (row.row * r.a.n_heads + head) * d;
-  for (int64_t c = threadIdx.x; c < d; c += kThreads) {
+  for (int64_t c = threadIdx.x; c < d; c += kJoinThreads) {
     float out = 0.0f;
 #pragma unroll 8
     for (int n = 0; n < runs; ++n) out = fmaf(part[n * (d + 2) + c], weight[n], out);
@@ -257,20 +260,15 @@ void attend_rows(const StreamState& s, const AttentionArgs& a, const KeySelectio
   const auto bytes = static_cast<size_t>(RowMemory::floats(group, d, r.tile)) * sizeof(float);
   const dim3 grid(static_cast<unsigned>(a.max_rows * r.n_runs),
                   static_cast<unsigned>(a.kv.n_kv_heads), static_cast<unsigned>(a.batch));
-  if (a.kv.dtype == KvDtype::kF32) {
-    if (!allow_shared(attend_runs<float>, static_cast<int64_t>(bytes))) return;
-    attend_runs<float><<<grid, kThreads, bytes, s.stream()>>>(r);
-  } else {
-    if (!allow_shared(attend_runs<Bf16>, static_cast<int64_t>(bytes))) return;
-    attend_runs<Bf16><<<grid, kThreads, bytes, s.stream()>>>(r);
-  }
-  if (!launched("attention of rows") || r.n_runs == 1) return;
+  const auto attend = a.kv.dtype == KvDtype::kF32 ? attend_runs<float> : attend_runs<Bf16>;
+  if (!allow_shared(attend, static_cast<int64_t>(bytes))) return;
+  if (!launch_next("attention of rows", attend, grid, kThreads, bytes, s.stream(), r)) return;
+  if (r.n_runs == 1) return;
   const dim3 heads(static_cast<unsigned>(a.max_rows), static_cast<unsigned>(a.n_heads),
                    static_cast<unsigned>(a.batch));
   const auto weights = static_cast<size_t>(r.n_runs) * sizeof(float);
   if (!allow_shared(join_runs, static_cast<int64_t>(weights))) return;
-  join_runs<<<heads, kThreads, weights, s.stream()>>>(r);
-  launched("attention of rows");
+  launch_next("attention of rows", join_runs, heads, kJoinThreads, weights, s.stream(), r);
 }
 
 }  // namespace ds::cuda

@@ -144,6 +144,16 @@ void* allocate_shared(int64_t bytes) {
       bytes);
 }
 
+void* allocate_pinned(int64_t bytes) {
+  return allocate_with([](void** memory, size_t n) { return cudaMallocHost(memory, n); }, bytes);
+}
+
+void release_pinned(void* memory) {
+  const int device = process().device.load(std::memory_order_acquire);
+  if (memory == nullptr || device < 0 || !make_current(device)) return;
+  check(cudaFreeHost(memory), "release of pinned memory");
+}
+
 void release(void* memory) {
   Process& p = process();
   const int device = p.device.load(std::memory_order_acquire);
@@ -326,6 +336,8 @@ void stream_destroy(void* stream) {
 constexpr Ops kTable = {.name = "cuda-sm90",
                         .host_memory = false,
                         .allocate = allocate,
+                        .allocate_pinned = allocate_pinned,
+                        .release_pinned = release_pinned,
                         .release = release,
                         .upload = upload,
                         .download = download,

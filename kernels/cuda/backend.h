@@ -42,7 +42,8 @@ struct CudaBackend {
   void (*stream_destroy)(void* stream);  ///< waits for it; null is fine
 };
 
-/// Opens the shared object, if there is a driver for it: `<executable>/../lib/libds_cuda.so` in a normal installation.
+/// Opens the shared object, if there is a driver for it: `<executable>/../lib/libds_cuda.so` in a
+/// normal installation.
 Result<const CudaBackend*> load_cuda_backend(const std::string& path);
 
 /// The backend that this process has already loaded, else null. Plugins get at the kernels this

@@ -30,6 +30,13 @@ __device__ inline float rounded_as(float x) {
   return to_float(from_float<T>(x));
 }
 
+/// First in every kernel that launch_next() starts: the next one may be set up meanwhile, and from
+/// here on everything that was enqueued before is done. All threads call it.
+__device__ inline void begin_after_previous() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 /// 16 bytes of elements in FP32: 8 of BF16, 4 of FP32.
 template <typename T>
 struct Chunk {

@@ -34,15 +34,17 @@ __device__ inline void multiply_add(const Chunk<T>& w, const Chunk<T> (&x)[kRows
   }
 }
 
-/// This lane's part of the products of one weight row (two if kPaired) with kRows input rows.
+/// This lane's part of the products of one weight row (two if kPaired) with kRows input rows. No
+/// kernel that launch_next() starts writes weights, so the first of them are asked for before the
+/// input is waited for.
 template <typename T, bool kRounded, int kRows, bool kPaired>
 __device__ inline void lane_sums(const GemvArgs& a, const void* w0, const void* w1, int lane,
                                  float (&sum0)[kRows], float (&sum1)[kRows]) {
   const auto* row0 = static_cast<const uint4*>(w0);
   const auto* row1 = static_cast<const uint4*>(w1);
   const auto chunks = static_cast<int>(a.in.padded / Chunk<T>::kElements);
-  for (int c0 = lane; c0 < chunks; c0 += kAhead * a.lanes) {
-    uint4 raw0[kAhead], raw1[kAhead];
+  uint4 raw0[kAhead], raw1[kAhead];
+  const auto load = [&](int c0) {
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int c = c0 + u * a.lanes;
@@ -50,6 +52,11 @@ __device__ inline void lane_sums(const GemvArgs& a, const void* w0, const void* 
       raw0[u] = stream_chunk(row0 + c);
       if (kPaired) raw1[u] = stream_chunk(row1 + c);
     }
+  };
+  load(lane);
+  begin_after_previous();
+  for (int c0 = lane; c0 < chunks; c0 += kAhead * a.lanes) {
+    if (c0 != lane) load(c0);
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int c = c0 + u * a.lanes;
@@ -106,6 +113,8 @@ __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArg
     lane_sums<T, kRounded, kRows, kPaired>(
         a, static_cast<const char*>(a.w[w]) + at,
         kPaired ? static_cast<const char*>(a.w[1]) + at : nullptr, lane, sum0, sum1);
+  } else {
+    begin_after_previous();
   }
   for (int step = a.lanes / 2; step > 0; step /= 2) {
 #pragma unroll
@@ -134,12 +143,9 @@ int lanes_for(int64_t chunks, int64_t outputs) {
 template <typename T, bool kRounded, int kRows>
 void launch_gemv(const StreamState& s, const GemvArgs& a, bool paired) {
   const auto blocks = static_cast<unsigned>(ceil_div(a.outputs * a.lanes, kThreads));
-  if (paired) {
-    gemv<T, kRounded, kRows, true><<<blocks, kThreads, 0, s.stream()>>>(a);
-  } else {
-    gemv<T, kRounded, kRows, false><<<blocks, kThreads, 0, s.stream()>>>(a);
-  }
-  launched("linear of few rows");
+  launch_next("linear of few rows",
+              paired ? gemv<T, kRounded, kRows, true> : gemv<T, kRounded, kRows, false>,
+              dim3(blocks), kThreads, 0, s.stream(), a);
 }
 
 template <typename T, bool kRounded>
@@ -163,6 +169,7 @@ struct LowInputs {
 template <typename T, bool kRounded, int kRows>
 __global__ void __launch_bounds__(kLoraRank * 32)
     low_rank_rows(const __grid_constant__ LowInputs a) {
+  begin_after_previous();
   const int lane = threadIdx.x % 32, rank = threadIdx.x / 32, w = blockIdx.y;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows;
   const auto chunks = static_cast<int>(a.in.padded / Chunk<T>::kElements);
@@ -201,13 +208,14 @@ void launch_low_rank(const StreamState& s, const LowInputs& a, int n_weights) {
   constexpr int kMany = 4;
   if (a.rows <= kFewRows) {
     const dim3 grid(static_cast<unsigned>(a.rows), static_cast<unsigned>(n_weights));
-    low_rank_rows<T, kRounded, 1><<<grid, kLoraRank * 32, 0, s.stream()>>>(a);
+    launch_next("low-rank inputs", low_rank_rows<T, kRounded, 1>, grid, kLoraRank * 32, 0,
+                s.stream(), a);
   } else {
     const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kMany)),
                     static_cast<unsigned>(n_weights));
-    low_rank_rows<T, kRounded, kMany><<<grid, kLoraRank * 32, 0, s.stream()>>>(a);
+    launch_next("low-rank inputs", low_rank_rows<T, kRounded, kMany>, grid, kLoraRank * 32, 0,
+                s.stream(), a);
   }
-  launched("low-rank inputs");
 }
 
 InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded) {

@@ -75,10 +75,11 @@ __device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t
   return out;
 }
 
-/// 16 bytes of a matrix that is read once: they need not stay in L1.
+/// 16 bytes of a matrix that is read once: they need not stay in L1. Volatile, so that it keeps its
+/// place before a wait.
 __device__ inline uint4 stream_chunk(const uint4* from) {
   uint4 out;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
       : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
       : "l"(from));
   return out;

@@ -2,6 +2,7 @@
 // Packed matrices: [n][k] row-major in FP32 or BF16, rows padded with zeros to 16 bytes. The shared
 // input of BF16 products is rounded to the same layout.
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/linear.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/state.h"
 #include "kernels/cuda/table.h"
@@ -113,7 +114,8 @@ void unpack(const OpContext& context, const WeightView& w, float* out) {
 }
 
 int64_t prepared_bytes(WeightFormat format, int64_t rows, int64_t k) {
-  return format == WeightFormat::kF32 ? 0 : packed_bytes(format, rows, k);
+  const bool rounds_itself = format == WeightFormat::kF32 || rows <= kFewRows;
+  return rounds_itself ? 0 : packed_bytes(format, rows, k);
 }
 
 void prepare(const OpContext& context, WeightFormat format, int64_t rows, int64_t k, const float* x,

@@ -11,8 +11,9 @@ constexpr int kThreads = 256;
 
 /// x, y [rows, d]. One block a row, whatever the number of rows: threads sum every 256th element.
 __global__ void __launch_bounds__(kThreads)
-    rmsnorm_rows(int64_t d, const float* __restrict__ x, const float* __restrict__ w, float eps,
-                 float* y, float* rstd) {
+    rmsnorm_rows(int64_t d, const float* x, const float* __restrict__ w, float eps, float* y,
+                 float* rstd) {
+  begin_after_previous();
   const float* in = x + blockIdx.x * d;
   float sum = 0.0f;
   for (int64_t i = threadIdx.x; i < d; i += kThreads) sum = fmaf(in[i], in[i], sum);
@@ -96,6 +97,7 @@ __device__ inline void store_pair(void* base, int64_t at, int64_t half, float a,
 /// pair. Keys and values go to [page][kv_head][32][head_dim].
 template <typename T>
 __global__ void __launch_bounds__(kThreads) rope_append_rows(const RopeAppendArgs a) {
+  begin_after_previous();
   const int64_t half = a.kv.head_dim / 2, d = a.kv.head_dim, n_kv = a.kv.n_kv_heads;
   const int64_t each = (a.n_heads + 2 * n_kv) * half;
   for (int64_t n = loop_begin(); n < a.rows * each; n += loop_step()) {
@@ -149,8 +151,8 @@ void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x, 
              float eps, float* y, float* rstd) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows == 0) return;
-  rmsnorm_rows<<<static_cast<unsigned>(rows), kThreads, 0, s->stream()>>>(d, x, w, eps, y, rstd);
-  launched("rmsnorm");
+  launch_next("rmsnorm", rmsnorm_rows, dim3(static_cast<unsigned>(rows)), kThreads, 0, s->stream(),
+              d, x, w, eps, y, rstd);
 }
 
 void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
@@ -179,12 +181,9 @@ void rope_append(const OpContext& context, const RopeAppendArgs& a) {
   const StreamState* s = enter(context);
   const int64_t n = a.rows * (a.n_heads + 2 * a.kv.n_kv_heads) * (a.kv.head_dim / 2);
   if (s == nullptr || n == 0) return;
-  if (a.kv.dtype == KvDtype::kF32) {
-    rope_append_rows<float><<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(a);
-  } else {
-    rope_append_rows<Bf16><<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(a);
-  }
-  launched("rope_append");
+  launch_next("rope_append",
+              a.kv.dtype == KvDtype::kF32 ? rope_append_rows<float> : rope_append_rows<Bf16>,
+              dim3(loop_blocks(n, kThreads)), kThreads, 0, s->stream(), a);
 }
 
 void swiglu(const OpContext& context, int64_t n, const float* gate, const float* up, float* y) {

@@ -60,6 +60,24 @@ bool check(cublasStatus_t status, const char* what);
 /// After each launch.
 inline bool launched(const char* kernel) { return check(cudaGetLastError(), kernel); }
 
+/// Launches a kernel that calls begin_after_previous(): it is set up while the one before it still
+/// runs (programmatic dependent launch), which is what short kernels in a row spend their time on.
+template <typename... Parameters, typename... Arguments>
+bool launch_next(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
+                 size_t shared, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  return check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
+}
+
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -86,7 +86,8 @@ class Serving {
         width_((tokens + kKvPageTokens - 1) / kKvPageTokens),
         pages_(base_->config(), compute, KvDtype::kBF16, batch * width_),
         forward_(base_->config(), compute, max_rows),
-        logits_(static_cast<size_t>(batch * base_->config().vocab)) {
+        logits_(Buffer::pinned(
+            *compute.ops, static_cast<size_t>(batch * base_->config().vocab) * sizeof(float))) {
     table_.resize(static_cast<size_t>(batch * width_));
     std::iota(table_.begin(), table_.end(), 0);
   }
@@ -105,7 +106,7 @@ class Serving {
     batch.sequences = spans;
     batch.slot_of_row = slots;
     batch.logit_rows = last;
-    DS_CHECK(forward_.run(*base_, batch, pages_, logits_.data(), nullptr).ok());
+    DS_CHECK(forward_.run(*base_, batch, pages_, logits_.as<float>(), nullptr).ok());
   }
 
  private:
@@ -114,7 +115,7 @@ class Serving {
   KvPages pages_;
   Forward forward_;
   std::vector<int32_t> table_;
-  std::vector<float> logits_;
+  Buffer logits_;
 };
 
 struct Bench {

@@ -56,6 +56,13 @@ class WrongStart(unittest.TestCase):
                 with self.subTest(length):
                     self.expect_refusal(Daemon(model=cut), "cut.gguf")
 
+    def test_device(self):
+        self.expect_refusal(Daemon(device="gpu"), '--device is "gpu", expected auto, cpu or cuda:N')
+        self.expect_refusal(Daemon(device="cuda:"), '"cuda:", expected auto, cpu or cuda:N')
+        self.expect_refusal(Daemon(device="cuda:99"), "cuda:99: ")  # no such GPU, no driver or no kernels
+        with Daemon(device="cpu") as dsd:
+            self.assertIn("device: cpu-", dsd.log_text())
+
     def test_no_model(self):
         self.expect_refusal(Daemon(model="/nonexistent/model.gguf"), "/nonexistent/model.gguf")
 

@@ -68,10 +68,11 @@ class UnixConnection(http.client.HTTPConnection):
 
 class Daemon:
     """with Daemon() as dsd: dsd.get("/ds/v1/status").  `data` may be the folder of an earlier one.
-    `memory` bytes are all that it may map; it is ready within `patience_s`."""
+    `memory` bytes are all that it may map; it is ready within `patience_s`. `device`
+    is auto unless given."""
 
     def __init__(self, model=None, data=None, settings=None, http_address="127.0.0.1:0", run=None, memory=None,
-                 patience_s=60):
+                 patience_s=60, device=None):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ds-e2e-"))
         self.data = pathlib.Path(data or self.folder / "data")
         self.run = pathlib.Path(run or self.folder / "run")
@@ -80,6 +81,8 @@ class Daemon:
         self.log = self.folder / "dsd.log"
         self.command = [BIN / "dsd", "--model", model or model_file(), "--data", self.data,
                         "--run", self.run, "--http", http_address]
+        if device:
+            self.command += ["--device", device]
         for name, value in (settings or {}).items():
             self.command += ["--set", f"{name}={value}"]
         self.process, self.ready, self.memory, self.patience_s = None, None, memory, patience_s

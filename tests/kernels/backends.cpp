@@ -18,7 +18,7 @@ CpuIsa isa_named(const std::string& name) {
   std::exit(2);
 }
 
-bool rounds_to_bf16(const Ops& ops) { return ops.prepared_bytes(WeightFormat::kBF16, 1, 2) > 0; }
+bool rounds_to_bf16(const Ops& ops) { return ops.prepared_bytes(WeightFormat::kBF16, 64, 2) > 0; }
 
 std::vector<CpuIsa> supported_isas() {
   std::vector<CpuIsa> all;

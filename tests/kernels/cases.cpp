@@ -421,7 +421,11 @@ Case memory_case(int64_t n) {
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         const Buffer first(ops, static_cast<size_t>(4 * n)),
             second(ops, static_cast<size_t>(4 * n));
-        ops.upload(c, first.data(), in.data(), 4 * n);
+        auto* const pinned = static_cast<float*>(ops.allocate_pinned(4 * n));
+        std::copy(in.begin(), in.end(), pinned);
+        ops.upload(c, first.data(), pinned, 4 * n);
+        std::fill_n(pinned, n, NAN);  // upload has read it
+        ops.release_pinned(pinned);
         ops.copy(c, second.data(), first.data(), 4 * n);
         ops.zero(c, first.data(), 2 * n);
         ops.download(c, out->data(), second.data(), 4 * n);
