@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// gpu_bench ROW...: one line per row, tokens per second on the GPU of this machine, weights BF16 of
-// the shapes of SmolLM2-135M (random: speed does not depend on them). Median of five, after one
-// warm-up.
-//   decode-B      one token for each of B sequences behind 256 tokens, logits on the host
-//   prefill-T     a prompt of T tokens in chunks of 2,048 rows, logits of the last on the host
-//   lora-BxT      LoRA step (rank 8 on every linear) on B sequences of T tokens, loss on all of
-//   them full-BxT      the same for every parameter parity        mean and largest |difference| of
-//   log-probabilities between GPU and CPU
+// gpu_bench ROW...: one line per row, tokens per second on the GPU of this machine, weights BF16:
+// those of $DS_MODEL if that is set, else random ones of SmolLM2-135M's shapes (speed does not
+// depend on them). Median of five, after one warm-up. Rows:
+//
+//   decode-B     one token for each of B sequences behind 256 tokens, logits on the host
+//   prefill-T    a prompt of T tokens, 2,048 rows at a time, the last one's logits on the host
+//   lora-BxT     LoRA step (rank 8 on every linear), B sequences of T tokens, loss on all of them
+//   full-BxT     the same for every parameter, without the optimizer
+//   parity       log-probabilities of GPU and CPU: mean and largest difference
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -119,13 +120,29 @@ class Serving {
 };
 
 struct Bench {
+  std::unique_ptr<ModelFile> file;  ///< null: random weights
   ModelConfig config = smollm2_shapes();
-  NamedTensors tensors = random_tensors(config);
+  NamedTensors tensors;
   Compute gpu;
   std::shared_ptr<const BaseWeights> base;
 
+  Bench() {
+    const char* path = std::getenv("DS_MODEL");
+    if (path == nullptr) {
+      tensors = random_tensors(config);
+      return;
+    }
+    auto opened = ModelFile::open(path);
+    if (!opened.ok()) std::fprintf(stderr, "%s\n", opened.status().message().c_str());
+    DS_CHECK(opened.ok());
+    file = std::move(*opened);
+    config = file->config();
+  }
+
   std::shared_ptr<const BaseWeights> on(const Compute& compute) const {
-    auto made = BaseWeights::from_tensors(config, tensors, "", compute, WeightFormat::kBF16);
+    constexpr WeightFormat kForm = WeightFormat::kBF16;
+    auto made = file != nullptr ? BaseWeights::load(*file, compute, kForm)
+                                : BaseWeights::from_tensors(config, tensors, "", compute, kForm);
     DS_CHECK(made.ok());
     return *made;
   }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "engine/model.h"
 #include "kernels/pool.h"
 #include "plugin/plugins.h"
@@ -80,12 +81,24 @@ inline Components default_components() {
   return {text_encoder_module(), attention_module("dense")};
 }
 
-/// One pool, backend and set of components per test program.
+/// One pool, backend and set of components per test program. $DS_TEST_DEVICE, cuda:0 for one, takes
+/// the place of the CPU.
 struct Machine {
   explicit Machine(CpuIsa isa = best_cpu_isa())
       : pool(0),
         components(default_components()),
-        compute{&cpu_ops(isa), {pool.engine(), nullptr}, &components} {}
+        compute{&cpu_ops(isa), {pool.engine(), nullptr}, &components} {
+    const char* name = std::getenv("DS_TEST_DEVICE");
+    if (name == nullptr) return;
+    auto opened = Device::open(name, std::string(DS_BIN_DIR) + "/../lib/libds_cuda.so");
+    if (!opened.ok()) std::fprintf(stderr, "%s\n", opened.status().message().c_str());
+    DS_CHECK(opened.ok());
+    device = std::move(*opened);
+    const auto context = device->context(pool.engine(), false);
+    DS_CHECK(context.ok());
+    compute = {&device->ops(), *context, &components};
+  }
+  std::unique_ptr<Device> device;
   Pool pool;
   ComponentsSlot components;
   Compute compute;

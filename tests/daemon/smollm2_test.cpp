@@ -199,8 +199,8 @@ TEST_F(SmolLm2, FullFineTuningTrajectoryMatches) {
     EXPECT_NEAR(loss.total, want, 0.01 * want) << "step " << step;
     double sum = 0;
     for (const auto& [name, g] : full) {
-      sum += machine.compute.ops->sum_squares(machine.compute.context,
-                                              static_cast<int64_t>(g.size()), g.data());
+      sum += host_ops(machine.compute)
+                 .sum_squares(machine.compute.context, static_cast<int64_t>(g.size()), g.data());
     }
     const double norm = std::sqrt(sum);
     for (const auto& [name, g] : full) {
@@ -216,7 +216,7 @@ TEST_F(SmolLm2, FullFineTuningTrajectoryMatches) {
       args.gradient_scale = norm > 1.0 ? static_cast<float>(1.0 / norm) : 1.0f;
       args.lr = 5e-5f;
       args.step = static_cast<int64_t>(step) + 1;
-      machine.compute.ops->adamw(machine.compute.context, args);
+      host_ops(machine.compute).adamw(machine.compute.context, args);
     }
   }
 }
