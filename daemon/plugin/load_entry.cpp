@@ -8,8 +8,26 @@
 
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 
 namespace ds {
+namespace {
+
+/// EBUSY while the kernel itself holds a page of the file, to move or to count it (mm/memfd.c waits
+/// some 150 ms for that): it lets go soon.
+Status seal(int file) {
+  constexpr int kTries = 20;
+  constexpr unsigned kSeals = F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL;
+  for (int i = 0; i < kTries; ++i) {
+    if (fcntl(file, F_ADD_SEALS, kSeals) == 0) return {};
+    if (errno != EBUSY) break;
+    const timespec pause{0, 10'000'000};
+    nanosleep(&pause, nullptr);
+  }
+  return io_error(std::string("sealing: ") + std::strerror(errno));
+}
+
+}  // namespace
 
 Result<Descriptor> sealed_file(const std::string& name, std::span<const std::byte> bytes) {
   Descriptor file(memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -21,8 +39,7 @@ Result<Descriptor> sealed_file(const std::string& name, std::span<const std::byt
     if (wrote <= 0) return io_error(std::string("memory file: ") + std::strerror(errno));
     done += static_cast<size_t>(wrote);
   }
-  if (fcntl(file.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0)
-    return io_error(std::string("sealing: ") + std::strerror(errno));
+  DS_TRY(seal(file.get()));
   return file;
 }
 

@@ -22,23 +22,30 @@ constexpr int kPatienceMs = 10'000;
 
 const char* dsctl_path() { return DS_BIN_DIR "/dsctl"; }
 
-/// Replaces this process, a fresh fork: glibc keeps malloc usable there.
-[[noreturn]] void exec_dsctl(const std::vector<std::string>& arguments,
-                             const std::vector<std::string>& environment) {
-  std::vector<std::string> words = {"dsctl"};
-  words.insert(words.end(), arguments.begin(), arguments.end());
-  std::vector<std::string> variables = {"TZ=UTC", "TERM=xterm", "LC_ALL=C.UTF-8",
-                                        "PATH=/usr/bin:/bin", "HOME=/nonexistent"};
-  variables.insert(variables.end(), environment.begin(), environment.end());
-  std::vector<char*> argv, envp;
-  for (std::string& word : words) argv.push_back(word.data());
-  for (std::string& variable : variables) envp.push_back(variable.data());
-  argv.push_back(nullptr);
-  envp.push_back(nullptr);
-  execve(dsctl_path(), argv.data(), envp.data());
-  std::fprintf(stderr, "cannot run %s\n", dsctl_path());
-  _exit(127);
-}
+/// What a fresh fork becomes. Made before it: threads of this program may have held the allocator's
+/// lock when it forked, and under ASan nobody lets go of it in the child.
+class Command {
+ public:
+  Command(const std::vector<std::string>& arguments, const std::vector<std::string>& environment) {
+    words_.insert(words_.end(), arguments.begin(), arguments.end());
+    variables_.insert(variables_.end(), environment.begin(), environment.end());
+    for (std::string& word : words_) argv_.push_back(word.data());
+    for (std::string& variable : variables_) envp_.push_back(variable.data());
+    argv_.push_back(nullptr);
+    envp_.push_back(nullptr);
+  }
+  Command(const Command&) = delete;
+  [[noreturn]] void run() const {
+    execve(dsctl_path(), argv_.data(), envp_.data());
+    _exit(127);
+  }
+
+ private:
+  std::vector<std::string> words_ = {"dsctl"};
+  std::vector<std::string> variables_ = {"TZ=UTC", "TERM=xterm", "LC_ALL=C.UTF-8",
+                                         "PATH=/usr/bin:/bin", "HOME=/nonexistent"};
+  std::vector<char*> argv_, envp_;
+};
 
 int exit_of(int pid) {
   int status = 0;
@@ -159,12 +166,13 @@ Ran run_dsctl(const std::vector<std::string>& arguments, const std::string& inpu
               const std::vector<std::string>& environment) {
   int in[2], out[2], err[2];
   if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || pipe2(err, O_CLOEXEC)) std::abort();
+  const Command command(arguments, environment);
   const int pid = fork();
   if (pid == 0) {
     dup2(in[0], 0);
     dup2(out[1], 1);
     dup2(err[1], 2);
-    exec_dsctl(arguments, environment);
+    command.run();
   }
   close(in[0]);
   close(out[1]);
@@ -208,8 +216,9 @@ Terminal::Terminal(const std::vector<std::string>& arguments,
   winsize size = {};
   size.ws_row = 30;
   size.ws_col = 100;
+  const Command command(arguments, environment);
   pid_ = forkpty(&master_, nullptr, nullptr, &size);
-  if (pid_ == 0) exec_dsctl(arguments, environment);
+  if (pid_ == 0) command.run();
   fcntl(master_, F_SETFD, FD_CLOEXEC);
 }
 
@@ -252,7 +261,8 @@ int Terminal::finish() {
   while (read_some(kPatienceMs)) {
   }
   pollfd closed = {master_, POLLIN, 0};
-  if (poll(&closed, 1, 0) == 0) kill(pid_, SIGKILL);  // it still waits for something: not a hang of ours
+  if (poll(&closed, 1, 0) == 0)
+    kill(pid_, SIGKILL);  // it still waits for something: not a hang of ours
   const int exit = exit_of(pid_);
   pid_ = -1;
   return exit;
