@@ -8,7 +8,6 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
-#include <mutex>
 #include <new>
 #include <thread>
 
@@ -246,9 +245,7 @@ Status be_ready_until_signal(const Arguments& a, const Endpoints& at, const std:
 
 /// The device that is asked for; its choice goes to the log in one line.
 Result<std::unique_ptr<Device>> open_device(const Arguments& a) {
-  std::error_code error;
-  const auto own = std::filesystem::canonical("/proc/self/exe", error);
-  const auto backend = own.parent_path().parent_path() / "lib/libds_cuda.so";
+  const auto backend = own_folder().parent_path() / "lib/libds_cuda.so";
   DS_ASSIGN(std::unique_ptr<Device> device, Device::open(a.device, backend.string()));
   const std::string& why = device->why_not_gpu();
   log(LogLevel::kInfo, "device", device->name() + (why.empty() ? "" : "; " + why));

@@ -8,14 +8,14 @@
 #include "log.h"
 
 namespace ds {
-namespace {
-
-constexpr const char* kLearnerSettings[] = {"learn.learner", "learn.task_learner"};
-
 std::filesystem::path own_folder() {
   std::error_code error;
   return std::filesystem::canonical("/proc/self/exe", error).parent_path();
 }
+
+namespace {
+
+constexpr const char* kLearnerSettings[] = {"learn.learner", "learn.task_learner"};
 
 /// The folder of the modules: beside the folder of this program.
 std::string modules_folder() { return (own_folder().parent_path() / "modules").string(); }

@@ -3,6 +3,7 @@
 // or generations change.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -15,6 +16,9 @@
 #include "plugin/plugins.h"
 
 namespace ds {
+
+/// Where this program is.
+std::filesystem::path own_folder();
 
 /// For threads that compute beside the engine's, one at a time: they hold the mutex.
 struct SharedCompute {

@@ -23,6 +23,7 @@ std::vector<float> values(int64_t n, uint64_t seed) {
   for (float& x : out) x = value(rng);
   return out;
 }
+
 /// format, then memory for [n, k]. Nothing = a call failed.
 std::optional<Weight> room_for(Trial& t, int64_t n, int64_t k) {
   const auto table = table_of<ds_quantizer>(t.component);

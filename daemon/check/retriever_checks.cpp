@@ -12,6 +12,7 @@ namespace ds::check {
 namespace {
 
 ds_str abi(std::string_view s) { return {s.data(), s.size()}; }
+
 struct Document {
   uint64_t id;
   std::string text, meta;

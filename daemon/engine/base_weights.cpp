@@ -76,15 +76,26 @@ std::vector<double> inverse_frequencies(const ModelConfig& c) {
 
 }  // namespace
 
-Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
-                   const float* source, bool transposed) {
-  Linear out;
+namespace {
+
+/// As pack_linear; `source` is in the backend's memory.
+Linear pack_there(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                  const float* source, bool transposed) {
   const Ops& ops = *compute.ops;
+  Linear out;
   out.storage = Buffer(ops, static_cast<size_t>(ops.packed_bytes(format, n, k)));
-  const InBackend from(ops, compute.context, source, static_cast<size_t>(n * k) * sizeof(float));
-  ops.pack(compute.context, format, n, k, from.as<float>(), transposed, out.storage.data());
+  ops.pack(compute.context, format, n, k, source, transposed, out.storage.data());
   out.view = {format, n, k, out.storage.data()};
   return out;
+}
+
+}  // namespace
+
+Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                   const float* source, bool transposed) {
+  const InBackend from(*compute.ops, compute.context, source,
+                       static_cast<size_t>(n * k) * sizeof(float));
+  return pack_there(compute, format, n, k, from.as<float>(), transposed);
 }
 
 uint64_t WeightForm::key() const {
@@ -256,16 +267,14 @@ const Linear& BaseWeights::transposed(const Compute& compute, int64_t layer, Tar
     const auto [format, n, k, data] = source.view;
     const Ops& ops = *compute.ops;
     const Buffer rows(ops, static_cast<size_t>(n * k) * sizeof(float));
-    Linear& out = *(transposed[index] = std::make_unique<Linear>());
     if (source.quant != nullptr) {
       // A format that cannot be read back is refused at load (self-test).
       DS_CHECK(form_.quantizer->dequantize(compute.context, *source.quant, rows.as<float>()).ok());
     } else {
       ops.unpack(compute.context, source.view, rows.as<float>());
     }
-    out.storage = Buffer(ops, static_cast<size_t>(ops.packed_bytes(format, k, n)));
-    ops.pack(compute.context, format, k, n, rows.as<float>(), true, out.storage.data());
-    out.view = {format, k, n, out.storage.data()};
+    transposed[index] =
+        std::make_unique<Linear>(pack_there(compute, format, k, n, rows.as<float>(), true));
     ops.finish(compute.context);  // others read it on their streams, and `rows` ends here
   }
   return *transposed[index];

@@ -36,6 +36,21 @@ __device__ inline void softmax_tile(const float (&score)[kWarpRows], float scale
   }
 }
 
+/// Which keys of a tile the warp's units from `mine` on see; whether any does. Units beyond the
+/// last see what it sees, so that the warp need not step key by key.
+template <typename Source>
+__device__ inline bool seen_keys(const Source& source, const Units& units, int sequence, int head,
+                                 int64_t mine, const KeyTile& tile, uint32_t (&mask)[kWarpRows]) {
+  uint32_t any = 0;
+#pragma unroll
+  for (int u = 0; u < kWarpRows; ++u) {
+    const int64_t row = units.row(smaller(mine + u, units.count - 1));
+    mask[u] = mine < units.count ? source.mask(sequence, head, row, tile) : 0u;
+    any |= mask[u];
+  }
+  return any != 0;
+}
+
 /// Grid: tiles of 32 units (the last first: they see most keys), kv heads, sequences. Source says
 /// where a sequence's units and keys are:
 ///   Units units(sequence, kv_head)          and the offsets of the first unit in q and out, lse
@@ -72,15 +87,8 @@ __global__ void __launch_bounds__(kTileThreads)
     load_tile<typename Source::Element>(tile.k, tile.stride, tile.count, d, keys);
     load_tile<typename Source::Element>(tile.v, tile.stride, tile.count, d, values);
     __syncthreads();
-    uint32_t mask[kWarpRows], any = 0;
-#pragma unroll
-    for (int u = 0; u < kWarpRows; ++u) {
-      // Units beyond the last see what it sees, so that the warp need not step key by key.
-      const int64_t row = units.row(smaller(mine + u, units.count - 1));
-      mask[u] = mine < units.count ? source.mask(sequence, head, row, tile) : 0u;
-      any |= mask[u];
-    }
-    if (any == 0) continue;
+    uint32_t mask[kWarpRows];
+    if (!seen_keys(source, units, sequence, head, mine, tile, mask)) continue;
     float score[kWarpRows];
     dot_rows(queries + warp * kWarpRows * tile_stride(d), keys, d, score);
     softmax_tile(score, scale, mask, factors, state, sum);

@@ -112,14 +112,8 @@ __global__ void __launch_bounds__(kTileThreads)
     load_tile<float>(tile.k, tile.stride, tile.count, d, keys);
     load_tile<float>(tile.v, tile.stride, tile.count, d, values);
     __syncthreads();
-    uint32_t mask[kWarpRows], any = 0;
-#pragma unroll
-    for (int u = 0; u < kWarpRows; ++u) {
-      const int64_t row = units.row(smaller(mine + u, units.count - 1));
-      mask[u] = mine < units.count ? source.mask(sequence, head, row, tile) : 0u;
-      any |= mask[u];
-    }
-    if (any == 0) continue;
+    uint32_t mask[kWarpRows];
+    if (!seen_keys(source, units, sequence, head, mine, tile, mask)) continue;
     float score[kWarpRows], back[kWarpRows];
     dot_rows(queries + own, keys, d, score);
     dot_rows(douts + own, values, d, back);

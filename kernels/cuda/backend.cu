@@ -148,18 +148,14 @@ void* allocate_pinned(int64_t bytes) {
   return allocate_with([](void** memory, size_t n) { return cudaMallocHost(memory, n); }, bytes);
 }
 
-void release_pinned(void* memory) {
+void release_with(cudaError_t (*to)(void* memory), void* memory) {
   const int device = process().device.load(std::memory_order_acquire);
   if (memory == nullptr || device < 0 || !make_current(device)) return;
-  check(cudaFreeHost(memory), "release of pinned memory");
+  check(to(memory), "release");
 }
 
-void release(void* memory) {
-  Process& p = process();
-  const int device = p.device.load(std::memory_order_acquire);
-  if (memory == nullptr || device < 0 || !make_current(device)) return;
-  check(cudaFree(memory), "release");
-}
+void release_pinned(void* memory) { release_with(cudaFreeHost, memory); }
+void release(void* memory) { release_with(cudaFree, memory); }
 
 /// Pageable memory is staged before cudaMemcpyAsync returns. Pinned memory is read later, so the
 /// call waits for it.

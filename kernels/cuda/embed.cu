@@ -73,22 +73,28 @@ void embed(const OpContext& context, const WeightView& table, int64_t rows, cons
   launched("embed");
 }
 
-void gather_rows(const OpContext& context, int64_t rows, int64_t d, const int32_t* index,
-                 const float* x, float* out) {
+namespace {
+
+template <bool kScatter>
+void launch_move(const char* what, const OpContext& context, int64_t rows, int64_t d,
+                 const int32_t* index, const float* x, float* out) {
   const StreamState* s = enter(context);
   const int64_t n = rows * d;
   if (s == nullptr || n == 0) return;
-  move_rows<false><<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(n, d, index, x, out);
-  launched("gather_rows");
+  move_rows<kScatter><<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(n, d, index, x, out);
+  launched(what);
+}
+
+}  // namespace
+
+void gather_rows(const OpContext& context, int64_t rows, int64_t d, const int32_t* index,
+                 const float* x, float* out) {
+  launch_move<false>("gather_rows", context, rows, d, index, x, out);
 }
 
 void scatter_rows(const OpContext& context, int64_t rows, int64_t d, const int32_t* index,
                   const float* x, float* out) {
-  const StreamState* s = enter(context);
-  const int64_t n = rows * d;
-  if (s == nullptr || n == 0) return;
-  move_rows<true><<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(n, d, index, x, out);
-  launched("scatter_rows");
+  launch_move<true>("scatter_rows", context, rows, d, index, x, out);
 }
 
 void embed_backward(const OpContext& context, int64_t rows, int64_t d, const int32_t* ids,
