@@ -123,8 +123,8 @@ struct AttentionArgs {
 };
 
 /// Training attention on whole sequences packed by rows, optionally behind a frozen prefix whose
-/// K/V get no gradient. Everything FP32. The array of sequences is the host's and is read before
-/// the call returns.
+/// K/V get no gradient. Everything FP32 in memory. The array of sequences is the host's and is read
+/// before the call returns.
 struct TrainSequence {
   int64_t row0 = 0, n_rows = 0;
   int64_t prefix = 0;               ///< tokens of the frozen prefix, all visible
@@ -141,6 +141,7 @@ struct TrainAttentionArgs {
   float *dq = nullptr, *dk = nullptr, *dv = nullptr;     ///< backward: overwritten
   const TrainSequence* sequences = nullptr;
   int64_t n_sequences = 0;
+  bool round = false;  ///< products may round their operands to BF16; sums stay FP32
 };
 
 /// Which keys each row reads: those of row r (of the call) and kv head h are at

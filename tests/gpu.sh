@@ -16,7 +16,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 bin='' out=build/gpu rows=()
 all=(ops model engine memcheck racecheck initcheck parity decode-1 decode-64 decode-256 prefill-512 prefill-4096
-     lora-8x64 lora-16x1024 full-4x512 full-16x1024)
+     lora-8x64 lora-16x1024 full-4x512 full-16x1024
+     attention-512 attention-4096 attention-2048+2048 attention-decode-1x256 attention-decode-256x256
+     attention-decode-1x4096 attention-train-1x4096 attention-train-16x1024)
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift ;;

@@ -3,7 +3,8 @@
 // (tiles.cuh). The backward recomputes p from lse in two passes (Dao et al. 2022, section 3.1): by
 // query tiles for dq, by key tiles for dk and dv, so that every gradient is summed by one warp in a
 // fixed order. With D = dout . out: ds = p (dout . v - D) scale. Chosen keys are masks of the same
-// tiles.
+// tiles. All in FP32; where products may round, attention_train_mma.cu has them.
+#include "kernels/cuda/attention_mma.h"
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/table.h"
 
@@ -268,6 +269,7 @@ void train(const OpContext& context, const TrainAttentionArgs& a, const KeySelec
            bool backward) {
   const StreamState* s = enter(context);
   if (s == nullptr) return;
+  if (chosen == nullptr && train_on_tensor_cores(*s, a, backward)) return;
   for (int64_t i = 0; i < a.n_sequences; i += kSequences) {
     const int64_t count = smaller(kSequences, a.n_sequences - i);
     if (chosen == nullptr) {

@@ -58,7 +58,7 @@ __device__ inline Chunk<float> unpack_chunk(uint4 raw, float) {
           __uint_as_float(raw.w)};
 }
 
-__device__ inline bool is_aligned16(const void* p) {
+__host__ __device__ inline bool is_aligned16(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 

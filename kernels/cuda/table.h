@@ -41,7 +41,7 @@ void scatter_rows(const OpContext&, int64_t rows, int64_t d, const int32_t* inde
 void embed_backward(const OpContext&, int64_t rows, int64_t d, const int32_t* ids, const float* dy,
                     float* out);
 
-// attention.cu, attention_rows.cu, attention_train.cu
+// attention.cu, attention_train.cu
 void attention(const OpContext&, const AttentionArgs&);
 void attention_selected(const OpContext&, const AttentionArgs&, const KeySelection&);
 void attention_train(const OpContext&, const TrainAttentionArgs&);

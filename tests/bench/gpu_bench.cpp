@@ -7,6 +7,9 @@
 //   prefill-T    a prompt of T tokens, 2,048 rows at a time, the last one's logits on the host
 //   lora-BxT     LoRA step (rank 8 on every linear), B sequences of T tokens, loss on all of them
 //   full-BxT     the same for every parameter, without the optimizer
+//   attention-T, attention-R+K, attention-decode-BxK, attention-train-BxT
+//                attention alone, one layer: a prompt of T rows, R rows behind K keys, one row for
+//                each of B sequences of K keys, training forward and backward (products may round)
 //   parity       log-probabilities of GPU and CPU: mean and largest difference
 #include <algorithm>
 #include <chrono>
@@ -20,6 +23,7 @@
 #include "kernels/pool.h"
 #include "learn/objective.h"
 #include "storage/llama_tensors.h"
+#include "tests/bench/attention_rows.h"
 #include "tests/daemon/reference_model.h"
 #include "tests/kernels/cases.h"
 
@@ -215,6 +219,24 @@ struct Bench {
                 sum / double(ids.size() - 1), largest, ids.size() - 1);
   }
 
+  /// One of the rows attention-...
+  bool attention(const char* row) const {
+    long batch = 0, tokens = 0;
+    AttentionBench bench(gpu);
+    if (std::sscanf(row, "attention-train-%ldx%ld", &batch, &tokens) == 2) {
+      bench.train(row, batch, tokens, true);
+    } else if (std::sscanf(row, "attention-decode-%ldx%ld", &batch, &tokens) == 2) {
+      bench.paged(row, batch, 1, tokens);
+    } else if (std::sscanf(row, "attention-%ld+%ld", &batch, &tokens) == 2) {
+      bench.paged(row, 1, batch, batch + tokens);
+    } else if (std::sscanf(row, "attention-%ld", &tokens) == 1) {
+      bench.paged(row, 1, tokens, tokens);
+    } else {
+      return false;
+    }
+    return true;
+  }
+
   bool run(const std::string& row, const Compute& cpu) {
     long batch = 0, tokens = 0;
     if (row == "parity") {
@@ -227,7 +249,7 @@ struct Bench {
       train(batch, tokens, false);
     } else if (std::sscanf(row.c_str(), "full-%ldx%ld", &batch, &tokens) == 2) {
       train(batch, tokens, true);
-    } else {
+    } else if (!attention(row.c_str())) {
       std::printf("%s: no such row\n", row.c_str());
       return false;
     }

@@ -48,6 +48,7 @@ struct TrainShape {
   int64_t n_heads = 9, n_kv_heads = 3, d = 64, prefix = 0;
   std::vector<int64_t> rows;  ///< of each sequence; all have the same prefix
   bool selected = false;
+  bool round = false;  ///< products may round their operands
 };
 
 struct TrainProblem {
@@ -61,5 +62,9 @@ struct TrainProblem {
 
 Case attention_case(const AttentionShape& shape);
 Case train_attention_case(const TrainShape& shape, bool backward);
+/// Shapes that meet every turn of kernels on tensor cores (tiles of 64 and 128, two pages to a
+/// tile): sizes around them, head sizes that they pad, prefixes that end within a tile, more
+/// sequences than a launch takes.
+std::vector<Case> tensor_core_attention_cases();
 
 }  // namespace ds::test

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Paged attention of prompts over BF16 pages, on tensor cores: a passing tile is two pages.
+#include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/attention_mma.h"
+
+namespace ds::cuda {
+namespace {
+
+static_assert(kPassingRows == 2 * kKvPageTokens);
+
+struct PagedKeys {
+  QueryUnits units;
+  const Bf16 *k, *v;  ///< of the kv head in page 0
+  const int32_t* pages;
+  int64_t page_step;  ///< elements
+
+  __device__ PassingRows rows(const Bf16* base, int tile, int n_keys) const {
+    const int count = n_keys - tile * kPassingRows;
+    const Bf16* first = base + pages[2 * tile] * page_step;
+    const bool both = count > kKvPageTokens;
+    return {{first, both ? base + pages[2 * tile + 1] * page_step : first}, units.d, count};
+  }
+};
+
+struct PagedSource {
+  AttentionArgs a;
+
+  __device__ PagedKeys keys(int64_t sequence, int64_t head) const {
+    const int64_t d = a.kv.head_dim, row0 = a.starts[sequence];
+    const auto rows = static_cast<int>(a.starts[sequence + 1] - row0);
+    const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
+    const QueryUnits units{row0,
+                           a.n_heads,
+                           rows * group,
+                           group,
+                           static_cast<int>(head) * group,
+                           a.lengths[sequence] - rows,
+                           static_cast<int>(d)};
+    const int64_t at = head * kKvPageTokens * d;
+    return {units, static_cast<const Bf16*>(a.kv.k) + at, static_cast<const Bf16*>(a.kv.v) + at,
+            a.table + sequence * a.table_width, a.kv.n_kv_heads * kKvPageTokens * d};
+  }
+};
+
+}  // namespace
+
+bool attend_prompts_on_tensor_cores(const StreamState& s, const AttentionArgs& a) {
+  const int64_t d = a.kv.head_dim;
+  if (a.kv.dtype != KvDtype::kBF16 || !suits_tensor_cores(d, a.scale)) return false;
+  if (!is_aligned16(a.q) || !is_aligned16(a.out) || !is_aligned16(a.kv.k) || !is_aligned16(a.kv.v))
+    return false;
+  attend_on_tensor_cores(s, PagedSource{a}, a.kv.n_kv_heads, a.batch,
+                         a.max_rows * (a.n_heads / a.kv.n_kv_heads), d,
+                         {a.q, a.scale, a.out, nullptr});
+  return true;
+}
+
+}  // namespace ds::cuda

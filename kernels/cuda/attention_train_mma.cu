@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of training on tensor cores, where products may round their operands. Keys and values
+// are rounded to BF16 once per call, each sequence's prefix and own ones in a row, in the stream's
+// scratch. The backward recomputes p from lse in two passes, as attention_train.cu does: one by
+// units for dq, which leaves q, dout, lse and D = dout . out as the second reads them; one by keys
+// for dk and dv. Every gradient is summed by one block in a fixed order. D and lse stay FP32, p and
+// ds = p (dout . v - D) scale are rounded as operands.
+#include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/attention_mma.h"
+
+namespace ds::cuda {
+namespace {
+
+constexpr int kSequences = 32;  // of one launch: they travel in its parameters
+constexpr int kRoundThreads = 256;
+
+struct PackedSequence {
+  TrainSequence s;
+  int64_t key0, unit0;  ///< first key and, times the group, first unit in the scratch
+};
+
+struct PackedKeys {
+  QueryUnits units;
+  const Bf16 *k, *v;  ///< of the kv head at the sequence's first key
+  int64_t stride;
+
+  __device__ PassingRows rows(const Bf16* base, int tile, int n_keys) const {
+    const Bf16* first = base + int64_t{tile} * kPassingRows * stride;
+    return {{first, first + kPassingRows / 2 * stride}, stride, n_keys - tile * kPassingRows};
+  }
+};
+
+/// What the first pass of the backward leaves to the second: units of a kv head in a row.
+struct RoundedUnits {
+  Bf16 *q, *dout;
+  float2* stats;    ///< {lse * log2(e), D}
+  int64_t of_head;  ///< units of a kv head
+};
+
+struct PackedSource {
+  int64_t n_heads, n_kv_heads, d;
+  Bf16 *k, *v;  ///< [keys][n_kv_heads * d] in the scratch
+  RoundedUnits rounded;
+  PackedSequence sequences[kSequences];
+
+  __device__ PackedKeys keys(int64_t sequence, int64_t head) const {
+    const PackedSequence& p = sequences[sequence];
+    const auto group = static_cast<int>(n_heads / n_kv_heads);
+    const QueryUnits units{p.s.row0,
+                           n_heads,
+                           static_cast<int>(p.s.n_rows) * group,
+                           group,
+                           static_cast<int>(head) * group,
+                           static_cast<int>(p.s.prefix),
+                           static_cast<int>(d)};
+    const int64_t stride = n_kv_heads * d, at = p.key0 * stride + head * d;
+    return {units, k + at, v + at, stride};
+  }
+  /// The sequence's units in the scratch.
+  __device__ RoundedUnits units(int64_t sequence, int64_t head) const {
+    const int64_t group = n_heads / n_kv_heads;
+    const int64_t at = head * rounded.of_head + sequences[sequence].unit0 * group;
+    return {rounded.q + at * d, rounded.dout + at * d, rounded.stats + at, rounded.of_head};
+  }
+};
+
+/// Grid: blocks of a loop, sequences, {keys, values}.
+__global__ void round_keys(const __grid_constant__ PackedSource source, const float* __restrict__ k,
+                           const float* __restrict__ v) {
+  begin_after_previous();
+  const PackedSequence& p = source.sequences[blockIdx.y];
+  const bool keys = blockIdx.z == 0;
+  const int64_t width = source.n_kv_heads * source.d, before = p.s.prefix * width;
+  const int64_t chunks = (p.s.prefix + p.s.n_rows) * width / 8;
+  const float* own = (keys ? k : v) + p.s.row0 * width;
+  const float* prefix = keys ? p.s.prefix_k : p.s.prefix_v;
+  Bf16* to = (keys ? source.k : source.v) + p.key0 * width;
+  for (int64_t n = loop_begin(); n < chunks; n += loop_step()) {
+    const int64_t at = n * 8;
+    const auto* from =
+        reinterpret_cast<const float4*>(at < before ? prefix + at : own + at - before);
+    const float4 a = from[0], b = from[1];
+    *reinterpret_cast<uint4*>(to + at) = make_uint4(pack_pair(a.x, a.y), pack_pair(a.z, a.w),
+                                                    pack_pair(b.x, b.y), pack_pair(b.z, b.w));
+  }
+}
+
+struct Gradients {
+  const float *q, *out, *lse, *dout;
+  float *dq, *dk, *dv;
+  float scale;  ///< above 0
+};
+
+/// Factors of keys for dq, of what they are for dk: score becomes p, back becomes p (back - D).
+template <int kM, int kN>
+__device__ inline void make_factors(float scale, const float2 (&stats)[kM][2],
+                                    float (&score)[kM][kN][4], float (&back)[kM][kN][4]) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float2 of_row = stats[m][e / 2];
+        const float p = exp2_of(fmaf(score[m][n][e], scale, -of_row.x));
+        back[m][n][e] = p * (back[m][n][e] - of_row.y);
+      }
+    }
+  }
+}
+
+/// One of the lane's rows: its stats, and its q and dout to the scratch. All lanes call.
+template <int kD>
+__device__ inline float2 keep_unit(const Gradients& g, const QueryUnits& units, int unit,
+                                   const RoundedUnits& to, bool store) {
+  const bool there = unit < units.count;
+  const int64_t index = there ? units.index(unit) : 0, at = index * units.d;
+  float dot = 0.0f;
+#pragma unroll
+  for (int c = 0; c < kD / 8; ++c) {
+    const int column = c * 8 + threadIdx.x % 4 * 2;
+    if (!there || column >= units.d) continue;
+    const float2 dout = pair_at(g.dout + at, column, units.d);
+    const float2 out = pair_at(g.out + at, column, units.d);
+    dot = fmaf(dout.x, out.x, fmaf(dout.y, out.y, dot));
+    if (!store) continue;
+    const int64_t place = int64_t{unit} * units.d + column;
+    *reinterpret_cast<uint32_t*>(to.dout + place) = as_pair(dout);
+    *reinterpret_cast<uint32_t*>(to.q + place) = as_pair(pair_at(g.q + at, column, units.d));
+  }
+  const float2 stats = make_float2(there ? g.lse[index] * kLog2E : 0.0f, quad_sum(dot));
+  if (store && there && threadIdx.x % 4 == 0) to.stats[unit] = stats;
+  return stats;
+}
+
+/// Group 0's sums become those of both; true there.
+template <typename Sums>
+__device__ inline bool add_groups(float* memory, Sums& sums) {
+  constexpr int kValues = sizeof(sums) / sizeof(float);
+  float other[kValues];
+  auto& mine = reinterpret_cast<float(&)[kValues]>(sums);
+  if (!hand_over<kValues>(mine, memory, other)) return false;
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) mine[i] += other[i];
+  return true;
+}
+
+template <int kM, int kColumns>
+__device__ inline void store_query_gradient(const Gradients& g, const QueryUnits& units, int mine,
+                                            const float (&dq)[kM][kColumns][4]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int unit = mine + m * 16 + half * 8 + lane / 4;
+      if (unit >= units.count) continue;
+      float* to = g.dq + units.index(unit) * units.d + lane % 4 * 2;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        if (c * 8 >= units.d) continue;
+        *reinterpret_cast<float2*>(to + c * 8) =
+            make_float2(dq[m][c][2 * half] * g.scale, dq[m][c][2 * half + 1] * g.scale);
+      }
+    }
+  }
+}
+
+/// The group's tiles of keys for dq; memory as attend_keys has it.
+template <int kD, int kGroups, int kM, int kColumns>
+__device__ inline void pass_keys(const PackedKeys& keys, const RoundedUnits& to, const Gradients& g,
+                                 int first, Bf16* memory, float (&dq)[kM][kColumns][4]) {
+  constexpr int kN = 4;  // 32 keys at once: two products of them and the sums fill the registers
+  const QueryUnits& units = keys.units;
+  const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
+  const int mine = first + threadIdx.x / 32 % kGroupWarps * kM * 16;
+  const int n_keys = units.seen(first + kBlockUnits<kD> - 1);
+  const int n_tiles = (n_keys + kPassingRows - 1) / kPassingRows;
+  const auto copy_keys = [&](int tile, Bf16* at) {
+    copy_tile<kD>(keys.rows(keys.k, tile, n_keys), units.d, at);
+    copy_tile<kD>(keys.rows(keys.v, tile, n_keys), units.d, at + kTileElements<kD>);
+  };
+  if (group < n_tiles) copy_keys(group, memory);
+  uint32_t queries[kM][kD / 16][4], douts[kM][kD / 16][4];
+  int seen[kM][2];
+  float2 stats[kM][2];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    const float *q[2], *dout[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int unit = mine + m * 16 + half * 8 + lane / 4;
+      const int64_t at = unit < units.count ? units.index(unit) * units.d : 0;
+      q[half] = unit < units.count ? g.q + at : nullptr;
+      dout[half] = unit < units.count ? g.dout + at : nullptr;
+      seen[m][half] = units.seen(unit);
+      stats[m][half] = keep_unit<kD>(g, units, unit, to, group == 0);
+    }
+    load_operand(q, units.d, queries[m]);
+    load_operand(dout, units.d, douts[m]);
+  }
+  const int seen_by_first = units.seen(mine), seen_by_last = units.seen(mine + kM * 16 - 1);
+  int buffer = 0;
+  for (int tile = group; tile < n_tiles; tile += kGroups, buffer ^= 1) {
+    wait_for_copies();
+    barrier(1 + group, kGroupThreads);
+    if (tile + kGroups < n_tiles) {
+      copy_keys(tile + kGroups, memory + (buffer ^ 1) * 2 * kTileElements<kD>);
+    }
+    const Bf16* tile_keys = memory + buffer * 2 * kTileElements<kD>;
+#pragma unroll 1
+    for (int part = 0; part < kPassingRows; part += 8 * kN) {
+      const int first_key = tile * kPassingRows + part;
+      if (first_key >= seen_by_last) break;
+      const Bf16* at = tile_keys + part * kRowStep<kD>;
+      float score[kM][kN][4], back[kM][kN][4];
+      multiply_rows(queries, at, score);
+      if (first_key + 8 * kN > seen_by_first) hide_unseen(first_key, seen, score);
+      multiply_rows(douts, at + kTileElements<kD>, back);
+      make_factors(g.scale * kLog2E, stats, score, back);
+      add_weighted_rows(back, at, dq);
+    }
+  }
+}
+
+/// dq. Grid as of attend_units.
+template <int kD, int kGroups>
+__global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
+    query_gradient(const __grid_constant__ PackedSource source,
+                   const __grid_constant__ Gradients g) {
+  begin_after_previous();
+  extern __shared__ float4 shared[];
+  constexpr int kM = kSixteens<kD>;
+  const PackedKeys keys = source.keys(blockIdx.y, blockIdx.x);
+  const int first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kBlockUnits<kD>;
+  if (first >= keys.units.count) return;
+  float dq[kM][kD / 8][4] = {};
+  auto* memory = reinterpret_cast<Bf16*>(shared);
+  const int group = threadIdx.x / kGroupThreads;
+  pass_keys<kD, kGroups>(keys, source.units(blockIdx.y, blockIdx.x), g, first,
+                         memory + group * 4 * kTileElements<kD>, dq);
+  if constexpr (kGroups == 2) {
+    if (!add_groups(reinterpret_cast<float*>(shared), dq)) return;
+  }
+  store_query_gradient(g, keys.units, first + threadIdx.x / 32 % kGroupWarps * kM * 16, dq);
+}
+
+/// A passing tile of units: q, dout, then stats.
+template <int kD>
+constexpr int kUnitBytes = 2 * kTileElements<kD> * 2 + kPassingRows * 8;
+
+template <int kD>
+__device__ inline void copy_units(const RoundedUnits& from, const QueryUnits& units, int first,
+                                  char* to) {
+  const int64_t at = int64_t{first} * units.d;
+  auto* tile = reinterpret_cast<Bf16*>(to);
+  const int count = units.count - first;
+  const auto copy = [&](const Bf16* rows, Bf16* into) {
+    copy_tile<kD>({{rows, rows + kPassingRows / 2 * units.d}, units.d, count}, units.d, into);
+  };
+  copy(from.q + at, tile);
+  copy(from.dout + at, tile + kTileElements<kD>);
+  const int thread = threadIdx.x % kGroupThreads;
+  if (thread < kPassingRows) {
+    const bool there = thread < count;
+    copy_8(to + 4 * kTileElements<kD> + thread * 8,
+           there ? from.stats + first + thread : from.stats, there);
+  }
+}
+
+/// What a part of a passing tile of units, from `first` on, adds to dk and dv of the warp's 16
+/// keys: the lane's are own[0] and own[1], counted in the sequence's own.
+template <int kD, int kN>
+__device__ inline void add_units(const QueryUnits& units, float scale, int first, bool hides,
+                                 const int (&own)[2], const uint32_t (&keys)[1][kD / 16][4],
+                                 const uint32_t (&values)[1][kD / 16][4], const Bf16* queries,
+                                 const float2* stats, float (&dk)[1][kD / 8][4],
+                                 float (&dv)[1][kD / 8][4]) {
+  const int column = threadIdx.x % 4 * 2;
+  const Bf16* douts = queries + kTileElements<kD>;
+  float p[1][kN][4], ds[1][kN][4];
+  multiply_rows(keys, queries, p);
+  multiply_rows(values, douts, ds);
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    const float4 two = *reinterpret_cast<const float4*>(stats + n * 8 + column);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      // A unit sees keys up to its row: own <= unit / group.
+      const bool hidden = hides && own[e / 2] * units.group > first + n * 8 + column + e % 2;
+      const float lse = e % 2 == 0 ? two.x : two.z, dot = e % 2 == 0 ? two.y : two.w;
+      p[0][n][e] = hidden ? 0.0f : exp2_of(fmaf(p[0][n][e], scale, -lse));
+      ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - dot);
+    }
+  }
+  add_weighted_rows(p, douts, dv);
+  add_weighted_rows(ds, queries, dk);
+}
+
+/// sums: dk, dv of the lane's keys.
+template <int kColumns>
+__device__ inline void store_key_gradients(const Gradients& g, const QueryUnits& units,
+                                           int64_t n_kv_heads, int64_t head, const int (&own)[2],
+                                           const float (&sums)[2][1][kColumns][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (own[half] * units.group >= units.count) continue;
+    const int64_t row = (units.row0 + own[half]) * n_kv_heads + head;
+    const int64_t at = row * units.d + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      if (c * 8 >= units.d) continue;
+      const float(&dk)[4] = sums[0][0][c], (&dv)[4] = sums[1][0][c];
+      *reinterpret_cast<float2*>(g.dk + at + c * 8) =
+          make_float2(dk[2 * half] * g.scale, dk[2 * half + 1] * g.scale);
+      *reinterpret_cast<float2*>(g.dv + at + c * 8) = make_float2(dv[2 * half], dv[2 * half + 1]);
+    }
+  }
+}
+
+/// dk and dv of 64 own keys, 16 to a warp; units from the first that sees one pass by. Grid: kv
+/// heads, sequences, tiles of own keys: the first, which most units see, first.
+template <int kD, int kGroups>
+__global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
+    key_gradient(const __grid_constant__ PackedSource source, const __grid_constant__ Gradients g) {
+  begin_after_previous();
+  extern __shared__ float4 shared[];
+  constexpr int kN = kD <= 64 ? 8 : 2;
+  const PackedKeys all = source.keys(blockIdx.y, blockIdx.x);
+  const RoundedUnits from = source.units(blockIdx.y, blockIdx.x);
+  const QueryUnits& units = all.units;
+  const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
+  const int first_key = static_cast<int>(blockIdx.z) * kPassingRows;
+  const int n_rows = units.count / units.group;
+  if (first_key >= n_rows) return;
+  const int n_tiles = (units.count + kPassingRows - 1) / kPassingRows;
+  char* memory = reinterpret_cast<char*>(shared) + group * 2 * kUnitBytes<kD>;
+  const int begin = first_key * units.group / kPassingRows + group;
+  if (begin < n_tiles) copy_units<kD>(from, units, begin * kPassingRows, memory);
+  const int mine = first_key + threadIdx.x / 32 % kGroupWarps * 16;
+  const int own[2] = {mine + lane / 4, mine + lane / 4 + 8};
+  uint32_t keys[1][kD / 16][4], values[1][kD / 16][4];
+  const Bf16 *k[2], *v[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t at = int64_t{units.before + own[half]} * all.stride;
+    k[half] = own[half] < n_rows ? all.k + at : nullptr;
+    v[half] = own[half] < n_rows ? all.v + at : nullptr;
+  }
+  load_operand(k, units.d, keys[0]);
+  load_operand(v, units.d, values[0]);
+  float sums[2][1][kD / 8][4] = {};  // dk, dv
+  int buffer = 0;
+  for (int tile = begin; tile < n_tiles; tile += kGroups, buffer ^= 1) {
+    wait_for_copies();
+    barrier(1 + group, kGroupThreads);
+    if (tile + kGroups < n_tiles) {
+      copy_units<kD>(from, units, (tile + kGroups) * kPassingRows,
+                     memory + (buffer ^ 1) * kUnitBytes<kD>);
+    }
+    const char* passing = memory + buffer * kUnitBytes<kD>;
+    const auto* stats = reinterpret_cast<const float2*>(passing + 4 * kTileElements<kD>);
+#pragma unroll 1
+    for (int part = 0; part < kPassingRows; part += 8 * kN) {
+      const int first = tile * kPassingRows + part;
+      if (mine * units.group >= first + 8 * kN) continue;
+      add_units<kD, kN>(units, g.scale * kLog2E, first, (mine + 15) * units.group > first, own,
+                        keys, values, reinterpret_cast<const Bf16*>(passing) + part * kRowStep<kD>,
+                        stats + part, sums[0], sums[1]);
+    }
+  }
+  if constexpr (kGroups == 2) {
+    if (!add_groups(reinterpret_cast<float*>(shared), sums)) return;
+  }
+  store_key_gradients(g, units, source.n_kv_heads, blockIdx.x, own, sums);
+}
+
+void launch_backward(const StreamState& s, const PackedSource& source, int64_t sequences,
+                     int64_t max_rows, const Gradients& g) {
+  const int64_t group = source.n_heads / source.n_kv_heads;
+  const auto heads = static_cast<unsigned>(source.n_kv_heads);
+  const auto each = static_cast<unsigned>(sequences);
+  for_padded_head(source.d, [&]<int kD>() {
+    const auto unit_tiles = static_cast<unsigned>(ceil_div(max_rows * group, kBlockUnits<kD>));
+    const auto key_tiles = static_cast<unsigned>(ceil_div(max_rows, kPassingRows));
+    for_groups(int64_t{unit_tiles} * heads * each, [&]<int kGroups>() {
+      constexpr int64_t kBytes = kGroups * 4 * kTileElements<kD> * sizeof(Bf16);
+      const auto kernel = query_gradient<kD, kGroups>;
+      if (!allow_shared(kernel, kBytes)) return;
+      launch_next("gradient of queries", kernel, dim3(heads, each, unit_tiles),
+                  kGroups * kGroupThreads, kBytes, s.stream(), source, g);
+    });
+    for_groups(int64_t{key_tiles} * heads * each, [&]<int kGroups>() {
+      constexpr int64_t kBytes = kGroups * 2 * kUnitBytes<kD>;
+      const auto kernel = key_gradient<kD, kGroups>;
+      if (!allow_shared(kernel, kBytes)) return;
+      launch_next("gradient of keys", kernel, dim3(heads, each, key_tiles), kGroups * kGroupThreads,
+                  kBytes, s.stream(), source, g);
+    });
+  });
+}
+
+/// How much scratch sequences take: their keys and values, and in the backward their units.
+struct Room {
+  int64_t keys = 0, rows = 0;
+
+  int64_t bytes(const TrainAttentionArgs& a, bool backward) const {
+    const int64_t units = rows * a.n_heads;
+    const int64_t rounded = units * (2 * a.head_dim * 2 + static_cast<int64_t>(sizeof(float2)));
+    return keys * a.n_kv_heads * a.head_dim * 2 * 2 + (backward ? rounded : 0);
+  }
+  Room with(const TrainSequence& s) const { return {keys + s.prefix + s.n_rows, rows + s.n_rows}; }
+};
+
+/// Forward or backward of as many sequences from `first` on as one launch takes; how many.
+int64_t train_some(const StreamState& s, const TrainAttentionArgs& a, int64_t first,
+                   bool backward) {
+  PackedSource source{a.n_heads, a.n_kv_heads, a.head_dim, nullptr, nullptr, {}, {}};
+  Room used;
+  int64_t count = 0, max_rows = 0, max_keys = 0;
+  for (; count < kSequences && first + count < a.n_sequences; ++count) {
+    const TrainSequence& next = a.sequences[first + count];
+    const Room room = used.with(next);
+    if (count > 0 && room.bytes(a, backward) > kScratchBytes) break;
+    source.sequences[count] = {next, used.keys, used.rows};
+    used = room;
+    max_rows = larger(max_rows, next.n_rows);
+    max_keys = larger(max_keys, next.prefix + next.n_rows);
+  }
+  if (max_rows == 0) return count;
+  source.k = s.scratch<Bf16>();
+  source.v = source.k + used.keys * a.n_kv_heads * a.head_dim;
+  source.rounded.q = source.v + used.keys * a.n_kv_heads * a.head_dim;
+  source.rounded.dout = source.rounded.q + used.rows * a.n_heads * a.head_dim;
+  source.rounded.stats =
+      reinterpret_cast<float2*>(source.rounded.dout + used.rows * a.n_heads * a.head_dim);
+  source.rounded.of_head = used.rows * (a.n_heads / a.n_kv_heads);
+  const int64_t chunks = max_keys * a.n_kv_heads * a.head_dim / 8;
+  const dim3 grid(loop_blocks(chunks, kRoundThreads), static_cast<unsigned>(count), 2);
+  if (!launch_next("rounding keys", round_keys, grid, kRoundThreads, 0, s.stream(), source, a.k,
+                   a.v)) {
+    return count;
+  }
+  if (backward) {
+    launch_backward(s, source, count, max_rows,
+                    {a.q, a.out, a.lse, a.dout, a.dq, a.dk, a.dv, a.scale});
+  } else {
+    attend_on_tensor_cores(s, source, a.n_kv_heads, count, max_rows * (a.n_heads / a.n_kv_heads),
+                           a.head_dim, {a.q, a.scale, a.out, a.lse});
+  }
+  return count;
+}
+
+/// Rows are read and written in steps of 16 bytes and less; a sequence fits the scratch as a whole.
+bool takes(const TrainAttentionArgs& a, bool backward) {
+  if (!a.round || !suits_tensor_cores(a.head_dim, a.scale)) return false;
+  for (const float* p :
+       {a.q, a.k, a.v, static_cast<const float*>(a.out), a.dout, static_cast<const float*>(a.dq),
+        static_cast<const float*>(a.dk), static_cast<const float*>(a.dv)}) {
+    if (!is_aligned16(p)) return false;
+  }
+  for (int64_t i = 0; i < a.n_sequences; ++i) {
+    const TrainSequence& s = a.sequences[i];
+    if (!is_aligned16(s.prefix_k) || !is_aligned16(s.prefix_v)) return false;
+    if (Room().with(s).bytes(a, backward) > kScratchBytes) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+bool train_on_tensor_cores(const StreamState& s, const TrainAttentionArgs& a, bool backward) {
+  if (!takes(a, backward)) return false;
+  for (int64_t i = 0; i < a.n_sequences;) i += train_some(s, a, i, backward);
+  return true;
+}
+
+}  // namespace ds::cuda
