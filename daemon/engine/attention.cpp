@@ -109,7 +109,7 @@ Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const
 Status TrainingAttention::begin(std::shared_ptr<const Attention> attention, const Ops& ops,
                                 const OpContext& context, int64_t n_heads, int64_t n_kv_heads,
                                 int64_t head_dim, float scale, std::span<const Sequence> sequences,
-                                int64_t rows) {
+                                int64_t rows, bool round) {
   attention_ = std::move(attention);
   const ds_device device = device_of(context);
   const size_t batch = sequences.size();
@@ -135,6 +135,7 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention, cons
   rows_view_.set(rows_.data(), kAbiI32, {std::ssize(rows_)});
   train_ = {};
   train_.size = sizeof train_;
+  train_.flags = round ? DS_TRAIN_ROUND_BF16 : 0;
   train_.k = k_.get();
   train_.v = v_.get();
   for (size_t b = 0; b < batch; ++b) {

@@ -115,14 +115,15 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
   }
 }
 
-void TrainGraph::begin_attention(const TrainBatch& batch) {
+void TrainGraph::begin_attention(const TrainBatch& batch, WeightFormat base_format) {
   const ModelConfig& c = config_;
   std::vector<TrainingAttention::Sequence> sequences;
   for (const TrainBatch::Sequence& s : batch.sequences)
     sequences.push_back({s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
   const Status begun = attention_.begin(
       components_->attention, *compute_.ops, compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
-      1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids));
+      1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids),
+      base_format == WeightFormat::kBF16 && !compute_.ops->host_memory);
   note(begun);
   if (!status_.ok()) return;
   for (LayerState& s : layers_) {
@@ -225,7 +226,7 @@ float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
   set_tables(batch);
   const Call call{base, batch, adapters, nullptr, nullptr, rows};
   components_ = compute_.components->current();
-  begin_attention(batch);
+  begin_attention(batch, base.format());
   note(encoding_.forward(*components_->encoder, *compute_.ops, compute_.context, base,
                          {ids_, batch.ids.size()}, layers_[0].x.as<float>(), true));
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);

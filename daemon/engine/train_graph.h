@@ -140,7 +140,8 @@ class TrainGraph {
     if (status_.ok()) status_ = status;
   }
   void set_tables(const TrainBatch& batch);
-  void begin_attention(const TrainBatch& batch);
+  /// On a GPU products round where those of the base's weights do; a CPU computes in FP32.
+  void begin_attention(const TrainBatch& batch, WeightFormat base_format);
   /// K/V of each sequence's prefix at a layer go to prefix_k_ and prefix_v_.
   TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
   float* t_of(int64_t layer, Target target);

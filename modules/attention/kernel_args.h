@@ -160,6 +160,7 @@ inline TrainAttentionArgs training_args(const ds_attn_args& a, const AttentionSh
   out.lse = static_cast<float*>(a.saved);  // null: not kept
   out.sequences = sequences.data();
   out.n_sequences = s.batch;
+  out.round = (train.flags & DS_TRAIN_ROUND_BF16) != 0;
   return out;
 }
 

@@ -70,11 +70,13 @@ typedef struct ds_kv_view {
                                   with the page; zero when the page is new */
 } ds_kv_view;
 
+/* ds_train_view.flags: products may round their operands to BF16, sums stay FP32 */
+enum { DS_TRAIN_ROUND_BF16 = 1 };
 /* Training: sequences packed by rows; sequence b may stand behind a frozen prefix, whose keys all
  * its rows see and which get no gradient. */
 typedef struct ds_train_view {
   uint32_t size;
-  uint32_t flags;
+  uint32_t flags;     /* DS_TRAIN_x */
   const ds_tensor* k; /* f32 [T, Hkv, D], rotated */
   const ds_tensor* v;
   const ds_tensor* const*
