@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention. Batches of single rows go to attention_rows.cu, prompts over BF16 pages to
-// attention_prompt.cu; here are the other prompts, in FP32 by tiles.
+// Paged attention. Over BF16 pages batches of single rows go to attention_decode.cu, prompts to
+// attention_prompt.cu; other single rows to attention_rows.cu, and other prompts are here, in FP32
+// by tiles.
 #include "kernels/cuda/attention_mma.h"
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_tiles.cuh"
@@ -63,6 +64,7 @@ void attend_prompts(const StreamState& s, const AttentionArgs& a) {
 void attention(const OpContext& context, const AttentionArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.batch == 0 || a.max_rows == 0 || a.max_keys == 0) return;
+  if (attend_one_row_each(*s, a)) return;
   if (a.max_rows == 1) return attend_rows(*s, a, nullptr);
   if (attend_prompts_on_tensor_cores(*s, a)) return;
   if (a.kv.dtype == KvDtype::kF32) {

@@ -162,7 +162,7 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int unit = mine + m * 16 + half * 8 + lane / 4;
-      row[half] = unit < units.count ? a.q + units.index(unit) * units.d : nullptr;
+      row[half] = a.q + units.index(unit) * units.d;
       seen[m][half] = units.seen(unit);
     }
     load_operand(row, units.d, queries[m]);
@@ -223,7 +223,7 @@ void for_padded_head(int64_t d, const F& f) {
 /// f<groups>(): one where so many blocks are enough for all SMs, twice over.
 template <typename F>
 void for_groups(int64_t blocks, const F& f) {
-  blocks >= int64_t{4} * 132 ? f.template operator()<1>() : f.template operator()<2>();
+  blocks >= 4 * kSms ? f.template operator()<1>() : f.template operator()<2>();
 }
 
 /// max_units: at least those of any sequence and kv head.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention row by row, for decode and for chosen keys. A block takes one row and kv head and
-// a run of its keys, a tile at a time: keys and values to shared memory in FP32, scores with a
-// thread per (head, key), a softmax with a warp per head, sums with a thread per (head, column).
-// Where a row has several runs, a second launch adds them up (flash-decoding). Runs begin at fixed
-// positions, so the bits depend on the row's own keys alone; lengths are read on the device, and
-// blocks beyond them end at once, so a captured graph serves all lengths up to its max_keys.
+// Paged attention row by row, for chosen keys and for what attention_decode.cu does not take. A
+// block takes one row and kv head and a run of its keys, a tile at a time: keys and values to
+// shared memory in FP32, scores with a thread per (head, key), a softmax with a warp per head, sums
+// with a thread per (head, column). Where a row has several runs, a second launch adds them up
+// (flash-decoding). Runs begin at fixed positions, so the bits depend on the row's own keys alone;
+// lengths are read on the device, and blocks beyond them end at once, so a captured graph serves
+// all lengths up to its max_keys.
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/tiles.cuh"
 

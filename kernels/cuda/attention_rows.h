@@ -9,4 +9,8 @@ namespace ds::cuda {
 /// long contexts are split over blocks.
 void attend_rows(const StreamState&, const AttentionArgs&, const KeySelection* selection);
 
+/// The same where each sequence has one row and reads all of its keys, over BF16 pages, in one
+/// launch. False, and nothing enqueued, if that kernel does not take the call.
+bool attend_one_row_each(const StreamState&, const AttentionArgs&);
+
 }  // namespace ds::cuda

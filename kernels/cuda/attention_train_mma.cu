@@ -109,28 +109,70 @@ __device__ inline void make_factors(float scale, const float2 (&stats)[kM][2],
   }
 }
 
-/// One of the lane's rows: its stats, and its q and dout to the scratch. All lanes call.
-template <int kD>
-__device__ inline float2 keep_unit(const Gradients& g, const QueryUnits& units, int unit,
-                                   const RoundedUnits& to, bool store) {
-  const bool there = unit < units.count;
-  const int64_t index = there ? units.index(unit) : 0, at = index * units.d;
-  float dot = 0.0f;
+/// What the lanes hold of the warp's units in the first pass: q and dout as operands, and of each
+/// row what RoundedUnits calls its stats.
+template <int kM, int kSteps>
+struct Stay {
+  uint32_t q[kM][kSteps][4], dout[kM][kSteps][4];
+  float2 stats[kM][2];
+};
+
+/// `mine`: the warp's first unit.
+template <int kM, int kSteps>
+__device__ inline void load_units(const Gradients& g, const QueryUnits& units, int mine,
+                                  Stay<kM, kSteps>& to) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int c = 0; c < kD / 8; ++c) {
-    const int column = c * 8 + threadIdx.x % 4 * 2;
-    if (!there || column >= units.d) continue;
-    const float2 dout = pair_at(g.dout + at, column, units.d);
-    const float2 out = pair_at(g.out + at, column, units.d);
-    dot = fmaf(dout.x, out.x, fmaf(dout.y, out.y, dot));
-    if (!store) continue;
-    const int64_t place = int64_t{unit} * units.d + column;
-    *reinterpret_cast<uint32_t*>(to.dout + place) = as_pair(dout);
-    *reinterpret_cast<uint32_t*>(to.q + place) = as_pair(pair_at(g.q + at, column, units.d));
+  for (int m = 0; m < kM; ++m) {
+    const int64_t index[2] = {units.index(mine + m * 16 + lane / 4),
+                              units.index(mine + m * 16 + 8 + lane / 4)};
+    const float* const q[2] = {g.q + index[0] * units.d, g.q + index[1] * units.d};
+    load_operand(q, units.d, to.q[m]);
+    float dot[2] = {};
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = s * 16 + i / 2 * 8 + lane % 4 * 2;
+        const int64_t at = index[i % 2] * units.d;
+        const auto dout = pair_at<float2>(g.dout + at, column, units.d);
+        const auto out = pair_at<float2>(g.out + at, column, units.d);
+        dot[i % 2] = fmaf(dout.x, out.x, fmaf(dout.y, out.y, dot[i % 2]));
+        to.dout[m][s][i] = as_pair(dout);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      to.stats[m][half] = make_float2(g.lse[index[half]] * kLog2E, quad_sum(dot[half]));
+    }
   }
-  const float2 stats = make_float2(there ? g.lse[index] * kLog2E : 0.0f, quad_sum(dot));
-  if (store && there && threadIdx.x % 4 == 0) to.stats[unit] = stats;
-  return stats;
+}
+
+/// For the second pass.
+template <int kM, int kSteps>
+__device__ inline void keep_units(const QueryUnits& units, int mine, const Stay<kM, kSteps>& from,
+                                  const RoundedUnits& to) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int unit = mine + m * 16 + half * 8 + lane / 4;
+      if (unit >= units.count) continue;
+      const int64_t at = int64_t{unit} * units.d;
+      if (lane % 4 == 0) to.stats[unit] = from.stats[m][half];
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+        for (int i = half; i < 4; i += 2) {
+          const int column = s * 16 + i / 2 * 8 + lane % 4 * 2;
+          if (column >= units.d) continue;
+          *reinterpret_cast<uint32_t*>(to.q + at + column) = from.q[m][s][i];
+          *reinterpret_cast<uint32_t*>(to.dout + at + column) = from.dout[m][s][i];
+        }
+      }
+    }
+  }
 }
 
 /// Group 0's sums become those of both; true there.
@@ -181,23 +223,16 @@ __device__ inline void pass_keys(const PackedKeys& keys, const RoundedUnits& to,
     copy_tile<kD>(keys.rows(keys.v, tile, n_keys), units.d, at + kTileElements<kD>);
   };
   if (group < n_tiles) copy_keys(group, memory);
-  uint32_t queries[kM][kD / 16][4], douts[kM][kD / 16][4];
+  Stay<kM, kD / 16> stay;
+  load_units(g, units, mine, stay);
+  if (group == 0) keep_units(units, mine, stay, to);
   int seen[kM][2];
-  float2 stats[kM][2];
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
-    const float *q[2], *dout[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int unit = mine + m * 16 + half * 8 + lane / 4;
-      const int64_t at = unit < units.count ? units.index(unit) * units.d : 0;
-      q[half] = unit < units.count ? g.q + at : nullptr;
-      dout[half] = unit < units.count ? g.dout + at : nullptr;
-      seen[m][half] = units.seen(unit);
-      stats[m][half] = keep_unit<kD>(g, units, unit, to, group == 0);
+      seen[m][half] = units.seen(mine + m * 16 + half * 8 + lane / 4);
     }
-    load_operand(q, units.d, queries[m]);
-    load_operand(dout, units.d, douts[m]);
   }
   const int seen_by_first = units.seen(mine), seen_by_last = units.seen(mine + kM * 16 - 1);
   int buffer = 0;
@@ -214,10 +249,10 @@ __device__ inline void pass_keys(const PackedKeys& keys, const RoundedUnits& to,
       if (first_key >= seen_by_last) break;
       const Bf16* at = tile_keys + part * kRowStep<kD>;
       float score[kM][kN][4], back[kM][kN][4];
-      multiply_rows(queries, at, score);
+      multiply_rows(stay.q, at, score);
       if (first_key + 8 * kN > seen_by_first) hide_unseen(first_key, seen, score);
-      multiply_rows(douts, at + kTileElements<kD>, back);
-      make_factors(g.scale * kLog2E, stats, score, back);
+      multiply_rows(stay.dout, at + kTileElements<kD>, back);
+      make_factors(g.scale * kLog2E, stay.stats, score, back);
       add_weighted_rows(back, at, dq);
     }
   }
@@ -342,10 +377,10 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
   uint32_t keys[1][kD / 16][4], values[1][kD / 16][4];
   const Bf16 *k[2], *v[2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t at = int64_t{units.before + own[half]} * all.stride;
-    k[half] = own[half] < n_rows ? all.k + at : nullptr;
-    v[half] = own[half] < n_rows ? all.v + at : nullptr;
+  for (int half = 0; half < 2; ++half) {  // keys beyond the last: as that one, and not stored
+    const int64_t at = (units.before + min(own[half], n_rows - 1)) * all.stride;
+    k[half] = all.k + at;
+    v[half] = all.v + at;
   }
   load_operand(k, units.d, keys[0]);
   load_operand(v, units.d, values[0]);

@@ -6,6 +6,8 @@
 // there are few blocks for the GPU. BF16 operands, FP32 sums.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/state.h"
 
@@ -114,14 +116,12 @@ __device__ inline void add_weighted_rows(const float (&factor)[kM][kN][4], const
   }
 }
 
-/// Two neighbours of a row, zero beyond its d columns or where there is no row.
-__device__ inline float2 pair_at(const float* row, int column, int d) {
-  if (row == nullptr || column >= d) return make_float2(0.0f, 0.0f);
-  return *reinterpret_cast<const float2*>(row + column);
-}
-__device__ inline uint32_t pair_at(const Bf16* row, int column, int d) {
-  if (row == nullptr || column >= d) return 0;
-  return *reinterpret_cast<const uint32_t*>(row + column);
+/// Two neighbours of a row, zero beyond its d columns. Without branches, so that many loads are
+/// under way at once.
+template <typename Pair, typename T>
+__device__ inline Pair pair_at(const T* row, int column, int d) {
+  const Pair pair = *reinterpret_cast<const Pair*>(row + (column < d ? column : 0));
+  return column < d ? pair : Pair{};
 }
 __device__ inline uint32_t as_pair(float2 x) { return pack_pair(x.x, x.y); }
 __device__ inline uint32_t as_pair(uint32_t x) { return x; }
@@ -134,7 +134,8 @@ __device__ inline void load_operand(const T* const (&row)[2], int d, uint32_t (&
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int column = s * 16 + i / 2 * 8 + threadIdx.x % 4 * 2;
-      to[s][i] = as_pair(pair_at(row[i % 2], column, d));
+      using Pair = std::conditional_t<sizeof(T) == 4, float2, uint32_t>;
+      to[s][i] = as_pair(pair_at<Pair>(row[i % 2], column, d));
     }
   }
 }
@@ -150,21 +151,22 @@ __device__ inline float quad_sum(float x) {
 }
 
 /// The query heads that share one kv head, over the rows of one sequence: unit = row * group +
-/// head of the group. A row sees the keys before the first row and those up to its own.
+/// head of the group. Units beyond the last are computed as that one, and not stored.
 struct QueryUnits {
   int64_t row0, n_heads;  ///< first row in the call
   int count, group, head0, before, d;
 
+  __device__ int row(int unit) const {
+    const auto there = static_cast<uint32_t>(unit < count ? unit : count - 1);
+    return static_cast<int>(there / static_cast<uint32_t>(group));
+  }
   /// Of [rows][n_heads]: times d it is where the unit's q begins.
   __device__ int64_t index(int unit) const {
-    const int row = static_cast<int>(static_cast<uint32_t>(unit) / static_cast<uint32_t>(group));
-    return (row0 + row) * n_heads + head0 + unit - row * group;
+    const int r = row(unit);
+    return (row0 + r) * n_heads + head0 + (unit < count ? unit : count - 1) - r * group;
   }
-  /// How many keys it sees; units beyond the last see what that does.
-  __device__ int seen(int unit) const {
-    const auto last = static_cast<uint32_t>(unit < count ? unit : count - 1);
-    return before + static_cast<int>(last / static_cast<uint32_t>(group)) + 1;
-  }
+  /// How many keys it sees.
+  __device__ int seen(int unit) const { return before + row(unit) + 1; }
 };
 
 /// Hands group 1's values to group 0, thread by thread; true in group 0. All threads of the block,

@@ -62,21 +62,32 @@ inline bool launched(const char* kernel) { return check(cudaGetLastError(), kern
 
 /// Launches a kernel that calls begin_after_previous(): it is set up while the one before it still
 /// runs (programmatic dependent launch), which is what short kernels in a row spend their time on.
+/// `cluster` blocks along x, if more than one, are a cluster.
 template <typename... Parameters, typename... Arguments>
-bool launch_next(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
-                 size_t shared, cudaStream_t stream, Arguments... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+bool launch_clusters(const char* what, void (*kernel)(Parameters...), unsigned cluster, dim3 grid,
+                     int threads, size_t shared, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   return check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
 }
+template <typename... Parameters, typename... Arguments>
+bool launch_next(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
+                 size_t shared, cudaStream_t stream, Arguments... arguments) {
+  return launch_clusters(what, kernel, 1, grid, threads, shared, stream, arguments...);
+}
+
+constexpr int64_t kSms = 132;  // of an H100
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -93,7 +104,7 @@ constexpr int64_t element_bytes(WeightFormat format) {
 
 /// Blocks of a loop over n elements in which each thread takes every (blocks * threads)-th.
 constexpr unsigned loop_blocks(int64_t n, int64_t threads) {
-  return static_cast<unsigned>(larger(1, smaller(ceil_div(n, threads), 132 * 16)));
+  return static_cast<unsigned>(larger(1, smaller(ceil_div(n, threads), kSms * 16)));
 }
 
 constexpr int64_t kMaxSharedBytes = 227 * 1024;  // a block's largest on sm_90

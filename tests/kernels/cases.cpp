@@ -516,6 +516,12 @@ std::vector<Case> all_cases() {
     all.push_back(attention_case({5, 1, 32, dtype, {{0, 9}, {100, 1}}}));
     all.push_back(attention_case({9, 3, 64, dtype, {{0, 1}, {0, 130}, {37, 1}, {64, 5}}, true}));
     all.push_back(attention_case({2, 1, 20, dtype, {{3, 40}}, true}));
+    // One row each: heads that share a block or need two, contexts that one block or eight take.
+    all.push_back(attention_case({9, 3, 64, dtype, {{255, 1}, {0, 1}, {40, 1}}}));
+    all.push_back(attention_case({16, 2, 128, dtype, {{129, 1}, {30, 1}}}));
+    all.push_back(attention_case({5, 1, 48, dtype, {{77, 1}}}));
+    all.push_back(attention_case({2, 1, 80, dtype, {{310, 1}, {31, 1}}}));
+    all.push_back(attention_case({2, 1, 64, dtype, {{1030, 1}, {90, 1}}}));
   }
   for (Case& c : tensor_core_attention_cases()) all.push_back(std::move(c));
   for (bool backward : {false, true}) {
