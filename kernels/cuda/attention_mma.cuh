@@ -10,11 +10,11 @@
 
 namespace ds::cuda {
 
-/// Sixteens of units of a warp: two read each key once for both, as far as registers go.
+/// Sixteens of units of a warp, kM: two read each key once for both, as far as registers go.
 template <int kD>
 constexpr int kSixteens = kD <= 64 ? 2 : 1;
-template <int kD>
-constexpr int kBlockUnits = kSixteens<kD>* kGroupWarps * 16;
+template <int kM>
+constexpr int kBlockUnits = kGroupWarps * 16 * kM;
 
 struct Attend {
   const float* q;
@@ -147,11 +147,12 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
                                    int first, Bf16* memory, Attended<kM, kColumns>& state) {
   const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
   const int mine = first + threadIdx.x / 32 % kGroupWarps * kM * 16;
-  const int n_keys = units.seen(first + kBlockUnits<kD> - 1);
+  const int n_keys = units.seen(first + kBlockUnits<kM> - 1);
   const int n_tiles = (n_keys + kPassingRows - 1) / kPassingRows;
   const auto copy_keys = [&](int tile, Bf16* to) {
-    copy_tile<kD>(source.rows(source.k, tile, n_keys), units.d, to);
-    copy_tile<kD>(source.rows(source.v, tile, n_keys), units.d, to + kTileElements<kD>);
+    const PassingRows rows = source.rows(tile, n_keys);
+    copy_tile<kD>(source.k, rows, units.d, to);
+    copy_tile<kD>(source.v, rows, units.d, to + kTileElements<kD>);
   };
   if (group < n_tiles) copy_keys(group, memory);
   uint32_t queries[kM][kD / 16][4];
@@ -186,21 +187,20 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
   }
 }
 
-/// Grid: kv heads, sequences, tiles of kBlockUnits units, the last first: they see most keys, and
-/// what is long should begin early. Source says where a sequence's units and keys are:
+/// Grid: kv heads, sequences, tiles of kBlockUnits<kM> units, the last first: they see most keys,
+/// and what is long should begin early. Source says where a sequence's units and keys are:
 ///   Keys keys(sequence, kv_head), with
 ///     QueryUnits units
 ///     const Bf16 *k, *v
-///     PassingRows rows(k or v, tile, n_keys)   keys [64 tile, n_keys), 64 at most
-template <typename Source, int kD, int kGroups>
+///     PassingRows rows(tile, n_keys)   keys [64 tile, n_keys) of k and v, 64 at most
+template <typename Source, int kD, int kM, int kGroups>
 __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
     attend_units(const __grid_constant__ Source source, const __grid_constant__ Attend a) {
   begin_after_previous();
   extern __shared__ float4 shared[];
-  constexpr int kM = kSixteens<kD>;
   const auto keys = source.keys(blockIdx.y, blockIdx.x);
   const QueryUnits& units = keys.units;
-  const int first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kBlockUnits<kD>;
+  const int first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kBlockUnits<kM>;
   if (first >= units.count) return;
   Attended<kM, kD / 8> state{};
 #pragma unroll
@@ -226,21 +226,30 @@ void for_groups(int64_t blocks, const F& f) {
   blocks >= 4 * kSms ? f.template operator()<1>() : f.template operator()<2>();
 }
 
+template <int kD, int kM, int kGroups, typename Source>
+void launch_attend(const StreamState& s, const Source& source, dim3 grid, const Attend& a) {
+  constexpr int64_t kBytes = kGroups * 4 * kTileElements<kD> * sizeof(Bf16);
+  const auto kernel = attend_units<Source, kD, kM, kGroups>;
+  if (!allow_shared(kernel, kBytes)) return;
+  launch_next("attention", kernel, grid, kGroups * kGroupThreads, kBytes, s.stream(), source, a);
+}
+
 /// max_units: at least those of any sequence and kv head.
 template <typename Source>
 void attend_on_tensor_cores(const StreamState& s, const Source& source, int64_t n_kv_heads,
                             int64_t sequences, int64_t max_units, int64_t d, const Attend& a) {
+  const auto grid_of = [&](int64_t units) {
+    return dim3(static_cast<unsigned>(n_kv_heads), static_cast<unsigned>(sequences),
+                static_cast<unsigned>(ceil_div(max_units, units)));
+  };
+  const auto blocks_of = [](dim3 grid) { return int64_t{grid.x} * grid.y * grid.z; };
   for_padded_head(d, [&]<int kD>() {
-    const int64_t tiles = ceil_div(max_units, kBlockUnits<kD>);
-    for_groups(tiles * n_kv_heads * sequences, [&]<int kGroups>() {
-      constexpr int64_t kBytes = kGroups * 4 * kTileElements<kD> * sizeof(Bf16);
-      const auto kernel = attend_units<Source, kD, kGroups>;
-      if (!allow_shared(kernel, kBytes)) return;
-      const dim3 grid(static_cast<unsigned>(n_kv_heads), static_cast<unsigned>(sequences),
-                      static_cast<unsigned>(tiles));
-      launch_next("attention", kernel, grid, kGroups * kGroupThreads, kBytes, s.stream(), source,
-                  a);
-    });
+    constexpr int kM = kSixteens<kD>;
+    const dim3 small = grid_of(kBlockUnits<1>), grid = grid_of(kBlockUnits<kM>);
+    // An SM for each small block: they are done sooner.
+    if (blocks_of(small) <= kSms) return launch_attend<kD, 1, 2>(s, source, small, a);
+    for_groups(blocks_of(grid),
+               [&]<int kGroups>() { launch_attend<kD, kM, kGroups>(s, source, grid, a); });
   });
 }
 

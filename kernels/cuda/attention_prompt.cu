@@ -14,11 +14,11 @@ struct PagedKeys {
   const int32_t* pages;
   int64_t page_step;  ///< elements
 
-  __device__ PassingRows rows(const Bf16* base, int tile, int n_keys) const {
+  __device__ PassingRows rows(int tile, int n_keys) const {
     const int count = n_keys - tile * kPassingRows;
-    const Bf16* first = base + pages[2 * tile] * page_step;
+    const int64_t first = pages[2 * tile] * page_step;
     const bool both = count > kKvPageTokens;
-    return {{first, both ? base + pages[2 * tile + 1] * page_step : first}, units.d, count};
+    return {{first, both ? pages[2 * tile + 1] * page_step : first}, units.d, count};
   }
 };
 

@@ -24,8 +24,8 @@ struct PackedKeys {
   const Bf16 *k, *v;  ///< of the kv head at the sequence's first key
   int64_t stride;
 
-  __device__ PassingRows rows(const Bf16* base, int tile, int n_keys) const {
-    const Bf16* first = base + int64_t{tile} * kPassingRows * stride;
+  __device__ PassingRows rows(int tile, int n_keys) const {
+    const int64_t first = int64_t{tile} * kPassingRows * stride;
     return {{first, first + kPassingRows / 2 * stride}, stride, n_keys - tile * kPassingRows};
   }
 };
@@ -216,11 +216,12 @@ __device__ inline void pass_keys(const PackedKeys& keys, const RoundedUnits& to,
   const QueryUnits& units = keys.units;
   const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
   const int mine = first + threadIdx.x / 32 % kGroupWarps * kM * 16;
-  const int n_keys = units.seen(first + kBlockUnits<kD> - 1);
+  const int n_keys = units.seen(first + kBlockUnits<kM> - 1);
   const int n_tiles = (n_keys + kPassingRows - 1) / kPassingRows;
   const auto copy_keys = [&](int tile, Bf16* at) {
-    copy_tile<kD>(keys.rows(keys.k, tile, n_keys), units.d, at);
-    copy_tile<kD>(keys.rows(keys.v, tile, n_keys), units.d, at + kTileElements<kD>);
+    const PassingRows rows = keys.rows(tile, n_keys);
+    copy_tile<kD>(keys.k, rows, units.d, at);
+    copy_tile<kD>(keys.v, rows, units.d, at + kTileElements<kD>);
   };
   if (group < n_tiles) copy_keys(group, memory);
   Stay<kM, kD / 16> stay;
@@ -267,7 +268,7 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
   extern __shared__ float4 shared[];
   constexpr int kM = kSixteens<kD>;
   const PackedKeys keys = source.keys(blockIdx.y, blockIdx.x);
-  const int first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kBlockUnits<kD>;
+  const int first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kBlockUnits<kM>;
   if (first >= keys.units.count) return;
   float dq[kM][kD / 8][4] = {};
   auto* memory = reinterpret_cast<Bf16*>(shared);
@@ -287,14 +288,12 @@ constexpr int kUnitBytes = 2 * kTileElements<kD> * 2 + kPassingRows * 8;
 template <int kD>
 __device__ inline void copy_units(const RoundedUnits& from, const QueryUnits& units, int first,
                                   char* to) {
-  const int64_t at = int64_t{first} * units.d;
   auto* tile = reinterpret_cast<Bf16*>(to);
   const int count = units.count - first;
-  const auto copy = [&](const Bf16* rows, Bf16* into) {
-    copy_tile<kD>({{rows, rows + kPassingRows / 2 * units.d}, units.d, count}, units.d, into);
-  };
-  copy(from.q + at, tile);
-  copy(from.dout + at, tile + kTileElements<kD>);
+  const int64_t at = int64_t{first} * units.d;
+  const PassingRows rows{{at, at + kPassingRows / 2 * units.d}, units.d, count};
+  copy_tile<kD>(from.q, rows, units.d, tile);
+  copy_tile<kD>(from.dout, rows, units.d, tile + kTileElements<kD>);
   const int thread = threadIdx.x % kGroupThreads;
   if (thread < kPassingRows) {
     const bool there = thread < count;
@@ -416,7 +415,8 @@ void launch_backward(const StreamState& s, const PackedSource& source, int64_t s
   const auto heads = static_cast<unsigned>(source.n_kv_heads);
   const auto each = static_cast<unsigned>(sequences);
   for_padded_head(source.d, [&]<int kD>() {
-    const auto unit_tiles = static_cast<unsigned>(ceil_div(max_rows * group, kBlockUnits<kD>));
+    const auto unit_tiles =
+        static_cast<unsigned>(ceil_div(max_rows * group, kBlockUnits<kSixteens<kD>>));
     const auto key_tiles = static_cast<unsigned>(ceil_div(max_rows, kPassingRows));
     for_groups(int64_t{unit_tiles} * heads * each, [&]<int kGroups>() {
       constexpr int64_t kBytes = kGroups * 4 * kTileElements<kD> * sizeof(Bf16);

@@ -28,23 +28,24 @@ constexpr int kTileElements = kPassingRows* kRowStep<kD>;
 template <int kGroups>
 constexpr int kBlocksOfSm = kGroups == 1 ? 2 : 1;
 
-/// Where the two halves of a passing tile begin, 32 rows each, and how many rows there are.
+/// Where the two halves of a passing tile begin, 32 rows each, in elements from a base that is
+/// given with it, and how many rows there are.
 struct PassingRows {
-  const Bf16* half[2];
+  int64_t half[2];
   int64_t stride;
   int count;
 };
 
 /// Begins to copy a tile; zeros in rows and columns that are not there. All threads of a group.
 template <int kD>
-__device__ inline void copy_tile(const PassingRows& rows, int d, Bf16* tile) {
+__device__ inline void copy_tile(const Bf16* base, const PassingRows& rows, int d, Bf16* tile) {
   constexpr int kChunks = kD / 8,
                 kRound = kGroupThreads / kChunks;  // rows that the group copies at once
   const int thread = threadIdx.x % kGroupThreads;
   const int row = thread / kChunks, column = thread % kChunks * 8;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Bf16* from = rows.half[half] + row * rows.stride + column;
+    const Bf16* from = base + rows.half[half] + row * rows.stride + column;
 #pragma unroll
     for (int i = 0; i < kPassingRows / 2; i += kRound) {
       const int to = half * (kPassingRows / 2) + i + row;

@@ -328,6 +328,9 @@ std::vector<Case> tensor_core_attention_cases() {
   prompts(4, 1, 80, Sequences{{5, 130}, {0, 17}, {64, 64}});
   prompts(3, 1, 128, Sequences{{77, 201}, {0, 63}});
   prompts(17, 17, 16, many);
+  many.resize(8);
+  many[5] = {70, 130};
+  prompts(17, 17, 16, many);
   std::vector<int64_t> rows(33, 3);
   rows[20] = 70;
   for (const bool backward : {false, true}) {
@@ -344,6 +347,7 @@ std::vector<Case> tensor_core_attention_cases() {
     train(4, 1, 80, 32, {65, 17, 1});
     train(3, 1, 128, 70, {150, 64});
     train(17, 17, 16, 70, rows);
+    train(8, 8, 16, 70, {3, 3, 3, 130, 3, 3, 3, 3});
     train(2, 1, 20, 3, {40});  // rounds nothing: no kernel for such heads
   }
   return all;
