@@ -35,6 +35,7 @@ struct WeightView {
   WeightFormat format = WeightFormat::kBF16;
   int64_t n = 0, k = 0;
   const void* data = nullptr;  ///< 64-byte aligned
+  bool transposed = false;     ///< `data` is the pack of W^T [k, n]: where Ops::reads_transposed
 };
 
 /// Rank of every low-rank pair as computed: trained rank <= 16, zero-padded.
@@ -63,13 +64,41 @@ enum class Epilogue : uint8_t {
   kSwiglu,    ///< y_0 = silu(W_0 x + b_0) * (W_1 x + b_1); n_weights == 2
 };
 
+/// One matrix to pack, as in pack().
+struct PackItem {
+  WeightFormat format = WeightFormat::kBF16;
+  bool transposed = false;
+  int64_t n = 0, k = 0;
+  const float* source = nullptr;
+  void* packed = nullptr;
+};
+
+/// The low-rank factors of one weight [n, k] in training, and their four packs: A and B for the
+/// forward pass, B^T and A^T for the backward pass.
+struct FactorPack {
+  int64_t n = 0, k = 0;
+  const float* a = nullptr;   ///< [rank, k]
+  const float* bt = nullptr;  ///< [rank, n]
+  void *a_packed = nullptr, *b_packed = nullptr;    ///< [16, k], [n, 16]
+  void *bt_packed = nullptr, *at_packed = nullptr;  ///< [16, n], [k, 16]
+};
+
+struct RopeAppendArgs;
+
 /// One shared input, up to three weights: q/k/v, gate/up, or one alone. The backward pass with
-/// respect to the input is this same op on transposed packs (and B^T, A^T as the low-rank pair).
+/// respect to the input is this same op on transposed weights (and B^T, A^T as the low-rank pair).
 struct LinearArgs {
   int64_t rows = 0;
   const float* x = nullptr;          ///< [rows, k]
   int64_t x_stride = 0;              ///< floats between rows of x
   const void* x_prepared = nullptr;  ///< from prepare(); null if prepared_bytes() is 0
+  // Neighbouring phases in the same call, for at most Ops::fused_rows rows that are not prepared.
+  /// RMSNorm of x comes first, with this weight [k]; null: none.
+  const float* norm = nullptr;
+  float norm_eps = 0;
+  /// The outputs are q, k and v of a serving step: rope_append() follows, whose q is y[0]; k and v
+  /// go to the pages alone, y[1] and y[2] may be null. Null: not.
+  const RopeAppendArgs* rope = nullptr;
   int n_weights = 0;
   WeightView w[kMaxFusedWeights];  ///< all with the same k and format
   const float* bias[kMaxFusedWeights] = {nullptr, nullptr, nullptr};  ///< [n] or null
@@ -78,6 +107,9 @@ struct LinearArgs {
   const LoraSlots* lora = nullptr;
   Epilogue epilogue = Epilogue::kNone;
   const float* residual = nullptr;  ///< [rows, n_0], stride y_stride[0]
+  /// With kSwiglu: y_0 as prepare() gives it, or null. Where it is given and host_memory is false,
+  /// y[0] may be null. Only of more than Ops::fused_rows rows.
+  void* y_prepared = nullptr;
 };
 
 /// Paged K/V of one layer: pages of 32 tokens, [page][kv_head][32][head_dim]. (ABI v1 layout.)
@@ -162,6 +194,8 @@ struct CrossEntropyArgs {
   float* logprob = nullptr;         ///< [rows] out: log p(target)
   int32_t* argmax = nullptr;        ///< [rows] out, or null
   bool gradient = false;
+  /// The gradient as prepare() gives it, or null. Where host_memory is false it is there alone.
+  void* prepared = nullptr;
 };
 
 /// weight[r] * KL(stored || softmax(logits[r])) where the stored side is its top-k probabilities
@@ -174,13 +208,33 @@ struct KlTopkArgs {
   const float* weight = nullptr;   ///< [rows]
   float* kl = nullptr;             ///< [rows] out, unweighted
   bool gradient = false;
+  void* prepared = nullptr;  ///< as in CrossEntropyArgs
 };
 
+/// out [n, k] += scale * dy^T x over rows; the gradient of a weight.
+struct OuterArgs {
+  int64_t rows = 0, n = 0, k = 0;
+  const float* dy = nullptr;  ///< [rows, n]
+  int64_t dy_stride = 0;      ///< floats between rows
+  const float* x = nullptr;   ///< [rows, k]
+  int64_t x_stride = 0;
+  float scale = 1.0f;
+  float* out = nullptr;
+  /// As prepare() gives them for BF16 weights, or null. Where both are given, products may be of
+  /// those, and where host_memory is false, what is given so need not be there in FP32; the CPU
+  /// reads FP32 alone. dy of up to 16 columns is FP32 in any case.
+  const void *dy_prepared = nullptr, *x_prepared = nullptr;
+};
+
+/// Decoupled weight decay (Loshchilov and Hutter 2019), bias-corrected moments. The gradient is
+/// scaled down to a norm of `clip` where it is larger; where the norm is not finite, nothing
+/// changes.
 struct AdamWArgs {
   int64_t n = 0;
   float *master = nullptr, *m = nullptr, *v = nullptr;  ///< FP32 parameter and moments
   const float* gradient = nullptr;
-  float gradient_scale = 1.0f;  ///< clip factor
+  const double* squares = nullptr;  ///< sum of squares of the whole gradient; null: no clipping
+  float clip = 0;                   ///< 0: no clipping
   float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
   int64_t step = 1;  ///< from 1, for bias correction
 };
@@ -192,7 +246,9 @@ struct Ops {
   const char* name;
 
   // Memory. On the CPU it is the host's, so that upload and download are copies.
-  bool host_memory;                  ///< allocate() gives memory that the host can use as its own
+  bool host_memory;       ///< allocate() gives memory that the host can use as its own
+  bool reads_transposed;  ///< linear() takes views with `transposed`: no second pack is needed
+  int64_t fused_rows;     ///< linear() takes LinearArgs::norm and ::rope for up to so many rows
   void* (*allocate)(int64_t bytes);  ///< aligned to 256 bytes; null: there is not enough
   /// Host memory that is copied from and to at the bus's full speed, else like allocate().
   void* (*allocate_pinned)(int64_t bytes);
@@ -223,21 +279,26 @@ struct Ops {
   void (*pack)(const OpContext&, WeightFormat, int64_t n, int64_t k, const float* source,
                bool transposed, void* packed);
   void (*unpack)(const OpContext&, const WeightView&, float* out);  ///< FP32 [n, k]
+  /// Many at once; the array is in the memory of the backend, as what it points to.
+  void (*pack_all)(const OpContext&, int64_t count, const PackItem* items);
+  /// Packs the factors of `count` weights; rows and columns of the packs beyond `rank` are zero.
+  /// The array is in the memory of the backend, as what it points to.
+  void (*pack_factors)(const OpContext&, WeightFormat, int64_t rank, int64_t count,
+                       const FactorPack* factors);
 
   // Shared input of linear layers, converted once; 0 bytes: linear converts it itself, or need not.
+  // Ops with an output `prepared` give their result in that form for BF16 weights, too, if it is
+  // not null; beside it the FP32 result may be null where host_memory is false.
   int64_t (*prepared_bytes)(WeightFormat, int64_t rows, int64_t k);
   void (*prepare)(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x,
                   int64_t x_stride, void* prepared);
   void (*linear)(const OpContext&, const LinearArgs&);
 
-  /// out [n, k] += scale * dy^T x over rows; the gradient of a weight.
-  void (*outer_accumulate)(const OpContext&, int64_t rows, int64_t n, int64_t k, const float* dy,
-                           int64_t dy_stride, const float* x, int64_t x_stride, float scale,
-                           float* out);
+  void (*outer_accumulate)(const OpContext&, const OuterArgs&);
 
   /// y = x * rsqrt(mean(x^2) + eps) * w; rstd [rows] is kept for backward (may be null).
   void (*rmsnorm)(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w,
-                  float eps, float* y, float* rstd);
+                  float eps, float* y, float* rstd, void* prepared);
   /// dx += gradient with respect to x; dw (or null) += gradient with respect to w.
   void (*rmsnorm_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy,
                            const float* x, const float* w, const float* rstd, float* dx, float* dw);
@@ -258,11 +319,13 @@ struct Ops {
   void (*attention_selected_train_backward)(const OpContext&, const TrainAttentionArgs&,
                                             const KeySelection&);
 
-  /// y = silu(gate) * up, elementwise over n.
-  void (*swiglu)(const OpContext&, int64_t n, const float* gate, const float* up, float* y);
+  /// y = silu(gate) * up, all [rows, d].
+  void (*swiglu)(const OpContext&, int64_t rows, int64_t d, const float* gate, const float* up,
+                 float* y, void* prepared);
   /// dgate and dup overwritten; they may alias gate and up.
-  void (*swiglu_backward)(const OpContext&, int64_t n, const float* dy, const float* gate,
-                          const float* up, float* dgate, float* dup);
+  void (*swiglu_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy,
+                          const float* gate, const float* up, float* dgate, float* dup,
+                          void* dgate_prepared, void* dup_prepared);
   void (*relu)(const OpContext&, int64_t n, float* x);
   void (*relu_backward)(const OpContext&, int64_t n, const float* y, float* dy);  ///< dy *= (y > 0)
 
@@ -283,9 +346,14 @@ struct Ops {
   void (*kl_topk)(const OpContext&, const KlTopkArgs&);
 
   void (*adamw)(const OpContext&, const AdamWArgs&);
-  // These two wait for their result.
-  double (*sum_squares)(const OpContext&, int64_t n, const float* x);  ///< fixed chunk order
-  bool (*all_finite)(const OpContext&, int64_t n, const float* x);
+  // Vectors of parameters. Results are in the memory of the backend.
+  /// *out = sum of x y, in double, in a fixed order of chunks.
+  void (*dot)(const OpContext&, int64_t n, const float* x, const float* y, double* out);
+  /// y = a x + b y; what a factor of 0 multiplies is not read. x may be y.
+  void (*axpby)(const OpContext&, int64_t n, float a, const float* x, float b, float* y);
+  /// y += a x z.
+  void (*multiply_add)(const OpContext&, int64_t n, float a, const float* x, const float* z,
+                       float* y);
 };
 
 enum class CpuIsa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAvx512Amx };

@@ -7,66 +7,67 @@
 
 namespace ds {
 
-Adapters::Adapters(const ModelConfig& config, int64_t rank, float scale, uint32_t targets)
-    : config_(config), rank_(rank), scale_(scale), targets_(targets) {
+template <class Visit>
+void Adapters::each_adapted(const Visit& visit) const {
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
+    for (int t = 0; t < kTargets; ++t) {
+      if (adapts(static_cast<Target>(t))) visit(layer, static_cast<Target>(t));
+    }
+  }
+}
+
+Adapters::Adapters(const Compute& compute, const ModelConfig& config, int64_t rank, float scale,
+                   uint32_t targets)
+    : compute_(compute), config_(config), rank_(rank), scale_(scale), targets_(targets) {
   DS_CHECK(rank >= 1 && rank <= kLoraRank);
   int64_t total = 0;
   offsets_.resize(static_cast<size_t>(config.n_layers * kTargets));
-  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    for (int t = 0; t < kTargets; ++t) {
-      offsets_[static_cast<size_t>(layer * kTargets + t)] = total;
-      const auto [n, k] = target_shape(config, static_cast<Target>(t));
-      if (adapts(static_cast<Target>(t))) total += rank * (n + k);
-    }
-  }
-  parameters_.assign(static_cast<size_t>(total), 0.0f);
-  gradient_.assign(static_cast<size_t>(total), 0.0f);
-  packed_.resize(offsets_.size());
+  each_adapted([&](int64_t layer, Target t) {
+    offsets_[static_cast<size_t>(layer * kTargets + t)] = total;
+    const auto [n, k] = target_shape(config, t);
+    total += rank * (n + k);
+  });
+  parameters_ = BackendVector(compute, static_cast<size_t>(total));
 }
 
 std::unique_ptr<Adapters> Adapters::copy() const {
-  auto out = std::make_unique<Adapters>(config_, rank_, scale_, targets_);
-  out->parameters_ = parameters_;
+  auto out = std::make_unique<Adapters>(compute_, config_, rank_, scale_, targets_);
+  out->parameters_ = parameters_.copy();
   return out;
 }
 
-void Adapters::initialise(uint64_t seed) {
-  std::fill(parameters_.begin(), parameters_.end(), 0.0f);
-  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-    for (int t = 0; t < kTargets; ++t) {
-      const auto target = static_cast<Target>(t);
-      if (!adapts(target)) continue;
-      const int64_t k = target_shape(config_, target).second;
-      const double bound = 1.0 / std::sqrt(static_cast<double>(k));
-      Rng rng(seed, static_cast<uint64_t>(layer * kTargets + t));
-      float* p = a(layer, target);
-      for (int64_t i = 0; i < rank_ * k; ++i)
-        p[i] = static_cast<float>((2.0 * rng.uniform() - 1.0) * bound);
-    }
-  }
+BackendVector& Adapters::gradient() {
+  if (gradient_.size() == 0) gradient_ = BackendVector(compute_, parameters_.size());
+  return gradient_;
 }
 
-void Adapters::zero_gradient() { std::fill(gradient_.begin(), gradient_.end(), 0.0f); }
+void Adapters::initialise(uint64_t seed) {
+  std::vector<float> start(parameters_.size(), 0.0f);
+  each_adapted([&](int64_t layer, Target t) {
+    const int64_t k = target_shape(config_, t).second;
+    const double bound = 1.0 / std::sqrt(static_cast<double>(k));
+    Rng rng(seed, static_cast<uint64_t>(layer * kTargets + t));
+    float* p = start.data() + offset(layer, t);
+    for (int64_t i = 0; i < rank_ * k; ++i)
+      p[i] = static_cast<float>((2.0 * rng.uniform() - 1.0) * bound);
+  });
+  parameters_.set(start);
+}
 
-std::vector<LoraDelta::LayerFactors> Adapters::factors() const {
-  auto& self = const_cast<Adapters&>(*this);  // the accessors below only read
+Result<std::vector<LoraDelta::LayerFactors>> Adapters::factors() const {
+  DS_ASSIGN(const std::vector<float> all, parameters_.read());
   std::vector<LoraDelta::LayerFactors> out(static_cast<size_t>(config_.n_layers));
-  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-    for (int t = 0; t < kTargets; ++t) {
-      const auto target = static_cast<Target>(t);
-      if (!adapts(target)) continue;
-      const auto [n, k] = target_shape(config_, target);
-      LoraDelta::Factors& f = out[static_cast<size_t>(layer)][t];
-      const float* a_data = self.a(layer, target);
-      const float* bt_data = self.bt(layer, target);
-      f.a.assign(a_data, a_data + rank_ * k);
-      f.b.resize(static_cast<size_t>(n * rank_));
-      for (int64_t r = 0; r < rank_; ++r) {
-        for (int64_t i = 0; i < n; ++i)
-          f.b[static_cast<size_t>(i * rank_ + r)] = bt_data[r * n + i];
-      }
+  each_adapted([&](int64_t layer, Target t) {
+    const auto [n, k] = target_shape(config_, t);
+    LoraDelta::Factors& f = out[static_cast<size_t>(layer)][t];
+    const float* a = all.data() + offset(layer, t);
+    const float* bt = a + rank_ * k;
+    f.a.assign(a, bt);
+    f.b.resize(static_cast<size_t>(n * rank_));
+    for (int64_t r = 0; r < rank_; ++r) {
+      for (int64_t i = 0; i < n; ++i) f.b[static_cast<size_t>(i * rank_ + r)] = bt[r * n + i];
     }
-  }
+  });
   return out;
 }
 
@@ -75,6 +76,7 @@ Status Adapters::set_factors(const std::vector<LoraDelta::LayerFactors>& factors
     return invalid("adapters: " + std::to_string(factors.size()) + " layers, the model has " +
                    std::to_string(config_.n_layers));
   }
+  std::vector<float> all(parameters_.size());
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
     for (int t = 0; t < kTargets; ++t) {
       const auto target = static_cast<Target>(t);
@@ -88,56 +90,76 @@ Status Adapters::set_factors(const std::vector<LoraDelta::LayerFactors>& factors
                        " elements, expected " + std::to_string(a_size));
       }
       if (a_size == 0) continue;
-      std::copy(f.a.begin(), f.a.end(), a(layer, target));
-      float* bt_data = bt(layer, target);
+      float* a = all.data() + offset(layer, target);
+      float* bt = std::copy(f.a.begin(), f.a.end(), a);
       for (int64_t r = 0; r < rank_; ++r) {
-        for (int64_t i = 0; i < n; ++i)
-          bt_data[r * n + i] = f.b[static_cast<size_t>(i * rank_ + r)];
+        for (int64_t i = 0; i < n; ++i) bt[r * n + i] = f.b[static_cast<size_t>(i * rank_ + r)];
       }
     }
   }
+  parameters_.set(all);
   return {};
 }
 
-void Adapters::pack(const Compute& compute, WeightFormat format) {
-  const Ops& ops = *compute.ops;
-  std::vector<float> padded;
-  const auto pack_one = [&](Linear& out, int64_t n, int64_t k, const float* source,
-                            bool transposed) {
-    if (out.storage.bytes() == 0) {
-      out.storage = Buffer(ops, static_cast<size_t>(ops.packed_bytes(format, n, k)));
-    }
-    const InBackend from(ops, compute.context, source, static_cast<size_t>(n * k) * sizeof(float));
-    ops.pack(compute.context, format, n, k, from.as<float>(), transposed, out.storage.data());
-    out.view = {format, n, k, out.storage.data()};
+/// Places of all packs in one piece of memory, and the list of them for pack_factors().
+void Adapters::lay_out_packs(WeightFormat format) {
+  const Ops& ops = *compute_.ops;
+  constexpr int64_t kAlign = 256;
+  int64_t bytes = 0;
+  std::vector<FactorPack> list;
+  std::vector<int64_t> begins;
+  const auto place = [&](int64_t n, int64_t k) {
+    begins.push_back(bytes);
+    bytes += (ops.packed_bytes(format, n, k) + kAlign - 1) / kAlign * kAlign;
   };
-  for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-    for (int t = 0; t < kTargets; ++t) {
-      const auto target = static_cast<Target>(t);
-      if (!adapts(target)) continue;
-      const auto [n, k] = target_shape(config_, target);
-      Packed& p = packed_[static_cast<size_t>(layer * kTargets + t)];
-      // Masters hold `rank` rows; the packed forms have kLoraRank, the rest zero.
-      padded.assign(static_cast<size_t>(kLoraRank * k), 0.0f);
-      std::copy_n(a(layer, target), rank_ * k, padded.begin());
-      pack_one(p.a, kLoraRank, k, padded.data(), false);
-      pack_one(p.at, k, kLoraRank, padded.data(), true);
-      padded.assign(static_cast<size_t>(kLoraRank * n), 0.0f);
-      std::copy_n(bt(layer, target), rank_ * n, padded.begin());
-      pack_one(p.bt, kLoraRank, n, padded.data(), false);
-      pack_one(p.b, n, kLoraRank, padded.data(), true);
-    }
-  }
+  each_adapted([&](int64_t, Target t) {
+    const auto [n, k] = target_shape(config_, t);
+    place(kLoraRank, k);
+    place(n, kLoraRank);
+    place(kLoraRank, n);
+    place(k, kLoraRank);
+  });
+  packs_ = Buffer(ops, static_cast<size_t>(bytes));
+  packed_.assign(offsets_.size(), {});
+  size_t next = 0;
+  each_adapted([&](int64_t layer, Target t) {
+    const auto [n, k] = target_shape(config_, t);
+    const auto at = [&] { return static_cast<void*>(packs_.data() + begins[next++]); };
+    FactorPack f;
+    f.n = n;
+    f.k = k;
+    f.a = parameters_.data() + offset(layer, t);
+    f.bt = f.a + rank_ * k;
+    f.a_packed = at();
+    f.b_packed = at();
+    f.bt_packed = at();
+    f.at_packed = at();
+    list.push_back(f);
+    packed_[static_cast<size_t>(layer * kTargets + t)] = {{format, kLoraRank, k, f.a_packed},
+                                                          {format, n, kLoraRank, f.b_packed},
+                                                          {format, k, kLoraRank, f.at_packed},
+                                                          {format, kLoraRank, n, f.bt_packed}};
+  });
+  const auto list_bytes = list.size() * sizeof(FactorPack);
+  pack_list_ = Buffer(ops, list_bytes);
+  ops.upload(compute_.context, pack_list_.data(), list.data(), static_cast<int64_t>(list_bytes));
+  format_ = format;
+}
+
+void Adapters::pack(WeightFormat format) {
+  if (packed_.empty() || format_ != format) lay_out_packs(format);
+  const auto count = static_cast<int64_t>(pack_list_.bytes() / sizeof(FactorPack));
+  compute_.ops->pack_factors(compute_.context, format, rank_, count, pack_list_.as<FactorPack>());
 }
 
 LoraPair Adapters::forward_pair(int64_t layer, Target t) const {
   const Packed& p = packed_[static_cast<size_t>(layer * kTargets + t)];
-  return {p.a.view, p.b.view, scale_};
+  return {p.a, p.b, scale_};
 }
 
 LoraPair Adapters::backward_pair(int64_t layer, Target t) const {
   const Packed& p = packed_[static_cast<size_t>(layer * kTargets + t)];
-  return {p.bt.view, p.at.view, scale_};
+  return {p.bt, p.at, scale_};
 }
 
 }  // namespace ds

@@ -18,6 +18,7 @@ std::string_view target_path(Target target) {
 }
 
 namespace {
+constexpr const char *kEmbeddingName = "model.embed_tokens.weight", *kHeadName = "lm_head.weight";
 std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 }  // namespace
 
@@ -78,15 +79,21 @@ std::vector<double> inverse_frequencies(const ModelConfig& c) {
 
 namespace {
 
-/// As pack_linear; `source` is in the backend's memory.
-Linear pack_there(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
-                  const float* source, bool transposed) {
+/// How `source`, in the backend's memory, is to be packed into `out`, whose memory is reused if it
+/// is enough.
+PackItem room_for(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                  const float* source, bool transposed, Linear& out) {
   const Ops& ops = *compute.ops;
-  Linear out;
-  out.storage = Buffer(ops, static_cast<size_t>(ops.packed_bytes(format, n, k)));
-  ops.pack(compute.context, format, n, k, source, transposed, out.storage.data());
+  out.storage.at_least(ops, static_cast<size_t>(ops.packed_bytes(format, n, k)));
   out.view = {format, n, k, out.storage.data()};
-  return out;
+  return {format, transposed, n, k, source, out.storage.data()};
+}
+
+/// Packs it.
+void pack_there(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                const float* source, bool transposed, Linear& out) {
+  const PackItem item = room_for(compute, format, n, k, source, transposed, out);
+  compute.ops->pack(compute.context, format, n, k, source, transposed, item.packed);
 }
 
 }  // namespace
@@ -95,7 +102,9 @@ Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64
                    const float* source, bool transposed) {
   const InBackend from(*compute.ops, compute.context, source,
                        static_cast<size_t>(n * k) * sizeof(float));
-  return pack_there(compute, format, n, k, from.as<float>(), transposed);
+  Linear out;
+  pack_there(compute, format, n, k, from.as<float>(), transposed, out);
+  return out;
 }
 
 uint64_t WeightForm::key() const {
@@ -135,19 +144,20 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::from_tensors(const Model
                });
 }
 
-/// Reads tensors one after the other into a store.
+/// Reads tensors one after the other into a store, over what was in it before.
 class BaseWeights::Builder {
  public:
-  Builder(const Compute& compute, const WeightForm& form, const ReadTensor& read, Store& store)
-      : compute_(compute), form_(form), read_(read), store_(store) {}
+  enum class Where { kHost, kBackend };  ///< what `read` gives
+  Builder(const Compute& compute, const WeightForm& form, const ReadTensor& read, Where where,
+          Store& store)
+      : compute_(compute), form_(form), read_(read), where_(where), store_(store) {}
 
   Status all(const ModelConfig& c) {
-    constexpr const char* kEmbedding = "model.embed_tokens.weight";
-    DS_TRY(packed(kEmbedding, c.vocab, c.d_model, store_.embedding));
+    DS_TRY(packed(kEmbeddingName, c.vocab, c.d_model, store_.embedding));
     if (!c.tied_head) {
-      DS_TRY(matrix("lm_head.weight", c.vocab, c.d_model, store_.head));
+      DS_TRY(matrix(kHeadName, c.vocab, c.d_model, store_.head));
     } else if (form_.quantizer != nullptr) {
-      DS_TRY(matrix(kEmbedding, c.vocab, c.d_model, store_.head));
+      DS_TRY(matrix(kEmbeddingName, c.vocab, c.d_model, store_.head));
     }
     DS_TRY(vector("model.norm.weight", c.d_model, store_.final_norm));
     store_.layers.resize(static_cast<size_t>(c.n_layers));
@@ -155,6 +165,7 @@ class BaseWeights::Builder {
       DS_TRY(layer(c, layer_prefix(i), store_.layers[static_cast<size_t>(i)]));
     return {};
   }
+  std::vector<PackItem>& to_pack() { return to_pack_; }
 
  private:
   Status layer(const ModelConfig& c, const std::string& prefix, LayerWeights& layer) {
@@ -173,7 +184,11 @@ class BaseWeights::Builder {
 
   Status packed(const std::string& name, int64_t n, int64_t k, Linear& out) {
     DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
-    out = pack_linear(compute_, form_.format, n, k, source.data(), false);
+    if (where_ == Where::kBackend) {
+      to_pack_.push_back(room_for(compute_, form_.format, n, k, source.data(), false, out));
+    } else {
+      out = pack_linear(compute_, form_.format, n, k, source.data(), false);
+    }
     return {};
   }
 
@@ -195,15 +210,21 @@ class BaseWeights::Builder {
 
   Status vector(const std::string& name, int64_t n, BackendFloats& out) {
     DS_ASSIGN(const std::span<const float> source, read_(name, n, scratch_));
-    out = BackendFloats(compute_, source);
+    if (where_ == Where::kHost) {
+      out = BackendFloats(compute_, source);
+    } else {
+      out.copy_from(compute_, source);
+    }
     return {};
   }
 
   const Compute& compute_;
   const WeightForm& form_;
   const ReadTensor& read_;
+  const Where where_;
   Store& store_;
   std::vector<float> scratch_;
+  std::vector<PackItem> to_pack_;  ///< from the backend, all at once
 };
 
 Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig& c,
@@ -222,7 +243,15 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig&
     DS_ASSIGN(const auto plain, build(c, sha256, compute, form.format, read));
     DS_TRY(calibrate(*form.quantizer, *plain, compute, form.calibrated_with));
   }
-  DS_TRY(Builder(compute, form, read, store).all(c));
+  DS_TRY(Builder(compute, form, read, Builder::Where::kHost, store).all(c));
+  base->make_rope(compute);
+  DS_TRY(finish(compute));
+  store.transposed.resize(static_cast<size_t>(c.n_layers * kTargets + 1));
+  return std::shared_ptr<const BaseWeights>(std::move(base));
+}
+
+void BaseWeights::make_rope(const Compute& compute) {
+  const ModelConfig& c = config_;
   const std::vector<double> inv = inverse_frequencies(c);
   std::vector<float> cos, sin;
   for (size_t p = 0; p < static_cast<size_t>(c.context); ++p) {
@@ -231,11 +260,51 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig&
       sin.push_back(static_cast<float>(std::sin(static_cast<double>(p) * f)));
     }
   }
-  store.rope_cos = BackendFloats(compute, cos);
-  store.rope_sin = BackendFloats(compute, sin);
-  DS_TRY(finish(compute));
-  store.transposed.resize(static_cast<size_t>(c.n_layers * kTargets + 1));
-  return std::shared_ptr<const BaseWeights>(std::move(base));
+  store_->rope_cos = BackendFloats(compute, cos);
+  store_->rope_sin = BackendFloats(compute, sin);
+}
+
+std::shared_ptr<BaseWeights> BaseWeights::from_parameters(const ModelConfig& config,
+                                                          const Parameters& parameters,
+                                                          const Compute& compute,
+                                                          WeightFormat format) {
+  auto base = std::make_shared<BaseWeights>();
+  base->config_ = config;
+  base->form_ = format;
+  base->store_ = std::make_shared<Store>();
+  base->make_rope(compute);
+  base->store_->transposed.resize(static_cast<size_t>(config.n_layers * kTargets + 1));
+  base->repack(compute, parameters);
+  return base;
+}
+
+void BaseWeights::repack(const Compute& compute, const Parameters& parameters) {
+  serial_ = next_serial();
+  const ReadTensor read = [&](const std::string& name, int64_t elements, std::vector<float>&) {
+    return Result<std::span<const float>>({parameters(name), static_cast<size_t>(elements)});
+  };
+  Builder builder(compute, form_, read, Builder::Where::kBackend, *store_);
+  DS_CHECK(builder.all(config_).ok());  // nothing is read from a file, nothing quantized
+  std::vector<PackItem>& items = builder.to_pack();
+  for (size_t i = 0; i < store_->transposed.size(); ++i) {
+    if (store_->transposed[i] == nullptr) continue;
+    Linear& out = *store_->transposed[i];
+    const bool is_head = i + 1 == store_->transposed.size();
+    const std::string head = config_.tied_head ? kEmbeddingName : kHeadName;
+    const auto layer = static_cast<int64_t>(i) / kTargets;
+    const auto target = static_cast<Target>(i % kTargets);
+    const float* source = parameters(is_head ? head : weight_name(layer, target));
+    items.push_back(room_for(compute, form_.format, out.view.n, out.view.k, source, true, out));
+  }
+  const size_t bytes = items.size() * sizeof(PackItem);
+  const PackItem* list = items.data();
+  if (!compute.ops->host_memory) {
+    store_->pack_list.at_least(*compute.ops, bytes);
+    compute.ops->upload(compute.context, store_->pack_list.data(), list,
+                        static_cast<int64_t>(bytes));
+    list = store_->pack_list.as<PackItem>();
+  }
+  compute.ops->pack_all(compute.context, std::ssize(items), list);
 }
 
 std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quantizer> next) const {
@@ -257,15 +326,16 @@ std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quant
   return out;
 }
 
-const Linear& BaseWeights::transposed(const Compute& compute, int64_t layer, Target target) const {
+WeightView BaseWeights::transposed(const Compute& compute, int64_t layer, Target target) const {
+  const Ops& ops = *compute.ops;
+  const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
+  const auto [format, n, k, data, turned] = source.view;
+  if (ops.reads_transposed && source.quant == nullptr) return {format, k, n, data, !turned};
   auto& transposed = store_->transposed;
   const size_t index =
       layer < 0 ? transposed.size() - 1 : static_cast<size_t>(layer * kTargets + target);
   std::lock_guard lock(store_->transposed_mutex);
   if (!transposed[index]) {
-    const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
-    const auto [format, n, k, data] = source.view;
-    const Ops& ops = *compute.ops;
     const Buffer rows(ops, static_cast<size_t>(n * k) * sizeof(float));
     if (source.quant != nullptr) {
       // A format that cannot be read back is refused at load (self-test).
@@ -273,11 +343,11 @@ const Linear& BaseWeights::transposed(const Compute& compute, int64_t layer, Tar
     } else {
       ops.unpack(compute.context, source.view, rows.as<float>());
     }
-    transposed[index] =
-        std::make_unique<Linear>(pack_there(compute, format, k, n, rows.as<float>(), true));
+    transposed[index] = std::make_unique<Linear>();
+    pack_there(compute, format, k, n, rows.as<float>(), true, *transposed[index]);
     ops.finish(compute.context);  // others read it on their streams, and `rows` ends here
   }
-  return *transposed[index];
+  return transposed[index]->view;
 }
 
 Status run_linear(const Compute& compute, const BaseWeights& base,

@@ -1,29 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/full_weights.h"
 
-#include <algorithm>
-
 namespace ds {
 
-FullWeights::FullWeights(const ModelConfig& config, NamedTensors masters)
-    : config_(config), masters_(std::move(masters)) {
-  for (const auto& [name, tensor] : masters_) size_ += tensor.size();
+Result<std::unique_ptr<FullWeights>> FullWeights::make(const Compute& compute,
+                                                       const ModelConfig& config,
+                                                       const NamedTensors& masters) {
+  DS_ASSIGN(const std::vector<float> all, ParameterTable(config).join(masters));
+  BackendVector there(compute, all.size());
+  there.set(all);
+  return std::unique_ptr<FullWeights>(new FullWeights(compute, config, std::move(there)));
+}
+
+std::unique_ptr<FullWeights> FullWeights::copy() const {
+  return std::unique_ptr<FullWeights>(new FullWeights(compute_, config_, masters_.copy()));
+}
+
+Result<NamedTensors> FullWeights::read_masters() const {
+  DS_ASSIGN(const std::vector<float> all, masters_.read());
+  return table_.split(all);
+}
+
+FullGradients& FullWeights::gradient() {
+  if (!gradient_) gradient_.emplace(compute_, config_);
+  return *gradient_;
 }
 
 void FullWeights::zero_gradient() {
-  for (auto& [name, tensor] : gradient_) std::fill(tensor.begin(), tensor.end(), 0.0f);
+  if (gradient_) gradient_->zero();
 }
 
-void FullWeights::pack(const Compute& compute, WeightFormat format) {
+void FullWeights::pack(WeightFormat format) {
+  const BaseWeights::Parameters at = [this](const std::string& name) {
+    return masters_.data() + table_.begin(name);
+  };
+  const bool ours = packed_ != nullptr && packed_.use_count() == 1 && packed_->format() == format;
+  if (ours) return packed_->repack(compute_, at);
   packed_.reset();  // its memory is free for the new one
-  auto packed = BaseWeights::from_tensors(config_, masters_, "", compute, format);
-  DS_CHECK(packed.ok());  // the masters are complete
-  packed_ = std::move(packed).value();
+  packed_ = BaseWeights::from_parameters(config_, at, compute_, format);
 }
 
 void FullWeights::release() {
   packed_.reset();
-  gradient_.clear();
+  gradient_.reset();
 }
 
 }  // namespace ds

@@ -4,35 +4,44 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
-#include "engine/train_graph.h"
+#include "engine/parameters.h"
 
 namespace ds {
 
 class FullWeights {
  public:
-  /// `masters` holds every tensor of the model, by HF name.
-  FullWeights(const ModelConfig& config, NamedTensors masters);
+  /// `masters` holds every tensor of the model, by HF name; error: one is missing or of another
+  /// size.
+  static Result<std::unique_ptr<FullWeights>> make(const Compute& compute,
+                                                   const ModelConfig& config,
+                                                   const NamedTensors& masters);
+  std::unique_ptr<FullWeights> copy() const;  ///< of the masters
 
   const ModelConfig& config() const { return config_; }
-  const NamedTensors& masters() const { return masters_; }
-  NamedTensors& masters() { return masters_; }
-  FullGradients& gradient() { return gradient_; }  ///< filled by TrainGraph::backward()
-  size_t size() const { return size_; }            ///< parameters
+  size_t size() const { return masters_.size(); }  ///< parameters
+  std::span<float> masters() const { return masters_.all(); }
+  Result<NamedTensors> read_masters() const;
+  FullGradients& gradient();  ///< zero when first asked for
   void zero_gradient();
 
-  /// Makes a new packed copy from the masters; call after each change of them. The copy before
-  /// stays whole for whoever holds it.
-  void pack(const Compute& compute, WeightFormat format);
-  const std::shared_ptr<const BaseWeights>& packed() const { return packed_; }
+  /// Brings the packed copy up to date with the masters; call after each change of them. A copy
+  /// that somebody else holds stays as it is, and another takes its place.
+  void pack(WeightFormat format);
+  std::shared_ptr<const BaseWeights> packed() const { return packed_; }
   void release();  ///< frees gradients and packed copy; the masters stay
 
  private:
+  FullWeights(const Compute& compute, const ModelConfig& config, BackendVector masters)
+      : compute_(compute), config_(config), table_(config), masters_(std::move(masters)) {}
+
+  Compute compute_;
   ModelConfig config_;
-  NamedTensors masters_;
-  FullGradients gradient_;
-  size_t size_ = 0;
-  std::shared_ptr<const BaseWeights> packed_;
+  ParameterTable table_;
+  BackendVector masters_;
+  std::optional<FullGradients> gradient_;
+  std::shared_ptr<BaseWeights> packed_;
 };
 
 }  // namespace ds

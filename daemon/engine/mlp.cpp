@@ -89,8 +89,14 @@ double Mlp::loss(const Compute& compute, int64_t rows, const float* x, const int
   for (size_t i = layers_.size(); i-- > 0;) {
     const Layer& layer = layers_[i];
     const float* input = i == 0 ? x : y[i - 1].data();
-    compute.ops->outer_accumulate(compute.context, rows, layer.out, layer.in, dy.data(), layer.out,
-                                  input, layer.in, 1.0f, gradient.data() + layer.weight);
+    OuterArgs outer;
+    outer.rows = rows;
+    outer.n = outer.dy_stride = layer.out;
+    outer.dy = dy.data();
+    outer.k = outer.x_stride = layer.in;
+    outer.x = input;
+    outer.out = gradient.data() + layer.weight;
+    compute.ops->outer_accumulate(compute.context, outer);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t o = 0; o < layer.out; ++o)
         gradient[static_cast<size_t>(layer.bias + o)] += dy[static_cast<size_t>(r * layer.out + o)];

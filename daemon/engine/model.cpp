@@ -15,14 +15,16 @@ Status finish(const Compute& compute) {
   return failed == nullptr ? Status() : unavailable(std::string(compute.ops->name) + ": " + failed);
 }
 
-const Ops& host_ops(const Compute& compute) {
-  return compute.ops->host_memory ? *compute.ops : cpu_ops(best_cpu_isa());
-}
-
 BackendFloats::BackendFloats(const Compute& compute, std::span<const float> from)
     : storage_(*compute.ops, from.size_bytes()) {
   compute.ops->upload(compute.context, storage_.data(), from.data(),
                       static_cast<int64_t>(from.size_bytes()));
+}
+
+void BackendFloats::copy_from(const Compute& compute, std::span<const float> from) {
+  storage_.at_least(*compute.ops, from.size_bytes());
+  compute.ops->copy(compute.context, storage_.data(), from.data(),
+                    static_cast<int64_t>(from.size_bytes()));
 }
 
 std::shared_ptr<const LoraDelta> LoraDelta::pack(const BaseWeights& base, const Compute& compute,
@@ -135,18 +137,26 @@ Forward::Forward(const ModelConfig& c, const Compute& compute, int64_t max_rows)
 }
 
 Status Forward::linear(std::initializer_list<Target> targets, const BaseWeights& base,
-                       int64_t layer, const StepBatch& batch, const float* x,
-                       std::initializer_list<float*> y, Epilogue epilogue, const float* residual) {
+                       int64_t layer, const StepBatch& batch, const Input& input,
+                       std::initializer_list<float*> y, Epilogue epilogue, const float* residual,
+                       const Fused& fused) {
   std::array<const Linear*, kMaxFusedWeights> weights{};
   for (size_t i = 0; i < targets.size(); ++i)
     weights[i] = &base.layer(layer).linear[targets.begin()[i]];
   LinearArgs args;
   args.rows = static_cast<int64_t>(batch.ids.size());
-  args.x = x;
+  args.x = input.x;
   args.x_stride = weights[0]->view.k;
+  args.x_prepared = input.prepared;
+  if (input.norm != nullptr) {
+    args.norm = input.norm->data();
+    args.norm_eps = config_.norm_eps;
+  }
+  args.rope = fused.rope;
+  args.y_prepared = fused.y_prepared;
   std::copy(y.begin(), y.end(), args.y);
   if (batch.watch != nullptr) {
-    for (const Target target : targets) DS_TRY(show(batch, layer, target, args.x_stride, x));
+    for (const Target target : targets) DS_TRY(show(batch, layer, target, args.x_stride, input.x));
   }
   LoraSlots slots;
   if (!batch.deltas.empty()) {
@@ -183,31 +193,58 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   const LayerWeights& w = base.layer(layer);
   const Ops& ops = *compute_.ops;
   float* x = x_.as<float>();
-  float* normed = normed_.as<float>();
 
-  ops.rmsnorm(compute_.context, rows, c.d_model, x, w.attention_norm.data(), c.norm_eps, normed,
-              nullptr);
+  const RopeAppendArgs rope{rows,
+                            c.n_heads,
+                            q_.as<float>(),
+                            k_.as<float>(),
+                            v_.as<float>(),
+                            base.rope_cos(),
+                            base.rope_sin(),
+                            tables_.positions(),
+                            tables_.slots(),
+                            pages.layer(layer)};
+  const Input normed = norm(base, batch, w.attention_norm);
+  Fused fused;
+  if (normed.norm != nullptr) fused.rope = &rope;
   DS_TRY(linear({kQ, kK, kV}, base, layer, batch, normed,
-                {q_.as<float>(), k_.as<float>(), v_.as<float>()}, Epilogue::kNone, nullptr));
-  RopeAppendArgs rope{rows,
-                      c.n_heads,
-                      q_.as<float>(),
-                      k_.as<float>(),
-                      v_.as<float>(),
-                      base.rope_cos(),
-                      base.rope_sin(),
-                      tables_.positions(),
-                      tables_.slots(),
-                      pages.layer(layer)};
-  ops.rope_append(compute_.context, rope);
+                {q_.as<float>(), k_.as<float>(), v_.as<float>()}, Epilogue::kNone, nullptr, fused));
+  if (fused.rope == nullptr) ops.rope_append(compute_.context, rope);
   DS_TRY(attention_.layer(static_cast<uint32_t>(layer), q_.as<float>(), attended_.as<float>(),
                           pages.layer(layer), pages.extra(layer), pages.extra_bytes()));
-  DS_TRY(linear({kO}, base, layer, batch, attended_.as<float>(), {x}, Epilogue::kResidual, x));
+  DS_TRY(
+      linear({kO}, base, layer, batch, {attended_.as<float>()}, {x}, Epilogue::kResidual, x, {}));
 
-  ops.rmsnorm(compute_.context, rows, c.d_model, x, w.mlp_norm.data(), c.norm_eps, normed, nullptr);
-  DS_TRY(linear({kGate, kUp}, base, layer, batch, normed, {activated_.as<float>()},
-                Epilogue::kSwiglu, nullptr));
-  return linear({kDown}, base, layer, batch, activated_.as<float>(), {x}, Epilogue::kResidual, x);
+  const Input to_mlp = norm(base, batch, w.mlp_norm);
+  fused = {};
+  if (to_mlp.prepared != nullptr)
+    fused.y_prepared = prepared_there(base, rows, c.d_ff, activated_prepared_);
+  float* activated = fused.y_prepared == nullptr ? activated_.as<float>() : nullptr;
+  DS_TRY(linear({kGate, kUp}, base, layer, batch, to_mlp, {activated}, Epilogue::kSwiglu, nullptr,
+                fused));
+  return linear({kDown}, base, layer, batch, {activated, fused.y_prepared}, {x},
+                Epilogue::kResidual, x, {});
+}
+
+/// Room for rows as prepare() gives them; null where linear() takes FP32.
+void* Forward::prepared_there(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to) {
+  const Ops& ops = *compute_.ops;
+  const int64_t bytes = ops.prepared_bytes(base.format(), rows, k);
+  return bytes == 0 ? nullptr : to.at_least(ops, static_cast<size_t>(bytes));
+}
+
+Forward::Input Forward::norm(const BaseWeights& base, const StepBatch& batch,
+                             const BackendFloats& weight) {
+  const Ops& ops = *compute_.ops;
+  const int64_t rows = tables_.rows(), d = config_.d_model;
+  if (batch.watch == nullptr && rows <= ops.fused_rows) return {x_.as<float>(), nullptr, &weight};
+  // The CPU's ops would make both, a watch sees FP32.
+  const bool fp32 = ops.host_memory || batch.watch != nullptr;
+  void* prepared = fp32 ? nullptr : prepared_there(base, rows, d, scratch_.prepared);
+  float* normed = prepared == nullptr ? normed_.as<float>() : nullptr;
+  ops.rmsnorm(compute_.context, rows, d, x_.as<float>(), weight.data(), config_.norm_eps, normed,
+              nullptr, prepared);
+  return {normed, prepared};
 }
 
 Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
@@ -215,12 +252,18 @@ Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
   const Ops& ops = *compute_.ops;
   ops.gather_rows(compute_.context, wanted, c.d_model, tables_.logit_rows(), x_.as<float>(),
                   rows_.as<float>());
-  ops.rmsnorm(compute_.context, wanted, c.d_model, rows_.as<float>(), base.final_norm().data(),
-              c.norm_eps, normed_.as<float>(), nullptr);
   LinearArgs args;
   args.rows = wanted;
-  args.x = normed_.as<float>();
+  args.x = rows_.as<float>();
   args.x_stride = c.d_model;
+  if (wanted <= ops.fused_rows) {
+    args.norm = base.final_norm().data();
+    args.norm_eps = c.norm_eps;
+  } else {
+    ops.rmsnorm(compute_.context, wanted, c.d_model, rows_.as<float>(), base.final_norm().data(),
+                c.norm_eps, normed_.as<float>(), nullptr, nullptr);
+    args.x = normed_.as<float>();
+  }
   args.y[0] = logits;
   const Linear* head = &base.head();
   return run_linear(compute_, base, {&head, 1}, args, scratch_);
@@ -240,7 +283,7 @@ Status Forward::enqueue(const BaseWeights& base, const StepBatch& batch, const C
   for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
   if (hidden != nullptr) {
     ops.rmsnorm(compute_.context, tables_.rows(), c.d_model, x, base.final_norm().data(),
-                c.norm_eps, hidden, nullptr);
+                c.norm_eps, hidden, nullptr, nullptr);
   }
   if (logits == nullptr) return {};
   return head(base, std::ssize(batch.logit_rows), logits);
@@ -256,7 +299,8 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
   key.push_back(with.key());
   for (const void* address :
        {tables_.address(), static_cast<const void*>(logits),
-        static_cast<const void*>(scratch_.prepared.data()), attention_.workspace(),
+        static_cast<const void*>(scratch_.prepared.data()),
+        static_cast<const void*>(activated_prepared_.data()), attention_.workspace(),
         static_cast<const void*>(pages.layer(0).k), static_cast<const void*>(pages.extra(0))})
     key.push_back(reinterpret_cast<uint64_t>(address));
   key.push_back(base.serial());

@@ -39,9 +39,6 @@ struct Compute {
 /// wait for.
 Status finish(const Compute& compute);
 
-/// For what lies in the host's memory whatever the backend: masters, moments, gradients.
-const Ops& host_ops(const Compute& compute);
-
 /// The seven linear layers of a block, in the order used by every per-target array.
 enum Target : int { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
 /// HF module path inside a layer: "self_attn.q_proj", ..., "mlp.down_proj".
@@ -55,7 +52,8 @@ std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target targe
 class BackendFloats {
  public:
   BackendFloats() = default;
-  BackendFloats(const Compute& compute, std::span<const float> from);
+  BackendFloats(const Compute& compute, std::span<const float> from);   ///< the host's
+  void copy_from(const Compute& compute, std::span<const float> from);  ///< the backend's
   const float* data() const { return storage_.as<float>(); }
   bool empty() const { return storage_.bytes() == 0; }
 
@@ -107,6 +105,14 @@ class BaseWeights {
                                                                  const std::string& sha256,
                                                                  const Compute& compute,
                                                                  const WeightForm& form);
+  /// From FP32 tensors in the memory of the backend, by HF name: those of full fine-tuning. They
+  /// are plainly packed.
+  using Parameters = std::function<const float*(const std::string& name)>;
+  static std::shared_ptr<BaseWeights> from_parameters(const ModelConfig& config,
+                                                      const Parameters& parameters,
+                                                      const Compute& compute, WeightFormat format);
+  /// Takes over what they are now, in place: nobody else may hold this object.
+  void repack(const Compute& compute, const Parameters& parameters);
   /// The same tensors by another generation of their quantizer; null when it keeps them in another
   /// format.
   std::shared_ptr<const BaseWeights> with(std::shared_ptr<const Quantizer> next) const;
@@ -124,12 +130,13 @@ class BaseWeights {
   const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
   const float* rope_sin() const { return store_->rope_sin.data(); }
 
-  /// Transposed packs W^T for the backward pass; built at the first call, kept for life. `layer` -1
-  /// is the head.
-  const Linear& transposed(const Compute& compute, int64_t layer, Target target) const;
+  /// W^T for the backward pass: the weight itself where the backend can read it so, else a pack
+  /// that is built at the first call and kept for life. `layer` -1 is the head.
+  WeightView transposed(const Compute& compute, int64_t layer, Target target) const;
 
  private:
-  /// The tensor's elements: its own memory, or `scratch` filled with them.
+  /// The tensor's elements: its own memory, or `scratch` filled with them; the host's or, from
+  /// parameters, the backend's.
   using ReadTensor = std::function<Result<std::span<const float>>(
       const std::string& name, int64_t elements, std::vector<float>& scratch)>;
   static Result<std::shared_ptr<const BaseWeights>> build(const ModelConfig&,
@@ -139,10 +146,12 @@ class BaseWeights {
     std::vector<LayerWeights> layers;
     Linear embedding, head;
     BackendFloats final_norm, rope_cos, rope_sin;
+    Buffer pack_list;  ///< of repack()
     std::mutex transposed_mutex;
     std::vector<std::unique_ptr<Linear>> transposed;  ///< [layers * kTargets + 1]
   };
   class Builder;
+  void make_rope(const Compute& compute);
   ModelConfig config_;
   std::string sha256_;
   uint64_t serial_ = next_serial();
@@ -263,9 +272,24 @@ class Forward {
                           const KvPages& pages, const float* logits) const;
   Status block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
                const KvPages& pages);
+  /// Rows that linear layers read: FP32, as Ops::prepare() gives them, or FP32 that are normed
+  /// first.
+  struct Input {
+    const float* x = nullptr;
+    const void* prepared = nullptr;
+    const BackendFloats* norm = nullptr;
+  };
+  /// What a linear layer does beyond its epilogue, see LinearArgs.
+  struct Fused {
+    const RopeAppendArgs* rope = nullptr;
+    void* y_prepared = nullptr;
+  };
   Status linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
-                const StepBatch& batch, const float* x, std::initializer_list<float*> y,
-                Epilogue epilogue, const float* residual);
+                const StepBatch& batch, const Input& input, std::initializer_list<float*> y,
+                Epilogue epilogue, const float* residual, const Fused& fused);
+  /// RMSNorm of x_, at the latest when the layer reads it.
+  void* prepared_there(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to);
+  Input norm(const BaseWeights& base, const StepBatch& batch, const BackendFloats& weight);
   Status head(const BaseWeights& base, int64_t wanted, float* logits);
   Status show(const StepBatch& batch, int64_t layer, Target target, int64_t k, const float* x);
   ModelConfig config_;
@@ -275,7 +299,7 @@ class Forward {
   TextEncoding encoding_;
   ServingAttention attention_;
   LinearScratch scratch_;
-  Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_;
+  Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_, activated_prepared_;
   Buffer out_, hidden_;  ///< what goes to the host at the end, where that is a copy
   StepRecordings recordings_;
   std::vector<float> shown_;  ///< for a watch

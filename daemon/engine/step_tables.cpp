@@ -3,20 +3,32 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "engine/kv_cache.h"
 
 namespace ds {
 
-size_t IntTables::append(std::span<const int32_t> part) {
-  constexpr size_t kAlign = 16;  // ints: a cache line
+size_t CallTables::room(size_t numbers) {
+  constexpr size_t kAlign = 16;  // numbers: a cache line
   const size_t begin = (host_.size() + kAlign - 1) / kAlign * kAlign;
-  host_.resize(begin);
-  host_.insert(host_.end(), part.begin(), part.end());
+  host_.resize(begin + numbers);
   return begin;
 }
 
-void IntTables::bring(const Ops& ops, const OpContext& context) {
+size_t CallTables::append(std::span<const int32_t> part) {
+  const size_t begin = room(part.size());
+  std::ranges::copy(part, host_.begin() + static_cast<ptrdiff_t>(begin));
+  return begin;
+}
+
+size_t CallTables::append(std::span<const float> part) {
+  const size_t begin = room(part.size());
+  std::memcpy(host_.data() + begin, part.data(), part.size_bytes());
+  return begin;
+}
+
+void CallTables::bring(const Ops& ops, const OpContext& context) {
   data_ = host_.data();
   if (ops.host_memory) return;
   const size_t bytes = host_.size() * sizeof(int32_t);

@@ -19,22 +19,33 @@ struct SequenceSpan {
   const int32_t* pages = nullptr;  ///< page ids covering positions 0 .. position0 + n_rows - 1
 };
 
-/// Several arrays of int32 brought to a backend in one copy.
-class IntTables {
+/// Several arrays of 4-byte numbers brought to a backend in one copy, and room there for results.
+class CallTables {
  public:
   void clear() { host_.clear(); }
-  /// Returns what at() knows it by.
+  // Each returns what at() knows it by.
   size_t append(std::span<const int32_t> part);
-  /// After the last append(). What is there now may still be in use by calls on the context's
+  size_t append(std::span<const float> part);
+  size_t room(size_t numbers);
+  /// After the last of these. What is there now may still be in use by calls on the context's
   /// stream.
   void bring(const Ops& ops, const OpContext& context);
   /// In the memory of the backend, once it is brought.
-  const int32_t* at(size_t part) const { return data_ + part; }
+  template <typename T = const int32_t>
+  T* at(size_t part) const {
+    static_assert(sizeof(T) == sizeof(int32_t));
+    return reinterpret_cast<T*>(data_ + part);
+  }
+  /// Results to the host; there after finish().
+  template <typename T>
+  void fetch(const Ops& ops, const OpContext& context, size_t part, std::span<T> to) const {
+    ops.download(context, to.data(), at<T>(part), static_cast<int64_t>(to.size_bytes()));
+  }
 
  private:
   std::vector<int32_t> host_;
   Buffer there_;
-  const int32_t* data_ = nullptr;
+  int32_t* data_ = nullptr;
 };
 
 class StepTables {
@@ -69,7 +80,7 @@ class StepTables {
   size_t ids_ = 0, positions_ = 0, slots_ = 0, lora_slots_ = 0, starts_ = 0, lengths_ = 0,
          table_ = 0, logit_rows_ = 0;
   std::vector<int32_t> part_;
-  IntTables tables_;
+  CallTables tables_;
 };
 
 }  // namespace ds

@@ -29,10 +29,7 @@ struct TrainGraph::Call {
 };
 
 TrainGraph::TrainGraph(const ModelConfig& config, const Compute& compute)
-    : config_(config),
-      compute_(compute),
-      layers_(static_cast<size_t>(config.n_layers)),
-      gradients_(compute) {}
+    : config_(config), compute_(compute), layers_(static_cast<size_t>(config.n_layers)) {}
 
 void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
   const ModelConfig& c = config_;
@@ -73,12 +70,40 @@ void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
   }
 }
 
-const void* TrainGraph::prepare(WeightFormat format, int64_t rows, int64_t k, const float* x) {
+/// x as linear() wants it, in `to`; null where it needs nothing.
+const void* TrainGraph::prepare(WeightFormat format, int64_t rows, int64_t k, const float* x,
+                                Buffer& to) {
   const int64_t bytes = compute_.ops->prepared_bytes(format, rows, k);
   if (bytes == 0) return nullptr;
-  prepared_.at_least(*compute_.ops, static_cast<size_t>(bytes));
-  compute_.ops->prepare(compute_.context, format, rows, k, x, k, prepared_.data());
-  return prepared_.data();
+  to.at_least(*compute_.ops, static_cast<size_t>(bytes));
+  compute_.ops->prepare(compute_.context, format, rows, k, x, k, to.data());
+  return to.data();
+}
+
+/// Where an op leaves rows that only linear layers read, ready for them; null: it leaves FP32. The
+/// CPU's ops would make both.
+void* TrainGraph::room_for_prepared(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to) {
+  const Ops& ops = *compute_.ops;
+  const int64_t bytes = ops.host_memory ? 0 : ops.prepared_bytes(base.format(), rows, k);
+  return bytes == 0 ? nullptr : to.at_least(ops, static_cast<size_t>(bytes));
+}
+
+/// RMSNorm of d_model columns as the input of linear layers.
+TrainGraph::Input TrainGraph::norm(const Call& call, const float* x, const BackendFloats& weight,
+                                   float* rstd) {
+  void* prepared = room_for_prepared(call.base, call.rows, config_.d_model, prepared_);
+  float* normed = prepared == nullptr ? normed_.as<float>() : nullptr;
+  compute_.ops->rmsnorm(compute_.context, call.rows, config_.d_model, x, weight.data(),
+                        config_.norm_eps, normed, rstd, prepared);
+  return {normed, prepared};
+}
+
+TrainGraph::Input TrainGraph::activate(const Call& call, const LayerState& state) {
+  void* prepared = room_for_prepared(call.base, call.rows, config_.d_ff, prepared_);
+  float* activated = prepared == nullptr ? activated_.as<float>() : nullptr;
+  compute_.ops->swiglu(compute_.context, call.rows, config_.d_ff, state.gate.as<float>(),
+                       state.up.as<float>(), activated, prepared);
+  return {activated, prepared};
 }
 
 float* TrainGraph::t_of(int64_t layer, Target target) {
@@ -86,20 +111,20 @@ float* TrainGraph::t_of(int64_t layer, Target target) {
 }
 
 void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<Target> targets,
-                        const float* x, std::initializer_list<float*> y, const float* residual) {
+                        Input input, std::initializer_list<float*> y, const float* residual) {
   // One op call per target: the kept A x of each target has its own place.
   const int64_t k = target_shape(config_, *targets.begin()).second;
   const Linear* first = &call.base.layer(layer).linear[*targets.begin()];
-  const void* prepared =
-      first->quant == nullptr ? prepare(call.base.format(), call.rows, k, x) : nullptr;
+  if (input.prepared == nullptr && first->quant == nullptr)
+    input.prepared = prepare(call.base.format(), call.rows, k, input.x, prepared_);
   for (size_t i = 0; i < targets.size(); ++i) {
     const Target target = targets.begin()[i];
     const Linear* weight = &call.base.layer(layer).linear[target];
     LinearArgs args;
     args.rows = call.rows;
-    args.x = x;
+    args.x = input.x;
     args.x_stride = k;
-    args.x_prepared = prepared;
+    args.x_prepared = input.prepared;
     args.y[0] = y.begin()[i];
     LoraSlots slots;
     if (call.adapters != nullptr && call.adapters->adapts(target)) {
@@ -155,14 +180,11 @@ void TrainGraph::forward_layer(const Call& call, int64_t layer) {
   const OpContext& ctx = compute_.context;
   LayerState& s = layers_[static_cast<size_t>(layer)];
   const LayerWeights& w = call.base.layer(layer);
-  float* normed = normed_.as<float>();
   float* next = layer + 1 < c.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
                                        : x_.as<float>();
 
-  ops.rmsnorm(ctx, call.rows, c.d_model, s.x.as<float>(), w.attention_norm.data(), c.norm_eps,
-              normed, nullptr);
-  linear(call, layer, {kQ, kK, kV}, normed, {s.q.as<float>(), s.k.as<float>(), s.v.as<float>()},
-         nullptr);
+  linear(call, layer, {kQ, kK, kV}, norm(call, s.x.as<float>(), w.attention_norm, nullptr),
+         {s.q.as<float>(), s.k.as<float>(), s.v.as<float>()}, nullptr);
   ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), false, s.q.as<float>());
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
@@ -171,24 +193,24 @@ void TrainGraph::forward_layer(const Call& call, int64_t layer) {
     const auto at = attention_pointers(call.batch, layer);
     status_ = attention_.forward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
   }
-  linear(call, layer, {kO}, s.attended.as<float>(), {s.mid.as<float>()}, s.x.as<float>());
+  linear(call, layer, {kO}, {s.attended.as<float>()}, {s.mid.as<float>()}, s.x.as<float>());
 
-  ops.rmsnorm(ctx, call.rows, c.d_model, s.mid.as<float>(), w.mlp_norm.data(), c.norm_eps, normed,
-              nullptr);
-  linear(call, layer, {kGate, kUp}, normed, {s.gate.as<float>(), s.up.as<float>()}, nullptr);
-  ops.swiglu(ctx, call.rows * c.d_ff, s.gate.as<float>(), s.up.as<float>(), activated_.as<float>());
-  linear(call, layer, {kDown}, activated_.as<float>(), {next}, s.mid.as<float>());
+  linear(call, layer, {kGate, kUp}, norm(call, s.mid.as<float>(), w.mlp_norm, nullptr),
+         {s.gate.as<float>(), s.up.as<float>()}, nullptr);
+  linear(call, layer, {kDown}, activate(call, s), {next}, s.mid.as<float>());
 }
 
 void TrainGraph::head_forward(const Call& call) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
   const auto wanted = static_cast<int64_t>(call.batch.loss_rows.size());
+  dlogits_prepared_ = nullptr;
   if (wanted == 0) return;
   float* picked = picked_.as<float>();
   ops.gather_rows(compute_.context, wanted, c.d_model, loss_rows_, x_.as<float>(), picked);
   ops.rmsnorm(compute_.context, wanted, c.d_model, picked, call.base.final_norm().data(),
-              c.norm_eps, head_in_.as<float>(), head_rstd_.as<float>());
+              c.norm_eps, head_in_.as<float>(), head_rstd_.as<float>(), nullptr);
+  dlogits_prepared_ = room_for_prepared(call.base, wanted, c.vocab, prepared_dlogits_);
   LinearArgs args;
   args.rows = wanted;
   args.x = head_in_.as<float>();
@@ -263,15 +285,9 @@ PrefixKv TrainGraph::prefix(const BaseWeights& base, std::span<const TokenId> id
   return out;
 }
 
-float* TrainGraph::full_gradient(const Call& call, const std::string& name, int64_t elements) {
-  std::vector<float>& g = (*call.full)[name];
-  if (g.empty()) g.assign(static_cast<size_t>(elements), 0.0f);
-  return gradients_.of(g);
-}
-
 /// Null when the norm is not trained.
 float* TrainGraph::norm_gradient(const Call& call, const std::string& name) {
-  return call.full == nullptr ? nullptr : full_gradient(call, name, config_.d_model);
+  return call.full == nullptr ? nullptr : call.full->of(name);
 }
 
 namespace {
@@ -284,19 +300,21 @@ std::string layer_name(int64_t layer, std::string_view rest) {
 
 // y = W x + scale * B (A x):  dx = W^T dy + scale * A^T (B^T dy),  dB = scale * dy (A x)^T,
 // dA = scale * (B^T dy) x^T,  dW = dy x^T.
-void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target, const float* dy,
-                                 const float* x, float* dx, bool accumulate) {
+void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target, Input dy, Input x,
+                                 float* dx, bool accumulate) {
   const Ops& ops = *compute_.ops;
   const auto [n, k] = target_shape(config_, target);
   const bool adapted = call.gradients != nullptr && call.gradients->adapts(target);
+  if (dy.prepared == nullptr)
+    dy.prepared = prepare(call.base.format(), call.rows, n, dy.x, prepared_dy_);
   LoraSlots slots;
   LinearArgs args;
   args.rows = call.rows;
-  args.x = dy;
+  args.x = dy.x;
   args.x_stride = n;
-  args.x_prepared = prepare(call.base.format(), call.rows, n, dy);
+  args.x_prepared = dy.prepared;
   args.n_weights = 1;
-  args.w[0] = call.base.transposed(compute_, layer, target).view;
+  args.w[0] = call.base.transposed(compute_, layer, target);
   args.y[0] = dx;
   args.y_stride[0] = k;
   if (adapted) {
@@ -309,25 +327,39 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   args.epilogue = accumulate ? Epilogue::kResidual : Epilogue::kNone;
   args.residual = accumulate ? dx : nullptr;
   ops.linear(compute_.context, args);
+  const float scale = adapted ? call.gradients->scale() : 1.0f;
   if (adapted) {
     const int64_t rank = call.gradients->rank();
-    const float scale = call.gradients->scale();
-    const std::span<float> all = call.gradients->gradient();
-    const auto there = [&](float* part) { return gradients_.of(all) + (part - all.data()); };
-    ops.outer_accumulate(compute_.context, call.rows, rank, k, dt_.as<float>(), kLoraRank, x, k,
-                         scale, there(call.gradients->a_gradient(layer, target)));
-    ops.outer_accumulate(compute_.context, call.rows, rank, n, t_of(layer, target), kLoraRank, dy,
-                         n, scale, there(call.gradients->bt_gradient(layer, target)));
+    outer(call, {dt_.as<float>()}, rank, kLoraRank, x, k, scale,
+          call.gradients->a_gradient(layer, target));
+    outer(call, {t_of(layer, target)}, rank, kLoraRank, dy, n, scale,
+          call.gradients->bt_gradient(layer, target));
   }
-  if (call.full != nullptr) {
-    ops.outer_accumulate(compute_.context, call.rows, n, k, dy, n, x, k, 1.0f,
-                         full_gradient(call, weight_name(layer, target), n * k));
-    if (!call.base.layer(layer).linear[target].bias.empty()) {
-      const std::string name = layer_name(layer, target_path(target)) + ".bias";
-      ops.outer_accumulate(compute_.context, call.rows, n, 1, dy, n, ones_.as<float>(), 1, 1.0f,
-                           full_gradient(call, name, n));
-    }
-  }
+  if (call.full == nullptr) return;
+  // The CPU sums in FP32 and reads nothing prepared.
+  if (x.prepared == nullptr && !ops.host_memory)
+    x.prepared = prepare(call.base.format(), call.rows, k, x.x, prepared_);
+  outer(call, dy, n, n, x, k, 1.0f, call.full->of(weight_name(layer, target)));
+  if (call.base.layer(layer).linear[target].bias.empty()) return;
+  outer(call, {ones_.as<float>()}, 1, 1, dy, n, 1.0f,
+        call.full->of(layer_name(layer, target_path(target)) + ".bias"));
+}
+
+/// out [n, k] += scale * dy^T x, rows of dy `dy_stride` apart.
+void TrainGraph::outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
+                       float scale, float* out) {
+  OuterArgs args;
+  args.rows = call.rows;
+  args.n = n;
+  args.dy = dy.x;
+  args.dy_stride = dy_stride;
+  args.dy_prepared = dy.prepared;
+  args.k = args.x_stride = k;
+  args.x = x.x;
+  args.x_prepared = x.prepared;
+  args.scale = scale;
+  args.out = out;
+  compute_.ops->outer_accumulate(compute_.context, args);
 }
 
 void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
@@ -336,15 +368,17 @@ void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
   const OpContext& ctx = compute_.context;
   LayerState& s = layers_[static_cast<size_t>(layer)];
   const LayerWeights& w = call.base.layer(layer);
-  float *dx = dx_.as<float>(), *dgate = dwide_.as<float>(), *dup = dwide2_.as<float>();
-  float *normed = normed_.as<float>(), *dnormed = dnormed_.as<float>();
+  float *dx = dx_.as<float>(), *dactivated = dwide_.as<float>(), *dnormed = dnormed_.as<float>();
 
-  ops.swiglu(ctx, call.rows * c.d_ff, s.gate.as<float>(), s.up.as<float>(), activated_.as<float>());
-  linear_backward(call, layer, kDown, dx, activated_.as<float>(), dgate, false);
-  ops.swiglu_backward(ctx, call.rows * c.d_ff, dgate, s.gate.as<float>(), s.up.as<float>(), dgate,
-                      dup);
-  ops.rmsnorm(ctx, call.rows, c.d_model, s.mid.as<float>(), w.mlp_norm.data(), c.norm_eps, normed,
-              rstd_.as<float>());
+  linear_backward(call, layer, kDown, {dx}, activate(call, s), dactivated, false);
+  void* gate_room = room_for_prepared(call.base, call.rows, c.d_ff, prepared_dy_);
+  void* up_room = room_for_prepared(call.base, call.rows, c.d_ff, prepared_dup_);
+  const bool fp32 = gate_room == nullptr;
+  const Input dgate{fp32 ? dactivated : nullptr, gate_room};
+  const Input dup{fp32 ? dwide2_.as<float>() : nullptr, up_room};
+  ops.swiglu_backward(ctx, call.rows, c.d_ff, dactivated, s.gate.as<float>(), s.up.as<float>(),
+                      const_cast<float*>(dgate.x), const_cast<float*>(dup.x), gate_room, up_room);
+  const Input normed = norm(call, s.mid.as<float>(), w.mlp_norm, rstd_.as<float>());
   linear_backward(call, layer, kGate, dgate, normed, dnormed, false);
   linear_backward(call, layer, kUp, dup, normed, dnormed, true);
   float* dnorm = norm_gradient(call, layer_name(layer, "post_attention_layernorm.weight"));
@@ -358,9 +392,9 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
   const OpContext& ctx = compute_.context;
   LayerState& s = layers_[static_cast<size_t>(layer)];
   const LayerWeights& w = call.base.layer(layer);
-  float *dx = dx_.as<float>(), *normed = normed_.as<float>(), *dnormed = dnormed_.as<float>();
+  float *dx = dx_.as<float>(), *dnormed = dnormed_.as<float>();
 
-  linear_backward(call, layer, kO, dx, s.attended.as<float>(), dattended_.as<float>(), false);
+  linear_backward(call, layer, kO, {dx}, {s.attended.as<float>()}, dattended_.as<float>(), false);
   // Without a backward of its own the attention passes no gradient on: what is below learns through
   // the residual alone.
   if (!status_.ok() || !attention_.attention().trains()) return;
@@ -374,11 +408,10 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
            call.base.rope_sin(), true, dq_.as<float>());
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), true, dk_.as<float>());
-  ops.rmsnorm(ctx, call.rows, c.d_model, s.x.as<float>(), w.attention_norm.data(), c.norm_eps,
-              normed, rstd_.as<float>());
-  linear_backward(call, layer, kQ, dq_.as<float>(), normed, dnormed, false);
-  linear_backward(call, layer, kK, dk_.as<float>(), normed, dnormed, true);
-  linear_backward(call, layer, kV, dv_.as<float>(), normed, dnormed, true);
+  const Input normed = norm(call, s.x.as<float>(), w.attention_norm, rstd_.as<float>());
+  linear_backward(call, layer, kQ, {dq_.as<float>()}, normed, dnormed, false);
+  linear_backward(call, layer, kK, {dk_.as<float>()}, normed, dnormed, true);
+  linear_backward(call, layer, kV, {dv_.as<float>()}, normed, dnormed, true);
   float* dnorm = norm_gradient(call, layer_name(layer, "input_layernorm.weight"));
   ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.x.as<float>(), w.attention_norm.data(),
                        rstd_.as<float>(), dx, dnorm);
@@ -391,23 +424,28 @@ void TrainGraph::head_backward(const Call& call) {
   float *dx = dx_.as<float>(), *dhead = dnormed_.as<float>();
   ops.zero(compute_.context, dx, call.rows * c.d_model * 4);
   if (wanted == 0) return;
-  const float* dlogits = logits_.as<float>();
+  Input dlogits{logits_.as<float>(), dlogits_prepared_};
+  if (dlogits.prepared == nullptr)
+    dlogits.prepared = prepare(call.base.format(), wanted, c.vocab, dlogits.x, prepared_dlogits_);
   LinearArgs args;
   args.rows = wanted;
-  args.x = dlogits;
+  args.x = dlogits.x;
   args.x_stride = c.vocab;
-  args.x_prepared = prepare(call.base.format(), wanted, c.vocab, dlogits);
+  args.x_prepared = dlogits.prepared;
   args.n_weights = 1;
-  args.w[0] = call.base.transposed(compute_, -1, kQ).view;
+  args.w[0] = call.base.transposed(compute_, -1, kQ);
   args.y[0] = dhead;
   args.y_stride[0] = c.d_model;
   ops.linear(compute_.context, args);
   float* dnorm = norm_gradient(call, "model.norm.weight");
   if (call.full != nullptr) {
-    const char* name = c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight";
-    ops.outer_accumulate(compute_.context, wanted, c.vocab, c.d_model, dlogits, c.vocab,
-                         head_in_.as<float>(), c.d_model, 1.0f,
-                         full_gradient(call, name, c.vocab * c.d_model));
+    Input head_in{head_in_.as<float>()};
+    if (!ops.host_memory)
+      head_in.prepared = prepare(call.base.format(), wanted, c.d_model, head_in.x, prepared_);
+    Call picked = call;
+    picked.rows = wanted;
+    outer(picked, dlogits, c.vocab, c.vocab, head_in, c.d_model, 1.0f,
+          call.full->of(c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight"));
   }
   // The head read picked rows: differentiate there, then scatter (loss rows are distinct).
   float* dpicked = head_in_.as<float>();
@@ -435,11 +473,9 @@ void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradi
       compute_.ops->zero(compute_.context, dx_.as<float>() + row * config_.d_model,
                          config_.d_model * 4);
     }
-    note(encoding_.backward(
-        *components_->encoder, dx_.as<float>(),
-        full_gradient(call, "model.embed_tokens.weight", config_.vocab * config_.d_model)));
+    note(encoding_.backward(*components_->encoder, dx_.as<float>(),
+                            call.full->of("model.embed_tokens.weight")));
   }
-  note(gradients_.add_back());
 }
 
 }  // namespace ds

@@ -13,18 +13,17 @@
 #include <string>
 #include <vector>
 
-#include "engine/gradient_mirrors.h"
-#include "engine/model.h"
+#include "engine/parameters.h"
 
 namespace ds {
 
-/// FP32 masters and gradients of the low-rank factors of chosen targets, in one flat array so that
-/// clip, optimizer and checkpoint see a single vector. Per layer and target: A [rank, k], then B^T
-/// [rank, n].
+/// FP32 masters and gradients of the low-rank factors of chosen targets, in one vector of the
+/// backend. Per layer and target: A [rank, k], then B^T [rank, n].
 class Adapters {
  public:
-  /// `targets` bit t set = Target t is adapted in every layer. 1 <= rank <= kLoraRank.
-  Adapters(const ModelConfig& config, int64_t rank, float scale, uint32_t targets);
+  /// `targets` bit t set = Target t is adapted in every layer. 1 <= rank <= kLoraRank. Zero.
+  Adapters(const Compute& compute, const ModelConfig& config, int64_t rank, float scale,
+           uint32_t targets);
 
   /// A uniform in +-1/sqrt(k) (as PEFT), B zero: the start changes nothing.
   void initialise(uint64_t seed);
@@ -36,47 +35,47 @@ class Adapters {
   float scale() const { return scale_; }
   uint32_t targets() const { return targets_; }
   bool adapts(Target t) const { return (targets_ >> t & 1u) != 0; }
-  std::span<float> parameters() { return parameters_; }
-  std::span<const float> parameters() const { return parameters_; }
-  std::span<float> gradient() { return gradient_; }
-  void zero_gradient();
+  size_t size() const { return parameters_.size(); }
+  BackendVector& parameters() { return parameters_; }
+  BackendVector& gradient();  ///< zero when first asked for
 
-  float* a(int64_t layer, Target t) { return parameters_.data() + offset(layer, t); }
-  float* bt(int64_t layer, Target t) {
-    return a(layer, t) + rank_ * target_shape(config_, t).second;
-  }
-  float* a_gradient(int64_t layer, Target t) { return gradient_.data() + offset(layer, t); }
+  float* a_gradient(int64_t layer, Target t) { return gradient().data() + offset(layer, t); }
   float* bt_gradient(int64_t layer, Target t) {
     return a_gradient(layer, t) + rank_ * target_shape(config_, t).second;
   }
 
   /// Factors in HF layout, for LoraDelta::pack and files.
-  std::vector<LoraDelta::LayerFactors> factors() const;
+  Result<std::vector<LoraDelta::LayerFactors>> factors() const;
   Status set_factors(const std::vector<LoraDelta::LayerFactors>& factors);
 
   /// Refreshes the packed forms used by the passes; call after each change of parameters.
-  void pack(const Compute& compute, WeightFormat format);
-  LoraPair forward_pair(int64_t layer, Target t) const;   ///< A, B
+  void pack(WeightFormat format);
+  LoraPair forward_pair(int64_t layer, Target t) const;   ///< A, B; once packed
   LoraPair backward_pair(int64_t layer, Target t) const;  ///< B^T, A^T
 
  private:
   struct Packed {
-    Linear a, b, at, bt;
+    WeightView a, b, at, bt;
   };
   int64_t offset(int64_t layer, Target t) const {
     return offsets_[static_cast<size_t>(layer * kTargets + t)];
   }
+  /// visit(layer, target) of each adapted weight.
+  template <class Visit>
+  void each_adapted(const Visit& visit) const;
+  void lay_out_packs(WeightFormat format);
+
+  Compute compute_;
   ModelConfig config_;
   int64_t rank_;
   float scale_;
   uint32_t targets_;
   std::vector<int64_t> offsets_;
-  std::vector<float> parameters_, gradient_;
-  std::vector<Packed> packed_;
+  BackendVector parameters_, gradient_;
+  std::vector<Packed> packed_;  ///< [layers * kTargets], of `format_`
+  WeightFormat format_ = WeightFormat::kBF16;
+  Buffer packs_, pack_list_;  ///< all of them, and what pack_factors() is told
 };
-
-/// Gradients of every parameter by HF name, row-major [out, in].
-using FullGradients = NamedTensors;
 
 /// K (rotated) and V of a prefix at every layer, FP32 [tokens, n_kv_heads * head_dim], in the
 /// memory of the backend.
@@ -111,13 +110,18 @@ class TrainGraph {
   /// when a batch is larger than any before.
   float* forward(const BaseWeights& base, const Adapters* adapters, const TrainBatch& batch);
 
-  /// After forward() of the same batch: gradients from d loss / d logits (the buffer that forward()
-  /// returned, overwritten in place). Adds to `adapters` and `full`, each may be null.
+  /// Where the losses put d loss / d logits, in the order of the loss rows, as Ops::prepare() gives
+  /// rows; null: over the logits. Valid after forward() until backward().
+  void* prepared_gradient() { return dlogits_prepared_; }
+  /// After forward() of the same batch: gradients from d loss / d logits. Adds to `adapters` and
+  /// `full`, each may be null.
   void backward(const BaseWeights& base, Adapters* adapters, FullGradients* full,
                 const TrainBatch& batch);
 
   /// Runs the base over `ids` and keeps the K/V of all its rows.
   PrefixKv prefix(const BaseWeights& base, std::span<const TokenId> ids);
+  /// For what the losses look up and give between forward() and backward().
+  CallTables& loss_tables() { return loss_tables_; }
   /// The first `rows` of what forward() returned, where the host can read them.
   const float* host_logits(int64_t rows);
 
@@ -126,11 +130,19 @@ class TrainGraph {
     Buffer x, q, k, v, attended, saved, mid, gate, up, t;
   };
   struct Call;  // what one pass needs at hand
+  /// Rows that linear layers read: FP32, or as Ops::prepare() gives them; one of the two may be
+  /// null.
+  struct Input {
+    const float* x = nullptr;
+    const void* prepared = nullptr;
+  };
   void reserve(int64_t rows, int64_t loss_rows);
-  void linear(const Call& call, int64_t layer, std::initializer_list<Target> targets,
-              const float* x, std::initializer_list<float*> y, const float* residual);
-  void linear_backward(const Call& call, int64_t layer, Target target, const float* dy,
-                       const float* x, float* dx, bool accumulate);
+  void linear(const Call& call, int64_t layer, std::initializer_list<Target> targets, Input input,
+              std::initializer_list<float*> y, const float* residual);
+  void linear_backward(const Call& call, int64_t layer, Target target, Input dy, Input x, float* dx,
+                       bool accumulate);
+  void outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
+             float scale, float* out);
   void forward_layer(const Call& call, int64_t layer);
   void backward_mlp(const Call& call, int64_t layer);
   void backward_attention(const Call& call, int64_t layer);
@@ -146,8 +158,10 @@ class TrainGraph {
   TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
   float* t_of(int64_t layer, Target target);
   float* norm_gradient(const Call& call, const std::string& name);
-  float* full_gradient(const Call& call, const std::string& name, int64_t elements);
-  const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x);
+  const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x, Buffer& to);
+  void* room_for_prepared(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to);
+  Input norm(const Call& call, const float* x, const BackendFloats& weight, float* rstd);
+  Input activate(const Call& call, const LayerState& state);
 
   ModelConfig config_;
   Compute compute_;
@@ -160,13 +174,14 @@ class TrainGraph {
   int64_t max_rows_ = 0, max_loss_rows_ = 0;
   std::vector<LayerState> layers_;
   /// Of the batch: ids, positions in their sequences, and slot 0 for each row; its loss rows.
-  IntTables tables_;
+  CallTables tables_, loss_tables_;
   const int32_t *ids_ = nullptr, *positions_ = nullptr, *slot_0_ = nullptr, *loss_rows_ = nullptr;
-  GradientMirrors gradients_;
   Buffer x_, normed_, activated_, rstd_, dx_, dnormed_, dwide_, dwide2_, dq_, dk_, dv_, dattended_,
       dt_;
   std::vector<float> fetched_;
-  Buffer picked_, head_in_, head_rstd_, logits_, prepared_, ones_;
+  Buffer picked_, head_in_, head_rstd_, logits_, ones_;
+  Buffer prepared_, prepared_dy_, prepared_dup_, prepared_dlogits_;  ///< what linear() reads
+  void* dlogits_prepared_ = nullptr;
 };
 
 }  // namespace ds

@@ -13,19 +13,20 @@ namespace {
 
 Result<std::unique_ptr<Adapters>> stored_factors(const VersionManifest& version,
                                                  const std::vector<StoredTensor>& tensors,
-                                                 const ModelConfig& config) {
+                                                 const ModelConfig& config,
+                                                 const Compute& compute) {
   DS_ASSIGN(const int64_t rank, get_int(version.details, "rank"));
   DS_ASSIGN(const double scale, get_number(version.details, "scale"));
   DS_ASSIGN(const auto factors, tensors_to_factors(config, rank, tensors));
-  auto adapters =
-      std::make_unique<Adapters>(config, rank, static_cast<float>(scale), group_recipe().targets);
+  auto adapters = std::make_unique<Adapters>(compute, config, rank, static_cast<float>(scale),
+                                             group_recipe().targets);
   DS_TRY(adapters->set_factors(factors));
   return adapters;
 }
 
 /// W += scale * B A, for each target that has factors.
-void merge(const Adapters& adapters, const ModelConfig& config, NamedTensors& masters) {
-  const std::vector<LoraDelta::LayerFactors> factors = adapters.factors();
+Status merge(const Adapters& adapters, const ModelConfig& config, NamedTensors& masters) {
+  DS_ASSIGN(const std::vector<LoraDelta::LayerFactors> factors, adapters.factors());
   const int64_t rank = adapters.rank();
   for (size_t layer = 0; layer < factors.size(); ++layer) {
     for (int t = 0; t < kTargets; ++t) {
@@ -43,13 +44,14 @@ void merge(const Adapters& adapters, const ModelConfig& config, NamedTensors& ma
       }
     }
   }
+  return {};
 }
 
-Candidate low_rank_candidate(const Trained& trained, VersionManifest manifest,
-                             const Compute& compute) {
+Result<Candidate> low_rank_candidate(const Trained& trained, VersionManifest manifest,
+                                     const Compute& compute) {
   const Adapters& adapters = *trained.adapters;
   const ModelConfig& config = trained.base->config();
-  const auto factors = adapters.factors();
+  DS_ASSIGN(const auto factors, adapters.factors());
   Candidate out;
   out.delta = factors_to_tensors(config, adapters.rank(), factors, "BF16");
   out.checkpoint = factors_to_tensors(config, adapters.rank(), factors, "F32");
@@ -80,18 +82,19 @@ Result<Trained> trained_from(const VersionManifest& version, const Weights& serv
     DS_ASSIGN(out.memory, take_memory(version, checkpoint));
   }
   if (version.method == "lora") {
-    DS_ASSIGN(out.adapters, stored_factors(version, checkpoint, config));
+    DS_ASSIGN(out.adapters, stored_factors(version, checkpoint, config, compute));
   } else if (!method.full) {
     const Recipe recipe = group_recipe();
-    out.adapters = std::make_unique<Adapters>(config, method.rank, recipe.scale, recipe.targets);
+    out.adapters =
+        std::make_unique<Adapters>(compute, config, method.rank, recipe.scale, recipe.targets);
     out.adapters->initialise(method.seed);
   }
   if (!method.full) return out;
   DS_ASSIGN(NamedTensors masters, bases.masters(version.base_sha256));
-  if (out.adapters) merge(*out.adapters, config, masters);
-  out.full = std::make_unique<FullWeights>(config, std::move(masters));
+  if (out.adapters) DS_TRY(merge(*out.adapters, config, masters));
+  DS_ASSIGN(out.full, FullWeights::make(compute, config, masters));
   if (out.adapters) {  // the round starts from no base that serves
-    out.full->pack(compute, bases.format());
+    out.full->pack(bases.format());
     out.base = out.full->packed();
     out.adapters.reset();
   }
@@ -102,7 +105,7 @@ Trained copy_of(const Trained& trained) {
   Trained out;
   out.memory = trained.memory;
   if (trained.full) {  // its base is packed anew from the masters
-    out.full = std::make_unique<FullWeights>(trained.full->config(), trained.full->masters());
+    out.full = trained.full->copy();
     return out;
   }
   out.base = trained.base;
@@ -114,7 +117,7 @@ Result<Candidate> make_candidate(const Trained& trained, VersionManifest manifes
                                  const Compute& compute, const WeightForm& form) {
   if (!trained.full) return low_rank_candidate(trained, std::move(manifest), compute);
   const ModelConfig& config = trained.full->config();
-  const NamedTensors& masters = trained.full->masters();
+  DS_ASSIGN(const NamedTensors masters, trained.full->read_masters());
   Candidate out;
   DS_ASSIGN(out.base_file, BaseStore::encode(config, masters));
   manifest.method = "full";

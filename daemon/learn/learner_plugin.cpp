@@ -129,7 +129,9 @@ Result<LearnerMemory> LearnerPlugin::save(const RoundVectors* vectors) const {
   if ((plugin_->component().caps & DS_CAP_STATEFUL) != 0) {
     DS_ASSIGN(out.state, plugin_->save());
   }
-  if (vectors != nullptr) out.vectors = vectors->named();
+  if (vectors != nullptr) {
+    DS_ASSIGN(out.vectors, vectors->named());
+  }
   return out;
 }
 

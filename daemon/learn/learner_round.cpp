@@ -139,7 +139,7 @@ void Learner::run_training(Round& round, const LearnerPlugin& learner,
                            const std::vector<Lesson>& replay) {
   Trained& trained = round.trained;
   if (!trained.base) {  // the second round of a rebuild starts from what the first has made
-    trained.full->pack(compute_, parts_.bases.format());
+    trained.full->pack(parts_.bases.format());
     trained.base = trained.full->packed();
   }
   trainer_->set_base(trained.base);

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "learn/learner_session.h"
 
-#include <utility>
-
 namespace ds {
 
-Status LearnerSession::give_vectors(VectorPieces weights, VectorPieces gradient) {
-  vectors_ = std::make_unique<RoundVectors>(at_.parallel, std::move(weights), std::move(gradient));
+Status LearnerSession::give_vectors(std::span<float> weights, std::span<float> gradient) {
+  vectors_ = std::make_unique<RoundVectors>(compute_, weights, gradient);
   return vectors_->restore(learner_.vectors()).in(std::string(learner_.name()));
 }
 

@@ -13,9 +13,9 @@ namespace ds {
 
 class LearnerSession {
  public:
-  /// `learner` and `parallel` outlive it. `seed`: of the round.
-  LearnerSession(const LearnerPlugin& learner, const ds_parallel* parallel, uint64_t seed)
-      : learner_(learner), at_{parallel, seed, 0} {}
+  /// `learner` outlives it. `seed`: of the round.
+  LearnerSession(const LearnerPlugin& learner, const Compute& compute, uint64_t seed)
+      : learner_(learner), compute_(compute), at_{compute.context.parallel, seed, 0} {}
 
   const LearnerPlugin& learner() const { return learner_; }
   uint64_t seed() const { return at_.seed; }
@@ -24,8 +24,8 @@ class LearnerSession {
   /// All of them before begin(); what is known of them is kept up to date by the trainer.
   SampleTable samples;
 
-  /// Before begin(), if learner().uses_vectors(). Pieces as in RoundVectors.
-  Status give_vectors(VectorPieces weights, VectorPieces gradient);
+  /// Before begin(), if learner().uses_vectors(). As in RoundVectors.
+  Status give_vectors(std::span<float> weights, std::span<float> gradient);
   /// `number`: of the round in its lineage; `replay_ratio`: share of earlier samples asked for.
   Status begin(uint64_t number, uint64_t max_steps, float replay_ratio);
   /// Begins a step. Nothing drawn = the round is over.
@@ -42,6 +42,7 @@ class LearnerSession {
 
  private:
   const LearnerPlugin& learner_;
+  Compute compute_;
   LearnerPlugin::Step at_;
   std::unique_ptr<RoundVectors> vectors_;  // null: the learner does not use them
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 
@@ -63,121 +64,179 @@ Layout lay_out(const Terms& terms) {
   return out;
 }
 
-Status cross_entropy_rows(const Compute& compute, int64_t rows, int64_t vocab, float* logits,
-                          const std::vector<int32_t>& target, const std::vector<float>& weight,
-                          std::vector<float>& logprob, std::vector<int32_t>& argmax,
-                          bool gradient) {
-  const Ops& ops = *compute.ops;
-  const auto n = static_cast<size_t>(rows);
-  const InBackend targets(ops, compute.context, target.data(), n * sizeof(int32_t)),
-      weights(ops, compute.context, weight.data(), n * sizeof(float));
-  const OutOfBackend logprobs(ops, logprob.data(), n * sizeof(float)),
-      best(ops, argmax.data(), n * sizeof(int32_t));
-  CrossEntropyArgs args;
-  args.rows = rows;
-  args.vocab = args.stride = vocab;
-  args.logits = logits;
-  args.target = targets.as<int32_t>();
-  args.weight = weights.as<float>();
-  args.logprob = logprobs.as<float>();
-  args.argmax = best.as<int32_t>();
-  args.gradient = gradient;
-  ops.cross_entropy(compute.context, args);
-  logprobs.fetch(compute.context);
-  best.fetch(compute.context);
-  return finish(compute);
-}
-
-Status kl_rows(const Compute& compute, const Terms& terms, const Layout& layout, size_t rows,
-               int64_t vocab, float* logits, bool gradient, StepLoss& loss) {
-  std::vector<int32_t> index;
-  std::vector<float> stored, weight, kl(rows);
-  for (size_t i = 0; i < terms.kl.size(); ++i) {
-    const StoredTopK& side = *terms.kl[i].stored;
-    index.insert(index.end(), side.index.begin(), side.index.end());
-    stored.insert(stored.end(), side.logprob.begin(), side.logprob.end());
-    const auto n = static_cast<size_t>(layout.kl[i].rows);
-    weight.insert(weight.end(), n, terms.kl[i].weight / static_cast<float>(std::max<size_t>(n, 1)));
-  }
-  DS_CHECK(index.size() == rows * kStoredTopK && weight.size() == rows);
-  const Ops& ops = *compute.ops;
-  const InBackend indices(ops, compute.context, index.data(), index.size() * sizeof(int32_t)),
-      logprobs(ops, compute.context, stored.data(), stored.size() * sizeof(float)),
-      weights(ops, compute.context, weight.data(), weight.size() * sizeof(float));
-  const OutOfBackend divergence(ops, kl.data(), kl.size() * sizeof(float));
-  KlTopkArgs args;
-  args.rows = static_cast<int64_t>(rows);
-  args.vocab = args.stride = vocab;
-  args.top_k = kStoredTopK;
-  args.logits = logits;
-  args.index = indices.as<int32_t>();
-  args.logprob = logprobs.as<float>();
-  args.weight = weights.as<float>();
-  args.kl = divergence.as<float>();
-  args.gradient = gradient;
-  ops.kl_topk(compute.context, args);
-  divergence.fetch(compute.context);
-  DS_TRY(finish(compute));
-  auto next = kl.begin();
-  for (size_t i = 0; i < terms.kl.size(); ++i) {
-    const double sum = std::accumulate(next, next + layout.kl[i].rows, 0.0);
-    next += layout.kl[i].rows;
-    loss.kl_mean.push_back(sum / static_cast<double>(std::max<int64_t>(layout.kl[i].rows, 1)));
-    loss.kl += terms.kl[i].weight * loss.kl_mean.back();
-  }
-  return {};
-}
-
 void add(std::vector<float>& weight, const Part& part, float value) {
   for (int64_t i = part.row0; i < part.row0 + part.rows; ++i)
     weight[static_cast<size_t>(i)] += value;
 }
+
+/// The losses of one batch between its forward and its backward pass.
+class Losses {
+ public:
+  Losses(TrainGraph& graph, const Compute& compute, int64_t vocab, const Terms& terms,
+         const Layout& layout, float* logits)
+      : compute_(compute),
+        vocab_(vocab),
+        terms_(terms),
+        layout_(layout),
+        logits_(logits),
+        prepared_(static_cast<std::byte*>(graph.prepared_gradient())),
+        tables_(graph.loss_tables()),
+        target_(targets_of(layout.batch)),
+        weight_(target_.size(), 0.0f),
+        logprob_(target_.size(), 0.0f),
+        argmax_(target_.size(), -1),
+        kl_(target_.size() - static_cast<size_t>(layout.ce_rows)) {
+    for (size_t i = 0; i < layout.ce.size(); ++i) {
+      add(weight_, layout.ce[i],
+          terms.cross_entropy[i].weight /
+              static_cast<float>(std::max<int64_t>(layout.ce[i].rows, 1)));
+    }
+  }
+
+  /// The summed sequences' derivatives depend on the sums, which are read before the gradient is
+  /// made.
+  Status weigh_summed(StepLoss& loss) {
+    if (layout_.summed.empty()) return {};
+    bring();
+    cross_entropy(false);
+    fetch();
+    DS_TRY(finish(compute_));
+    for (const Part& part : layout_.summed)
+      loss.logprob.push_back(view_of(part, logprob_, argmax_, target_).sum_logprob);
+    std::vector<double> derivative(layout_.summed.size());
+    DS_TRY(terms_.summed.derivative(loss.logprob, derivative));
+    for (size_t i = 0; i < derivative.size(); ++i)
+      add(weight_, layout_.summed[i], static_cast<float>(-derivative[i]));
+    return {};
+  }
+
+  void enqueue(bool gradient) {
+    bring();
+    cross_entropy(gradient);
+    if (!kl_.empty()) divergence(gradient);
+  }
+
+  /// Waits for them, and for whatever else has been enqueued since.
+  Status read(StepLoss& loss) {
+    fetch();
+    if (!kl_.empty()) tables_.fetch(*compute_.ops, compute_.context, at_.kl, std::span(kl_));
+    DS_TRY(finish(compute_));
+    for (size_t i = 0; i < layout_.ce.size(); ++i) {
+      loss.items.push_back(view_of(layout_.ce[i], logprob_, argmax_, target_));
+      loss.cross_entropy -= terms_.cross_entropy[i].weight * loss.items.back().mean_logprob;
+    }
+    auto next = kl_.begin();
+    for (size_t i = 0; i < terms_.kl.size(); ++i) {
+      const double sum = std::accumulate(next, next + layout_.kl[i].rows, 0.0);
+      next += layout_.kl[i].rows;
+      loss.kl_mean.push_back(sum / static_cast<double>(std::max<int64_t>(layout_.kl[i].rows, 1)));
+      loss.kl += terms_.kl[i].weight * loss.kl_mean.back();
+    }
+    loss.total = loss.cross_entropy + loss.kl;
+    return {};
+  }
+
+ private:
+  struct Places {
+    size_t target, weight, logprob, argmax, kl_index, kl_logprob, kl_weight, kl;
+  };
+
+  void bring() {
+    tables_.clear();
+    const auto rows = static_cast<size_t>(layout_.ce_rows);
+    at_.target = tables_.append(std::span<const int32_t>(target_).first(rows));
+    at_.weight = tables_.append(std::span<const float>(weight_).first(rows));
+    at_.logprob = tables_.room(rows);
+    at_.argmax = tables_.room(rows);
+    if (!kl_.empty()) append_stored();
+    tables_.bring(*compute_.ops, compute_.context);
+  }
+
+  void append_stored() {
+    std::vector<int32_t> index;
+    std::vector<float> stored, weight;
+    for (size_t i = 0; i < terms_.kl.size(); ++i) {
+      const StoredTopK& side = *terms_.kl[i].stored;
+      index.insert(index.end(), side.index.begin(), side.index.end());
+      stored.insert(stored.end(), side.logprob.begin(), side.logprob.end());
+      const auto n = static_cast<size_t>(layout_.kl[i].rows);
+      weight.insert(weight.end(), n,
+                    terms_.kl[i].weight / static_cast<float>(std::max<size_t>(n, 1)));
+    }
+    DS_CHECK(index.size() == kl_.size() * kStoredTopK && weight.size() == kl_.size());
+    at_.kl_index = tables_.append(index);
+    at_.kl_logprob = tables_.append(stored);
+    at_.kl_weight = tables_.append(weight);
+    at_.kl = tables_.room(kl_.size());
+  }
+
+  void cross_entropy(bool gradient) {
+    CrossEntropyArgs args;
+    args.rows = layout_.ce_rows;
+    args.vocab = args.stride = vocab_;
+    args.logits = logits_;
+    args.target = tables_.at(at_.target);
+    args.weight = tables_.at<const float>(at_.weight);
+    args.logprob = tables_.at<float>(at_.logprob);
+    args.argmax = tables_.at<int32_t>(at_.argmax);
+    args.gradient = gradient;
+    args.prepared = gradient ? prepared_ : nullptr;
+    compute_.ops->cross_entropy(compute_.context, args);
+  }
+
+  void divergence(bool gradient) {
+    KlTopkArgs args;
+    args.rows = std::ssize(kl_);
+    args.vocab = args.stride = vocab_;
+    args.top_k = kStoredTopK;
+    args.logits = logits_ + layout_.ce_rows * vocab_;
+    args.index = tables_.at(at_.kl_index);
+    args.logprob = tables_.at<const float>(at_.kl_logprob);
+    args.weight = tables_.at<const float>(at_.kl_weight);
+    args.kl = tables_.at<float>(at_.kl);
+    args.gradient = gradient;
+    if (gradient && prepared_ != nullptr) {  // its rows come after those of cross-entropy
+      const auto rows = std::ssize(target_);
+      args.prepared = prepared_ + compute_.ops->prepared_bytes(WeightFormat::kBF16, rows, vocab_) /
+                                      rows * layout_.ce_rows;
+    }
+    compute_.ops->kl_topk(compute_.context, args);
+  }
+
+  void fetch() {
+    const auto rows = static_cast<size_t>(layout_.ce_rows);
+    tables_.fetch(*compute_.ops, compute_.context, at_.logprob, std::span(logprob_).first(rows));
+    tables_.fetch(*compute_.ops, compute_.context, at_.argmax, std::span(argmax_).first(rows));
+  }
+
+  const Compute& compute_;
+  const int64_t vocab_;
+  const Terms& terms_;
+  const Layout& layout_;
+  float* const logits_;
+  std::byte* const prepared_;  ///< of the gradient, see TrainGraph
+  CallTables& tables_;
+  const std::vector<int32_t> target_;
+  std::vector<float> weight_, logprob_;
+  std::vector<int32_t> argmax_;
+  std::vector<float> kl_;
+  Places at_{};
+};
 
 }  // namespace
 
 StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights& base,
                    Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient) {
   const Layout layout = lay_out(terms);
-  const int64_t vocab = base.config().vocab;
-  const auto loss_rows = layout.batch.loss_rows.size();
   float* logits = graph.forward(base, adapters, layout.batch);
-  const std::vector<int32_t> target = targets_of(layout.batch);
-  std::vector<float> weight(loss_rows, 0.0f), logprob(loss_rows, 0.0f);
-  std::vector<int32_t> argmax(loss_rows, -1);
-
+  Losses losses(graph, compute, base.config().vocab, terms, layout, logits);
   StepLoss loss;
   loss.tokens = static_cast<int64_t>(layout.batch.ids.size());
-  for (size_t i = 0; i < layout.ce.size(); ++i) {
-    add(weight, layout.ce[i],
-        terms.cross_entropy[i].weight /
-            static_cast<float>(std::max<int64_t>(layout.ce[i].rows, 1)));
-  }
-  if (!layout.summed.empty()) {  // the derivatives depend on the sums: read them first
-    loss.failure = cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight,
-                                      logprob, argmax, false);
-    if (!loss.failure.ok()) return loss;
-    for (const Part& part : layout.summed)
-      loss.logprob.push_back(view_of(part, logprob, argmax, target).sum_logprob);
-    std::vector<double> derivative(layout.summed.size());
-    loss.failure = terms.summed.derivative(loss.logprob, derivative);
-    if (!loss.failure.ok()) return loss;
-    for (size_t i = 0; i < derivative.size(); ++i)
-      add(weight, layout.summed[i], static_cast<float>(-derivative[i]));
-  }
-  loss.failure = cross_entropy_rows(compute, layout.ce_rows, vocab, logits, target, weight, logprob,
-                                    argmax, gradient);
+  loss.failure = losses.weigh_summed(loss);
   if (!loss.failure.ok()) return loss;
-  for (size_t i = 0; i < layout.ce.size(); ++i) {
-    loss.items.push_back(view_of(layout.ce[i], logprob, argmax, target));
-    loss.cross_entropy -= terms.cross_entropy[i].weight * loss.items.back().mean_logprob;
-  }
-  if (!terms.kl.empty()) {
-    loss.failure = kl_rows(compute, terms, layout, loss_rows - static_cast<size_t>(layout.ce_rows),
-                           vocab, logits + layout.ce_rows * vocab, gradient, loss);
-    if (!loss.failure.ok()) return loss;
-  }
-  loss.total = loss.cross_entropy + loss.kl;
+  losses.enqueue(gradient);
   if (gradient) graph.backward(base, adapters, full, layout.batch);
+  loss.failure = losses.read(loss);
   return loss;
 }
 
@@ -223,36 +282,29 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
   return out;
 }
 
-double AdamW::step(const Compute& compute, std::span<const Part> parts, float lr, float beta2,
-                   float clip) {
-  const Ops& ops = host_ops(compute);
+double AdamW::step(std::span<float> parameters, std::span<const float> gradient, float lr,
+                   float beta2, float clip) {
+  DS_CHECK(parameters.size() == m_.size() && gradient.size() == m_.size());
+  const Ops& ops = *compute_.ops;
+  ops.dot(compute_.context, std::ssize(gradient), gradient.data(), gradient.data(),
+          squares_.as<double>());
+  AdamWArgs args;
+  args.n = std::ssize(parameters);
+  args.master = parameters.data();
+  args.m = m_.data();
+  args.v = v_.data();
+  args.gradient = gradient.data();
+  args.squares = squares_.as<double>();
+  args.clip = clip;
+  args.lr = lr;
+  args.beta2 = beta2;
+  args.step = step_ + 1;
+  ops.adamw(compute_.context, args);
   double squares = 0;
-  for (const Part& part : parts) {
-    squares += ops.sum_squares(compute.context, static_cast<int64_t>(part.gradient.size()),
-                               part.gradient.data());
-  }
+  ops.download(compute_.context, &squares, squares_.data(), sizeof squares);
+  if (!finish(compute_).ok()) return std::numeric_limits<double>::quiet_NaN();
   const double norm = std::sqrt(squares);
-  if (!std::isfinite(norm)) return norm;
-  ++step_;
-  size_t at = 0;
-  for (const Part& part : parts) {
-    const size_t first = at;
-    at += part.parameters.size();
-    DS_CHECK(at <= m_.size());
-    if (part.gradient.empty()) continue;
-    DS_CHECK(part.gradient.size() == part.parameters.size());
-    AdamWArgs args;
-    args.n = static_cast<int64_t>(part.parameters.size());
-    args.master = part.parameters.data();
-    args.m = m_.data() + first;
-    args.v = v_.data() + first;
-    args.gradient = part.gradient.data();
-    args.gradient_scale = clip > 0 && norm > clip ? static_cast<float>(clip / norm) : 1.0f;
-    args.lr = lr;
-    args.beta2 = beta2;
-    args.step = step_;
-    ops.adamw(compute.context, args);
-  }
+  if (std::isfinite(norm)) ++step_;
   return norm;
 }
 

@@ -86,26 +86,23 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
                                     const Adapters* adapters,
                                     std::span<const Sequence* const> sequences, int64_t vocab);
 
-/// AdamW with global-norm clipping, over one flat array or several parts that keep their order.
+/// AdamW with global-norm clipping over one vector of parameters, where they are.
 class AdamW {
  public:
-  struct Part {
-    std::span<float> parameters;
-    std::span<const float> gradient;  ///< as many, or empty: the part stays as it is
-  };
-  explicit AdamW(size_t parameters) : m_(parameters, 0.0f), v_(parameters, 0.0f) {}
-  /// One step from the gradients; returns the norm of all parts before clipping. NaN or infinity:
-  /// nothing is changed and the norm returned is not finite.
-  double step(const Compute& compute, std::span<const Part> parts, float lr, float beta2,
+  AdamW(const Compute& compute, size_t parameters)
+      : compute_(compute),
+        m_(compute, parameters),
+        v_(compute, parameters),
+        squares_(*compute.ops, sizeof(double)) {}
+  /// One step from the gradient; returns its norm before clipping. NaN or infinity: nothing is
+  /// changed and the norm returned is not finite.
+  double step(std::span<float> parameters, std::span<const float> gradient, float lr, float beta2,
               float clip);
-  double step(const Compute& compute, std::span<float> parameters, std::span<const float> gradient,
-              float lr, float beta2, float clip) {
-    const Part whole{parameters, gradient};
-    return step(compute, {&whole, 1}, lr, beta2, clip);
-  }
 
  private:
-  std::vector<float> m_, v_;
+  Compute compute_;
+  BackendVector m_, v_;
+  Buffer squares_;
   int64_t step_ = 0;
 };
 

@@ -37,8 +37,8 @@ struct RoundTrainer::Round {
   bool parent_packed = false;
   std::deque<Entry> entries;  // one per sample
 
-  Round(Trainable trained, const LearnerPlugin& learner, const ds_parallel* parallel, uint64_t seed)
-      : what(trained), session(learner, parallel, seed) {}
+  Round(Trainable trained, const LearnerPlugin& learner, const Compute& compute, uint64_t seed)
+      : what(trained), session(learner, compute, seed) {}
   void add(const ds_sample& sample, Entry entry) {
     if (session.samples.add(sample))
       entries.push_back(std::move(entry));  // 64 bits: once in an age

@@ -155,8 +155,7 @@ Status RoundTrainer::build_step(const Recipe& recipe, Round& round, uint64_t ind
 
 /// The weights that the round began with, beside the base; null = the base alone.
 Adapters* RoundTrainer::parent_of(Round& round) const {
-  if (round.parent != nullptr && !round.parent_packed)
-    round.parent->pack(compute_, base_->format());
+  if (round.parent != nullptr && !round.parent_packed) round.parent->pack(base_->format());
   round.parent_packed = true;
   return round.parent.get();
 }

@@ -51,51 +51,6 @@ Recipe group_recipe() {
   return r;
 }
 
-size_t Trainable::size() const {
-  return full_ != nullptr ? full_->size() : adapters_->parameters().size();
-}
-
-void Trainable::zero_gradient() const {
-  if (full_ != nullptr) return full_->zero_gradient();
-  adapters_->zero_gradient();
-}
-
-void Trainable::pack(const Compute& compute, WeightFormat format) const {
-  if (full_ != nullptr) return full_->pack(compute, format);
-  adapters_->pack(compute, format);
-}
-
-VectorPieces Trainable::weights() const {
-  if (full_ == nullptr) return {adapters_->parameters()};
-  VectorPieces out;
-  for (auto& [name, master] : full_->masters()) out.emplace_back(master);
-  return out;
-}
-
-VectorPieces Trainable::gradients() const {
-  if (full_ == nullptr) return {adapters_->gradient()};
-  VectorPieces out;
-  for (const auto& [name, master] : full_->masters()) {
-    std::vector<float>& gradient = full_->gradient()[name];
-    gradient.resize(master.size());
-    out.emplace_back(gradient);
-  }
-  return out;
-}
-
-double Trainable::step(AdamW& optimizer, const Compute& compute, float lr,
-                       const Recipe& recipe) const {
-  std::vector<AdamW::Part> parts;
-  if (full_ == nullptr) {
-    parts.push_back({adapters_->parameters(), adapters_->gradient()});
-  } else {
-    for (auto& [name, master] : full_->masters()) {
-      parts.push_back({master, full_->gradient()[name]});
-    }
-  }
-  return optimizer.step(compute, parts, lr, recipe.beta2, recipe.clip);
-}
-
 RoundTrainer::RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWeights> base,
                            std::shared_ptr<const Tokenizer> tokenizer, ChatTemplate chat)
     : compute_(compute),
@@ -283,12 +238,13 @@ Status RoundTrainer::begin_round(const Recipe& recipe, const RoundInput& input, 
 /// The optimizer's step and what the learner makes of it; false = the round is over.
 bool RoundTrainer::finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
                                StepReport& report, RoundOutcome& outcome) const {
-  report.gradient_norm = round.what.step(optimizer, compute_, lr, recipe);
+  report.gradient_norm =
+      optimizer.step(round.what.weights(), round.what.gradients(), lr, recipe.beta2, recipe.clip);
   outcome.finite = std::isfinite(report.gradient_norm);
   if (!outcome.finite) return false;
   outcome.failure = round.session.stepped(report.loss, report.gradient_norm);
   if (!outcome.failure.ok()) return false;
-  round.what.pack(compute_, base_->format());
+  round.what.pack(base_->format());
   return true;
 }
 
@@ -298,7 +254,7 @@ void RoundTrainer::end_round(Round& round, RoundOutcome& outcome) const {
   outcome.failure = memory.status();
   if (memory.ok()) outcome.memory = std::move(memory).value();
   // It may have changed the weights.
-  if (round.session.learner().uses_vectors()) round.what.pack(compute_, base_->format());
+  if (round.session.learner().uses_vectors()) round.what.pack(base_->format());
 }
 
 RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& learner, Trainable what,
@@ -306,14 +262,14 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& lear
                                  const std::function<bool(const StepReport&)>& on_step) {
   DS_CHECK(base_ != nullptr);
   prepare(recipe);
-  what.pack(compute_, base_->format());
-  Round round(what, learner, compute_.context.parallel, Rng::mix(input.seed, input.number));
+  what.pack(base_->format());
+  Round round(what, learner, compute_, Rng::mix(input.seed, input.number));
   lay_out(recipe, input, round);
   const auto lessons = std::ssize(input.fresh);
   const int64_t steps_max = std::max(recipe.max_steps, recipe.max_steps_per_lesson * lessons);
   RoundOutcome outcome;
   outcome.failure = begin_round(recipe, input, steps_max, round);
-  AdamW optimizer(what.size());
+  AdamW optimizer(compute_, what.weights().size());
   for (int64_t index = 0; outcome.failure.ok() && index < steps_max; ++index) {
     Step step;
     outcome.failure = build_step(recipe, round, static_cast<uint64_t>(index), step);

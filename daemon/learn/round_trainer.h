@@ -68,12 +68,21 @@ class Trainable {
   const BaseWeights& over(const BaseWeights& base) const {
     return full_ != nullptr ? *full_->packed() : base;
   }
-  size_t size() const;  ///< parameters
-  VectorPieces weights() const;
-  VectorPieces gradients() const;  ///< as many pieces, of the same sizes
-  void zero_gradient() const;
-  void pack(const Compute& compute, WeightFormat format) const;
-  double step(AdamW& optimizer, const Compute& compute, float lr, const Recipe& recipe) const;
+  // In the memory of the backend.
+  std::span<float> weights() const {
+    return full_ != nullptr ? full_->masters() : adapters_->parameters().all();
+  }
+  std::span<float> gradients() const {
+    return full_ != nullptr ? full_->gradient().all() : adapters_->gradient().all();
+  }
+  void zero_gradient() const {
+    if (full_ != nullptr) return full_->zero_gradient();
+    adapters_->gradient().zero();
+  }
+  void pack(WeightFormat format) const {
+    if (full_ != nullptr) return full_->pack(format);
+    adapters_->pack(format);
+  }
 
  private:
   Adapters* adapters_ = nullptr;  // one of the two

@@ -11,20 +11,17 @@
 #include <string_view>
 #include <vector>
 
-#include "ds/parallel.h"
 #include "ds/plugin.h"
 #include "ds/status.h"
+#include "engine/parameters.h"
 
 namespace ds {
 
-/// One vector, in pieces that lie apart in memory.
-using VectorPieces = std::vector<std::span<float>>;
-
 class RoundVectors {
  public:
-  /// `weights` and `gradient` (slot 0) have pieces of equal sizes and outlive it, as `parallel`
-  /// does. The weights as they are now become DS_VEC_PARENT.
-  RoundVectors(const ds_parallel* parallel, VectorPieces weights, VectorPieces gradient);
+  /// `weights` and `gradient` (slot 0) have equal sizes, lie in the memory of the backend and
+  /// outlive it. The weights as they are now become DS_VEC_PARENT.
+  RoundVectors(const Compute& compute, std::span<float> weights, std::span<float> gradient);
   RoundVectors(const RoundVectors&) = delete;
 
   /// Slots 1 to 3 are zero again.
@@ -36,21 +33,15 @@ class RoundVectors {
   using Named = std::map<std::string, std::vector<float>>;
   /// Before the learner's first call. Error: a length other than the weights'.
   Status restore(const Named& named);
-  Named named() const;
+  Result<Named> named() const;
 
   /// Valid as long as this object.
   const ds_vectors* table() const { return &table_; }
 
  private:
-  struct Chunk {  // the unit of work: fixed, so that sums do not depend on the threads
-    size_t piece, begin, size;
-  };
-  VectorPieces* add(int32_t handle);
-  float* at(int32_t handle, const Chunk& chunk);
+  BackendVector& add(int32_t handle);
+  float* at(int32_t handle);
   bool have(std::initializer_list<int32_t> handles);
-  /// `function(chunk number)` for all chunks, in parallel.
-  template <class Function>
-  void each_chunk(const Function& function) const;
 
   static ds_code make(void* ctx, ds_str name, int32_t* handle);
   static ds_code copy(void* ctx, int32_t from, int32_t to);
@@ -59,12 +50,11 @@ class RoundVectors {
   static ds_code multiply(void* ctx, float a, int32_t x, int32_t z, int32_t y);
   static ds_code dot(void* ctx, int32_t x, int32_t y, double* out);
 
-  const ds_parallel* parallel_;
-  std::vector<Chunk> chunks_;
-  size_t size_ = 0;
-  std::map<int32_t, std::vector<float>> owned_;
-  std::map<int32_t, VectorPieces> vectors_;
+  Compute compute_;
+  std::span<float> weights_, gradient_;
+  std::map<int32_t, BackendVector> owned_;
   std::map<std::string, int32_t, std::less<>> names_;
+  Buffer sum_;  ///< of dot, in the backend
   int32_t next_ = DS_VEC_PARENT + 1;
   ds_vectors table_{};
 };

@@ -21,7 +21,7 @@ class TaskRound {
       : compute_(compute),
         mlp_(mlp),
         gradient_(mlp.parameters().size()),
-        session_(learner, compute.context.parallel, seed) {}
+        session_(learner, compute, seed) {}
 
   /// How many of them can be drawn.
   size_t add(TaskExamples examples, uint32_t pool) {
@@ -40,16 +40,16 @@ class TaskRound {
     TaskOutcome out;
     out.learner = session_.learner().provenance();
     if (session_.learner().uses_vectors())
-      out.failure = session_.give_vectors({mlp_.parameters()}, {gradient_});
+      out.failure = session_.give_vectors(mlp_.parameters(), gradient_);
     if (out.failure.ok()) out.failure = session_.begin(number, max_steps, replay_ratio);
-    AdamW optimizer(gradient_.size());
+    AdamW optimizer(compute_, gradient_.size());
     for (uint64_t step = 0; out.failure.ok() && step < max_steps; ++step) {
       double loss = 0;
       bool drawn = false;
       out.failure = pass(step, loss, drawn);
       if (!out.failure.ok() || !drawn) break;
       const double norm =
-          optimizer.step(compute_, mlp_.parameters(), gradient_, kLearningRate, kBeta2, kClip);
+          optimizer.step(mlp_.parameters(), gradient_, kLearningRate, kBeta2, kClip);
       out.finite = std::isfinite(norm);
       if (!out.finite) return out;
       ++out.steps;

@@ -351,6 +351,9 @@ inline Input input_of(const LinearArgs& a) {
           dot ? ceil_div(a.w[0].k, 2) : a.x_stride};
 }
 
+inline void prepare(const OpContext& context, WeightFormat format, int64_t rows, int64_t k,
+                    const float* x, int64_t x_stride, void* prepared);
+
 inline void linear(const OpContext& context, const LinearArgs& a) {
   if (a.rows == 0 || a.n_weights == 0) return;
   const Input in = input_of(a);
@@ -378,6 +381,8 @@ inline void linear(const OpContext& context, const LinearArgs& a) {
     linear_task(a, columns, in, group, smaller(groups, group + each), row,
                 smaller(rows_each, a.rows - row));
   });
+  if (a.y_prepared != nullptr)
+    prepare(context, WeightFormat::kBF16, a.rows, a.w[0].n, a.y[0], a.y_stride[0], a.y_prepared);
 }
 
 }  // namespace ds::DS_ISA

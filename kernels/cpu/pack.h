@@ -59,6 +59,45 @@ inline void pack(const OpContext& context, WeightFormat format, int64_t n, int64
   });
 }
 
+inline void pack_all(const OpContext& context, int64_t count, const PackItem* items) {
+  for (int64_t i = 0; i < count; ++i) {
+    const PackItem& it = items[i];
+    pack(context, it.format, it.n, it.k, it.source, it.transposed, it.packed);
+  }
+}
+
+/// Panel `panel` of a pack [n, k] whose source has fewer columns: `given` of them, [given, n]
+/// row-major. The rest is zero.
+inline void pack_panel_padded(WeightFormat format, int64_t n, int64_t k, int64_t given,
+                              const float* source, int64_t panel, void* packed) {
+  char* base = static_cast<char*>(packed) + panel * panel_bytes(format, k);
+  __builtin_memset(base, 0, static_cast<size_t>(panel_bytes(format, k)));
+  F16 columns[16];
+  gather_columns(n, given, source, true, panel * 16, 0, given, columns);
+  if (format == WeightFormat::kF32) {
+    for (int64_t j = 0; j < given; ++j) store(reinterpret_cast<float*>(base) + j * 16, columns[j]);
+    return;
+  }
+  for (int64_t j = 0; j < given; j += 2) {
+    store_u(reinterpret_cast<uint32_t*>(base) + j / 2 * 16, pair_bf16(columns[j], columns[j + 1]));
+  }
+}
+
+/// A [rank, k] and B^T [rank, n] have one panel each, which is zero beyond `rank` rows; B and A^T
+/// are their transposes with 16 columns.
+inline void pack_factors(const OpContext& context, WeightFormat format, int64_t rank, int64_t count,
+                         const FactorPack* factors) {
+  parallel_for(context, count, [&](int64_t i) {
+    const FactorPack& f = factors[i];
+    pack_panel(format, rank, f.k, f.a, false, 0, f.a_packed);
+    pack_panel(format, rank, f.n, f.bt, false, 0, f.bt_packed);
+    for (int64_t p = 0; p < ceil_div(f.n, 16); ++p)
+      pack_panel_padded(format, f.n, kLoraRank, rank, f.bt, p, f.b_packed);
+    for (int64_t p = 0; p < ceil_div(f.k, 16); ++p)
+      pack_panel_padded(format, f.k, kLoraRank, rank, f.a, p, f.at_packed);
+  });
+}
+
 inline void unpack_panel(const WeightView& w, int64_t panel, float* out) {
   const char* base = panel_of(w, panel);
   const int64_t rows = smaller(16, w.n - panel * 16);

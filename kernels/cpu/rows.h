@@ -2,7 +2,7 @@
 // Row-wise and elementwise ops: RMSNorm, rotary embedding, activations.
 #pragma once
 
-#include "kernels/cpu/vector_math.h"
+#include "kernels/cpu/pack.h"
 
 namespace ds::DS_ISA {
 
@@ -23,8 +23,14 @@ DS_INLINE float sum_lanes(int64_t n, const F& f) {
   return reduce_add((s[0] + s[1]) + (s[2] + s[3]));
 }
 
+/// `y` as prepare() gives it, where the caller wants that too.
+inline void prepare_also(const OpContext& context, int64_t rows, int64_t d, const float* y,
+                         void* prepared) {
+  if (prepared != nullptr) prepare(context, WeightFormat::kBF16, rows, d, y, d, prepared);
+}
+
 inline void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x,
-                    const float* w, float eps, float* y, float* rstd) {
+                    const float* w, float eps, float* y, float* rstd, void* prepared) {
   parallel_blocks(context, rows, rows_per_task(d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* in = x + r * d;
@@ -39,6 +45,7 @@ inline void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const flo
       if (rstd != nullptr) rstd[r] = inverse;
     }
   });
+  prepare_also(context, rows, d, y, prepared);
 }
 
 /// With h = x rstd: dx = rstd (w dy - h mean(w dy h)), dw = sum over rows of dy h.
@@ -153,26 +160,30 @@ inline void scatter_rows(const OpContext& context, int64_t rows, int64_t d, cons
   move_rows(context, rows, d, index, x, out, true);
 }
 
-inline void swiglu(const OpContext& context, int64_t n, const float* gate, const float* up,
-                   float* y) {
-  parallel_blocks(context, n, kElementsPerTask, [&](int64_t begin, int64_t end) {
+inline void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate,
+                   const float* up, float* y, void* prepared) {
+  parallel_blocks(context, rows * d, kElementsPerTask, [&](int64_t begin, int64_t end) {
     for_lanes(begin, end, [&](int64_t i, int64_t m) {
       store_n(y + i, silu_times(load_n(gate + i, m), load_n(up + i, m)), m);
     });
   });
+  prepare_also(context, rows, d, y, prepared);
 }
 
 /// silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
-inline void swiglu_backward(const OpContext& context, int64_t n, const float* dy, const float* gate,
-                            const float* up, float* dgate, float* dup) {
-  parallel_blocks(context, n, kElementsPerTask, [&](int64_t begin, int64_t end) {
+inline void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
+                            const float* gate, const float* up, float* dgate, float* dup,
+                            void* dgate_prepared, void* dup_prepared) {
+  parallel_blocks(context, rows * d, kElementsPerTask, [&](int64_t begin, int64_t end) {
     for_lanes(begin, end, [&](int64_t i, int64_t m) {
-      const F16 g = load_n(gate + i, m), u = load_n(up + i, m), d = load_n(dy + i, m);
+      const F16 g = load_n(gate + i, m), u = load_n(up + i, m), back = load_n(dy + i, m);
       const F16 s = sigmoid(g);
-      store_n(dgate + i, d * u * (s * fma(g, set(1.0f) - s, set(1.0f))), m);
-      store_n(dup + i, d * (g * s), m);
+      store_n(dgate + i, back * u * (s * fma(g, set(1.0f) - s, set(1.0f))), m);
+      store_n(dup + i, back * (g * s), m);
     });
   });
+  prepare_also(context, rows, d, dgate, dgate_prepared);
+  prepare_also(context, rows, d, dup, dup_prepared);
 }
 
 inline void relu(const OpContext& context, int64_t n, float* x) {

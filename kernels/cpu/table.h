@@ -25,6 +25,8 @@ namespace ds::DS_ISA {
 constexpr Ops table(const char* name) {
   return {.name = name,
           .host_memory = true,
+          .reads_transposed = false,
+          .fused_rows = 0,
           .allocate = host_allocate,
           .allocate_pinned = host_allocate,
           .release_pinned = host_release,
@@ -41,6 +43,8 @@ constexpr Ops table(const char* name) {
           .packed_bytes = packed_bytes,
           .pack = pack,
           .unpack = unpack,
+          .pack_all = pack_all,
+          .pack_factors = pack_factors,
           .prepared_bytes = prepared_bytes,
           .prepare = prepare,
           .linear = linear,
@@ -66,8 +70,9 @@ constexpr Ops table(const char* name) {
           .cross_entropy = cross_entropy,
           .kl_topk = kl_topk,
           .adamw = adamw,
-          .sum_squares = sum_squares,
-          .all_finite = all_finite};
+          .dot = dot,
+          .axpby = axpby,
+          .multiply_add = multiply_add};
 }
 
 constexpr QuantOps quant_table() {

@@ -257,8 +257,9 @@ void launch(const StreamState& s, const AttentionArgs& a) {
   const auto bytes = static_cast<size_t>((threads / 32 + 1) * kHeads * (a.kv.head_dim + 4)) * 4;
   const dim3 grid(static_cast<unsigned>(split), static_cast<unsigned>(a.kv.n_kv_heads * parts),
                   static_cast<unsigned>(a.batch));
-  launch_clusters("attention of rows", attend_one_row<kLanes, kHeads>, static_cast<unsigned>(split),
-                  grid, threads, bytes, s.stream(), Decode{a, static_cast<int>(parts)});
+  launch("attention of rows", Launching{.cluster = static_cast<unsigned>(split)},
+         attend_one_row<kLanes, kHeads>, grid, threads, bytes, s.stream(),
+         Decode{a, static_cast<int>(parts)});
 }
 
 template <int kLanes>

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/linear.h"
 #include "kernels/cuda/state.h"
 #include "kernels/cuda/table.h"
 
@@ -103,7 +104,6 @@ bool StreamState::init() {
   // cuBLAS would allocate, which a capture forbids.
   return check(cudaMalloc(&scratch_, kScratchBytes), "scratch of a stream") &&
          check(cudaMalloc(&blas_scratch_, kBlasBytes), "cuBLAS scratch of a stream") &&
-         check(cudaMallocHost(&result_, 64), "pinned memory of a stream") &&
          check(cublasCreate(&blas_), "handle") &&
          check(cublasSetStream(blas_, stream_), "stream") &&
          check(cublasSetWorkspace(blas_, blas_scratch_, kBlasBytes), "workspace");
@@ -112,7 +112,6 @@ bool StreamState::init() {
 StreamState::~StreamState() {
   cudaStreamSynchronize(stream_);
   if (blas_ != nullptr) cublasDestroy(blas_);
-  cudaFreeHost(result_);
   cudaFree(blas_scratch_);
   cudaFree(scratch_);
   if (owned_) cudaStreamDestroy(stream_);
@@ -331,6 +330,8 @@ void stream_destroy(void* stream) {
 
 constexpr Ops kTable = {.name = "cuda-sm90",
                         .host_memory = false,
+                        .reads_transposed = true,
+                        .fused_rows = kFewRows,
                         .allocate = allocate,
                         .allocate_pinned = allocate_pinned,
                         .release_pinned = release_pinned,
@@ -347,6 +348,8 @@ constexpr Ops kTable = {.name = "cuda-sm90",
                         .packed_bytes = packed_bytes,
                         .pack = pack,
                         .unpack = unpack,
+                        .pack_all = pack_all,
+                        .pack_factors = pack_factors,
                         .prepared_bytes = prepared_bytes,
                         .prepare = prepare,
                         .linear = linear,
@@ -372,8 +375,9 @@ constexpr Ops kTable = {.name = "cuda-sm90",
                         .cross_entropy = cross_entropy,
                         .kl_topk = kl_topk,
                         .adamw = adamw,
-                        .sum_squares = sum_squares,
-                        .all_finite = all_finite};
+                        .dot = dot,
+                        .axpby = axpby,
+                        .multiply_add = multiply_add};
 
 constexpr CudaBackend kBackend = {.build_id = DS_BUILD_ID,
                                   .ops = &kTable,

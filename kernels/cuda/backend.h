@@ -7,8 +7,7 @@
 // - OpContext::stream is a cudaStream_t made by stream_create(), or null: the default stream, which
 //   open() prepares. Each stream owns the scratch of its ops, so one thread at a time calls ops on
 //   a stream; different streams are independent.
-// - Ops may be captured into a graph, but for finish, sum_squares, all_finite, allocate, release,
-//   upload and download.
+// - Ops may be captured into a graph, but for finish, allocate, release, upload and download.
 // - Matrix products of a call depend on the number of its rows only through one step, from the
 //   kernel for few rows to cuBLAS (linear.h): bits may differ across it, and between cuBLAS
 //   kernels.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Clusters: blocks that run at the same time and read each other's shared memory (PTX ISA, "Cluster
-// of Cooperative Thread Arrays"; launch_clusters()).
+// of Cooperative Thread Arrays"; launch()).
 #pragma once
 
 #include "kernels/cuda/mma.cuh"

@@ -4,6 +4,7 @@
 // which lanes depends on k and the outputs alone, so a row's bits do not see how many rows there
 // are.
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/table.h"
 
 namespace ds::cuda {
@@ -12,65 +13,196 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kAhead = 4;  // 16-byte loads of a weight row that a lane has under way
 
+/// What a group of lanes computes.
+enum class Outputs {
+  kOne,     ///< one output of one weight
+  kSwiglu,  ///< output i of both weights
+  kRope,    ///< outputs i and i + half of one head of q, k or v
+};
+
 struct GemvArgs {
   InputRows in;
-  int rows = 0, n_weights = 0, lanes = 32;  ///< lanes of a group: each group has one output
-  int64_t outputs = 0;                      ///< of all weights, or pairs with swiglu
+  int rows = 0, n_weights = 0, lanes = 32;  ///< lanes of a group
+  int64_t outputs = 0;                      ///< groups
   const void* w[kMaxFusedWeights];
   int64_t n[kMaxFusedWeights];
   float* y[kMaxFusedWeights];
   int64_t y_stride[kMaxFusedWeights];
   const float* residual = nullptr;
   Additions add;
+  RopeAppendArgs rope;
 };
 
-template <int kRows, typename T>
-__device__ inline void multiply_add(const Chunk<T>& w, const Chunk<T> (&x)[kRows],
-                                    float (&sum)[kRows]) {
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int e = 0; e < Chunk<T>::kElements; ++e) sum[r] = fmaf(w.v[e], x[r].v[e], sum[r]);
-  }
-}
+/// What a group is about: rows i0 and, if it has two, i1 of weights w0 and w1.
+struct Group {
+  int w0 = 0, w1 = 0;
+  int64_t i0 = 0, i1 = 0;
+  int64_t head = 0, pair = 0;  ///< kRope: of the weight's heads, and i of the pair
 
-/// This lane's part of the products of one weight row (two if kPaired) with kRows input rows. No
-/// kernel that launch_next() starts writes weights, so the first of them are asked for before the
-/// input is waited for.
-template <typename T, bool kRounded, int kRows, bool kPaired>
-__device__ inline void lane_sums(const GemvArgs& a, const void* w0, const void* w1, int lane,
-                                 float (&sum0)[kRows], float (&sum1)[kRows]) {
-  const auto* row0 = static_cast<const uint4*>(w0);
-  const auto* row1 = static_cast<const uint4*>(w1);
-  const auto chunks = static_cast<int>(a.in.padded / Chunk<T>::kElements);
+  template <Outputs kOutputs>
+  __device__ static Group of(const GemvArgs& a, int64_t output) {
+    Group g;
+    g.i0 = g.i1 = output;
+    if constexpr (kOutputs == Outputs::kSwiglu) {
+      g.w1 = 1;
+    } else if constexpr (kOutputs == Outputs::kOne) {
+      while (g.i0 >= a.n[g.w0]) g.i0 -= a.n[g.w0++];
+    } else {
+      const int64_t half = a.rope.kv.head_dim / 2, n_kv = a.rope.kv.n_kv_heads;
+      g.head = output / half;
+      g.pair = output % half;
+      if (g.head >= a.rope.n_heads) {
+        g.head -= a.rope.n_heads;
+        g.w0 = g.head < n_kv ? 1 : 2;
+        g.head %= n_kv;
+      }
+      g.w1 = g.w0;
+      g.i0 = g.head * 2 * half + g.pair;
+      g.i1 = g.i0 + half;
+    }
+    return g;
+  }
+};
+
+/// The input rows in shared memory, as products with weights of type T see them: each is read from
+/// memory once for a block. A norm's factor is left for the sums.
+template <typename T, bool kRounded, int kRows>
+struct StagedRows {
+  float* x;  ///< [kRows][padded]
+  float factor[kRows];
+
+  __device__ static int row_of(const GemvArgs& a, int r) { return r < a.rows ? r : a.rows - 1; }
+
+  /// Columns 4 i .. 4 i + 3 of all rows: without a branch, so that all loads are under way at once.
+  __device__ void stage_four(const GemvArgs& a, int i, float (&part)[kRows]) {
+    float4 v[kRows], weight = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    if (a.in.norm != nullptr) weight = reinterpret_cast<const float4*>(a.in.norm)[i];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      v[r] = reinterpret_cast<const float4*>(a.in.x + row_of(a, r) * a.in.stride)[i];
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      part[r] = fmaf(v[r].x, v[r].x, fmaf(v[r].y, v[r].y, part[r]));
+      part[r] = fmaf(v[r].z, v[r].z, fmaf(v[r].w, v[r].w, part[r]));
+      reinterpret_cast<float4*>(x + r * a.in.padded)[i] =
+          make_float4(rounded_as<T>(v[r].x * weight.x), rounded_as<T>(v[r].y * weight.y),
+                      rounded_as<T>(v[r].z * weight.z), rounded_as<T>(v[r].w * weight.w));
+    }
+  }
+  __device__ void stage_chunk(const GemvArgs& a, int c, float (&part)[kRows]) {
+    constexpr int kEach = Chunk<T>::kElements;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const auto chunk = input_chunk<T, kRounded>(a.in, row_of(a, r), c, part[r]);
+      auto* to = reinterpret_cast<float4*>(x + r * a.in.padded + c * kEach);
+#pragma unroll
+      for (int i = 0; i < kEach; i += 4) {
+        to[i / 4] = make_float4(chunk.v[i], chunk.v[i + 1], chunk.v[i + 2], chunk.v[i + 3]);
+      }
+    }
+  }
+
+  /// All threads of the block; rows beyond a.rows repeat the last one.
+  __device__ StagedRows(const GemvArgs& a, float* shared) : x(shared) {
+    __shared__ float squares[kRows][kThreads / 32];
+    constexpr int kEach = Chunk<T>::kElements;
+    const auto chunks = static_cast<int>(a.in.padded / kEach);
+    float part[kRows] = {};
+    if (!kRounded && a.in.whole) {
+      for (int i = threadIdx.x; i < a.in.k / 4; i += kThreads) stage_four(a, i, part);
+    } else {
+      for (int c = threadIdx.x; c < chunks; c += kThreads) stage_chunk(a, c, part);
+    }
+    const bool normed = a.in.norm != nullptr;
+    if (normed) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const float sum = warp_sum(part[r]);
+        if (threadIdx.x % 32 == 0) squares[r][threadIdx.x / 32] = sum;
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      factor[r] = 1.0f;
+      if (!normed) continue;
+      float sum = 0.0f;
+#pragma unroll
+      for (int w = 0; w < kThreads / 32; ++w) sum += squares[r][w];
+      factor[r] = norm_factor(a.in, sum);
+    }
+  }
+};
+
+/// This lane's part of the products of a group's weight rows with kRows input rows. No kernel that
+/// launch_next() starts writes weights, so the first of them are asked for before the input is
+/// waited for.
+template <typename T, int kRows, bool kTwo>
+struct LaneSums {
+  static constexpr int kEach = Chunk<T>::kElements;
+  float sum0[kRows] = {}, sum1[kRows] = {};
   uint4 raw0[kAhead], raw1[kAhead];
-  const auto load = [&](int c0) {
+
+  __device__ void load(const GemvArgs& a, const uint4* row0, const uint4* row1, int c0) {
+    const auto chunks = static_cast<int>(a.in.padded / kEach);
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int c = c0 + u * a.lanes;
       if (c >= chunks) continue;
       raw0[u] = stream_chunk(row0 + c);
-      if (kPaired) raw1[u] = stream_chunk(row1 + c);
-    }
-  };
-  load(lane);
-  begin_after_previous();
-  for (int c0 = lane; c0 < chunks; c0 += kAhead * a.lanes) {
-    if (c0 != lane) load(c0);
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      const int c = c0 + u * a.lanes;
-      if (c >= chunks) continue;
-      Chunk<T> x[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        x[r] = input_chunk<T, kRounded>(a.in, r < a.rows ? r : a.rows - 1, c);
-      }
-      multiply_add(unpack_chunk(raw0[u], T()), x, sum0);
-      if (kPaired) multiply_add(unpack_chunk(raw1[u], T()), x, sum1);
+      if (kTwo) raw1[u] = stream_chunk(row1 + c);
     }
   }
-}
+
+  /// After load() of the lane's first chunks.
+  __device__ void multiply(const GemvArgs& a, const uint4* row0, const uint4* row1, int lane,
+                           const float* x) {
+    const auto chunks = static_cast<int>(a.in.padded / kEach);
+    for (int c0 = lane; c0 < chunks; c0 += kAhead * a.lanes) {
+      if (c0 != lane) load(a, row0, row1, c0);
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        const int c = c0 + u * a.lanes;
+        if (c >= chunks) continue;
+        const Chunk<T> w0 = unpack_chunk(raw0[u], T());
+        const Chunk<T> w1 = kTwo ? unpack_chunk(raw1[u], T()) : Chunk<T>{};
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          const auto* from = reinterpret_cast<const float4*>(x + r * a.in.padded + c * kEach);
+#pragma unroll
+          for (int i = 0; i < kEach; i += 4) {
+            const float4 four = from[i / 4];
+            add(w0.v + i, four, sum0[r]);
+            if (kTwo) add(w1.v + i, four, sum1[r]);
+          }
+        }
+      }
+    }
+  }
+  __device__ static void add(const float* w, const float4& x, float& sum) {
+    sum = fmaf(w[0], x.x, sum);
+    sum = fmaf(w[1], x.y, sum);
+    sum = fmaf(w[2], x.z, sum);
+    sum = fmaf(w[3], x.w, sum);
+  }
+
+  /// Adds the lanes' parts; every lane has them.
+  __device__ void add_lanes(int lanes, const float (&factor)[kRows]) {
+    for (int step = lanes / 2; step > 0; step /= 2) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        sum0[r] += __shfl_xor_sync(kAllLanes, sum0[r], step);
+        if (kTwo) sum1[r] += __shfl_xor_sync(kAllLanes, sum1[r], step);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      sum0[r] *= factor[r];
+      if (kTwo) sum1[r] *= factor[r];
+    }
+  }
+};
 
 /// Low-rank part and bias of output i of weight w in one row.
 template <typename T>
@@ -95,41 +227,62 @@ __device__ inline float element_of(const float (&sum)[kRows], int row) {
   return out;
 }
 
-/// A group of 8, 16 or 32 lanes computes one output of all rows; lane r of it finishes row r. Rows
-/// beyond a.rows, up to kRows, repeat the last one and are not written.
-template <typename T, bool kRounded, int kRows, bool kPaired>
+/// A pair of one row of q goes to y, of k and v to their page; q and k turn by the row's position.
+__device__ inline void finish_rope(const GemvArgs& a, const Group& g, int row, float x, float y) {
+  const RopeAppendArgs& rope = a.rope;
+  const int64_t half = rope.kv.head_dim / 2;
+  if (g.w0 < 2) {
+    const int64_t angle = rope.positions[row] * half + g.pair;
+    rotate(rope.cos[angle], rope.sin[angle], &x, &y);
+  }
+  if (g.w0 == 0) {
+    float* to = a.y[0] + row * a.y_stride[0] + g.i0;
+    to[0] = x;
+    to[half] = y;
+    return;
+  }
+  const int64_t to = page_offset(rope.kv, rope.slots[row], g.head) + g.pair;
+  void* pages = g.w0 == 1 ? rope.kv.k : rope.kv.v;
+  if (rope.kv.dtype == KvDtype::kF32) {
+    store_pair<float>(pages, to, half, x, y);
+  } else {
+    store_pair<Bf16>(pages, to, half, x, y);
+  }
+}
+
+/// A group of 8, 16 or 32 lanes computes the same outputs of all rows; lane r of it finishes row r.
+/// Rows beyond a.rows, up to kRows, repeat the last one and are not written, as are groups beyond
+/// the last.
+template <typename T, bool kRounded, int kRows, Outputs kOutputs>
 __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArgs a) {
+  extern __shared__ float4 room[];
+  auto* shared = reinterpret_cast<float*>(room);
+  constexpr bool kTwo = kOutputs != Outputs::kOne;
   const int lane = threadIdx.x % a.lanes;
   const int64_t output = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / a.lanes;
   const bool inside = output < a.outputs;
-  int64_t i = inside ? output : 0;
-  int w = 0;
-  if (!kPaired) {
-    while (i >= a.n[w]) i -= a.n[w++];
-  }
-  const int64_t at = i * a.in.padded * static_cast<int64_t>(sizeof(T));
-  float sum0[kRows] = {}, sum1[kRows] = {};
-  if (inside) {
-    lane_sums<T, kRounded, kRows, kPaired>(
-        a, static_cast<const char*>(a.w[w]) + at,
-        kPaired ? static_cast<const char*>(a.w[1]) + at : nullptr, lane, sum0, sum1);
-  } else {
-    begin_after_previous();
-  }
-  for (int step = a.lanes / 2; step > 0; step /= 2) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      sum0[r] += __shfl_xor_sync(kAllLanes, sum0[r], step);
-      if (kPaired) sum1[r] += __shfl_xor_sync(kAllLanes, sum1[r], step);
-    }
-  }
-  if (!inside || lane >= a.rows) return;
-  float value = with_additions<T>(a.add, w, i, lane, element_of(sum0, lane));
-  if (kPaired) {
-    value = silu_times(value, with_additions<T>(a.add, 1, i, lane, element_of(sum1, lane)));
-  }
-  const int64_t to = lane * a.y_stride[w] + i;
-  a.y[w][to] = a.residual == nullptr ? value : a.residual[to] + value;
+  const auto g = Group::of<kOutputs>(a, inside ? output : 0);
+  const int64_t row_bytes = a.in.padded * static_cast<int64_t>(sizeof(T));
+  const int64_t to = lane * a.y_stride[g.w0] + g.i0;
+  const bool writes = inside && lane < a.rows;
+  const auto* row0 =
+      reinterpret_cast<const uint4*>(static_cast<const char*>(a.w[g.w0]) + g.i0 * row_bytes);
+  const auto* row1 =
+      reinterpret_cast<const uint4*>(static_cast<const char*>(a.w[g.w1]) + g.i1 * row_bytes);
+  LaneSums<T, kRows, kTwo> sums;
+  sums.load(a, row0, row1, lane);
+  begin_after_previous();
+  const float residual = writes && a.residual != nullptr ? a.residual[to] : 0.0f;
+  const StagedRows<T, kRounded, kRows> in(a, shared);
+  sums.multiply(a, row0, row1, lane, in.x);
+  sums.add_lanes(a.lanes, in.factor);
+  if (!writes) return;
+  float value = with_additions<T>(a.add, g.w0, g.i0, lane, element_of(sums.sum0, lane));
+  float other = 0.0f;
+  if (kTwo) other = with_additions<T>(a.add, g.w1, g.i1, lane, element_of(sums.sum1, lane));
+  if constexpr (kOutputs == Outputs::kRope) return finish_rope(a, g, lane, value, other);
+  if constexpr (kOutputs == Outputs::kSwiglu) value = silu_times(value, other);
+  a.y[g.w0][to] = residual + value;
 }
 
 /// Lanes of a group: enough groups to fill 132 SMs when there are few outputs, few idle lanes in
@@ -141,19 +294,23 @@ int lanes_for(int64_t chunks, int64_t outputs) {
 }
 
 template <typename T, bool kRounded, int kRows>
-void launch_gemv(const StreamState& s, const GemvArgs& a, bool paired) {
+void launch_gemv(const StreamState& s, const GemvArgs& a, Outputs outputs) {
   const auto blocks = static_cast<unsigned>(ceil_div(a.outputs * a.lanes, kThreads));
-  launch_next("linear of few rows",
-              paired ? gemv<T, kRounded, kRows, true> : gemv<T, kRounded, kRows, false>,
-              dim3(blocks), kThreads, 0, s.stream(), a);
+  auto* kernel = gemv<T, kRounded, kRows, Outputs::kOne>;
+  if (outputs == Outputs::kSwiglu) kernel = gemv<T, kRounded, kRows, Outputs::kSwiglu>;
+  if (outputs == Outputs::kRope) kernel = gemv<T, kRounded, kRows, Outputs::kRope>;
+  const auto shared = static_cast<size_t>(kRows * a.in.padded) * sizeof(float);
+  if (!allow_shared(kernel, static_cast<int64_t>(shared) + kSharedForSums)) return;
+  launch("linear of few rows", Launching{.early = !s.take_weights_changed()}, kernel, dim3(blocks),
+         kThreads, shared, s.stream(), a);
 }
 
 template <typename T, bool kRounded>
-void launch_gemv(const StreamState& s, const GemvArgs& a, bool paired) {
-  if (a.rows == 1) return launch_gemv<T, kRounded, 1>(s, a, paired);
-  if (a.rows == 2) return launch_gemv<T, kRounded, 2>(s, a, paired);
-  if (a.rows <= 4) return launch_gemv<T, kRounded, 4>(s, a, paired);
-  launch_gemv<T, kRounded, 8>(s, a, paired);
+void launch_gemv(const StreamState& s, const GemvArgs& a, Outputs outputs) {
+  if (a.rows == 1) return launch_gemv<T, kRounded, 1>(s, a, outputs);
+  if (a.rows == 2) return launch_gemv<T, kRounded, 2>(s, a, outputs);
+  if (a.rows <= 4) return launch_gemv<T, kRounded, 4>(s, a, outputs);
+  launch_gemv<T, kRounded, 8>(s, a, outputs);
 }
 
 /// t [weights][t_rows][16] = A x. A block takes kRows rows of one weight, its warp j the rank j;
@@ -180,7 +337,7 @@ __global__ void __launch_bounds__(kLoraRank * 32)
            a.slot_of_row[row + count] == slot) {
       ++count;
     }
-    float sum[kRows] = {};
+    float sum[kRows] = {}, squares[kRows] = {};
     if (slot >= 0 && a.a[slot][w] != nullptr) {
       const auto* matrix = static_cast<const T*>(a.a[slot][w]) + rank * a.in.padded;
 #pragma unroll 2
@@ -188,7 +345,7 @@ __global__ void __launch_bounds__(kLoraRank * 32)
         const Chunk<T> weights = unpack_chunk(reinterpret_cast<const uint4*>(matrix)[c], T());
         for (int r = 0; r < kRows; ++r) {
           if (r >= count) break;
-          const Chunk<T> x = input_chunk<T, kRounded>(a.in, row + r, c);
+          const Chunk<T> x = input_chunk<T, kRounded>(a.in, row + r, c, squares[r]);
 #pragma unroll
           for (int e = 0; e < Chunk<T>::kElements; ++e) sum[r] = fmaf(weights.v[e], x.v[e], sum[r]);
         }
@@ -196,7 +353,8 @@ __global__ void __launch_bounds__(kLoraRank * 32)
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const float total = warp_sum(sum[r]);
+      float total = warp_sum(sum[r]);
+      if (a.in.norm != nullptr) total *= norm_factor(a.in, warp_sum(squares[r]));
       if (r < count && lane == 0) a.t[(w * a.t_rows + row + r) * kLoraRank + rank] = total;
     }
     row += count;
@@ -219,8 +377,10 @@ void launch_low_rank(const StreamState& s, const LowInputs& a, int n_weights) {
 }
 
 InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded) {
-  const int64_t k = a.w[0].k;
-  return {rounded, a.x + row * a.x_stride, a.x_stride, k, padded_k(a.w[0].format, k)};
+  const int64_t k = a.w[0].k, padded = padded_k(a.w[0].format, k);
+  const bool whole =
+      padded == k && a.x_stride % 4 == 0 && is_aligned16(a.x) && is_aligned16(a.norm);
+  return {rounded, a.x + row * a.x_stride, a.x_stride, k, padded, a.norm, a.norm_eps, whole};
 }
 
 }  // namespace
@@ -262,7 +422,9 @@ void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int
 }
 
 void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows) {
-  const bool paired = a.epilogue == Epilogue::kSwiglu;
+  Outputs outputs = Outputs::kOne;
+  if (a.epilogue == Epilogue::kSwiglu) outputs = Outputs::kSwiglu;
+  if (a.rope != nullptr) outputs = Outputs::kRope;
   const WeightFormat format = a.w[0].format;
   const void* rounded = nullptr;
   if (format == WeightFormat::kBF16 && a.x_prepared != nullptr) {
@@ -272,23 +434,30 @@ void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t ro
   g.in = input_rows(a, row, rounded);
   g.rows = static_cast<int>(rows);
   g.n_weights = a.n_weights;
+  int64_t total = 0;
   for (int w = 0; w < a.n_weights; ++w) {
     g.w[w] = a.w[w].data;
     g.n[w] = a.w[w].n;
     g.y_stride[w] = a.y_stride[w];
     g.y[w] = a.y[w] == nullptr ? nullptr : a.y[w] + row * a.y_stride[w];
-    g.outputs += !paired || w == 0 ? a.w[w].n : 0;
+    total += a.w[w].n;
   }
+  g.outputs = outputs == Outputs::kOne ? total : total / 2;
   if (a.epilogue == Epilogue::kResidual) g.residual = a.residual + row * a.y_stride[0];
+  if (a.rope != nullptr) {
+    g.rope = *a.rope;
+    g.rope.positions += row;
+    g.rope.slots += row;
+  }
   g.add = additions_of(a, row);
   if (g.outputs == 0) return;
   g.lanes = lanes_for(g.in.padded * element_bytes(format) / 16, g.outputs);
   if (format == WeightFormat::kF32) {
-    launch_gemv<float, false>(s, g, paired);
+    launch_gemv<float, false>(s, g, outputs);
   } else if (rounded != nullptr) {
-    launch_gemv<Bf16, true>(s, g, paired);
+    launch_gemv<Bf16, true>(s, g, outputs);
   } else {
-    launch_gemv<Bf16, false>(s, g, paired);
+    launch_gemv<Bf16, false>(s, g, outputs);
   }
 }
 

@@ -9,27 +9,45 @@ namespace ds::cuda {
 namespace {
 
 constexpr int kThreads = 128;  // columns of a block
-constexpr int kTileRows = 8;   // rows that one thread finishes
+constexpr int kTileRows = 4;   // rows that one thread finishes
 
-/// Products of rows in memory, to be finished in place.
+/// Products of rows in memory, to be finished: in place, or into rounded rows.
 struct Finish {
   int64_t rows = 0, n = 0;
   float* y = nullptr;  ///< products of weight `weight`; of the gate with swiglu
   int64_t y_stride = 0;
   const float* up = nullptr;  ///< products of weight 1 with swiglu, [rows, n]
+  Bf16* prepared = nullptr;   ///< [rows, n rounded up to 8]; null: in place
   const float* residual = nullptr;
   int weight = 0;
   Additions add;
 };
 
 /// y = product + low-rank part + bias, then residual or swiglu. A thread takes one column of
-/// kTileRows rows, and loads its row of B again only where the slot changes.
+/// kTileRows rows, whose products it asks for at once, and loads its row of B again only where the
+/// slot changes.
 template <typename T, bool kPaired>
 __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ Finish a) {
   constexpr int kParts = kPaired ? 2 : 1;
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
-  if (i >= a.n) return;
+  const int64_t padded = ceil_div(a.n, 8) * 8;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileRows;
+  if (i >= a.n) {
+    if (a.prepared == nullptr || i >= padded) return;
+    for (int64_t row = first; row < a.rows && row < first + kTileRows; ++row) {
+      a.prepared[row * padded + i] = __float2bfloat16_rn(0.0f);
+    }
+    return;
+  }
+  float product[kTileRows][kParts], residual[kTileRows] = {};
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    const int64_t row = first + r;
+    if (row >= a.rows) break;
+    product[r][0] = a.y[row * a.y_stride + i];
+    if constexpr (kPaired) product[r][1] = a.up[row * a.n + i];
+    if (a.residual != nullptr) residual[r] = a.residual[row * a.y_stride + i];
+  }
   LowRow<T> b[kParts];
   float bias[kParts];
 #pragma unroll
@@ -38,11 +56,10 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
     bias[p] = from == nullptr ? 0.0f : from[i];
   }
   int32_t loaded = -1;
-  for (int64_t row = first; row < a.rows && row < first + kTileRows; ++row) {
-    const int64_t at = row * a.y_stride + i;
-    float value[kParts];
-    value[0] = a.y[at];
-    if constexpr (kPaired) value[1] = a.up[row * a.n + i];
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    const int64_t row = first + r;
+    if (row >= a.rows) return;
     const int32_t slot = a.add.slot_of_row == nullptr ? -1 : a.add.slot_of_row[row];
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
@@ -50,21 +67,25 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
       if (slot >= 0 && a.add.low[slot][w].b != nullptr) {
         if (slot != loaded) b[p].load(a.add.low[slot][w].b, i);
         const float* t = a.add.t + (w * a.add.t_rows + row) * kLoraRank;
-        value[p] = b[p].add_to(value[p], t, a.add.low[slot][w].scale);
+        product[r][p] = b[p].add_to(product[r][p], t, a.add.low[slot][w].scale);
       }
-      value[p] += bias[p];
+      product[r][p] += bias[p];
     }
     loaded = slot;
-    float out = value[0];
-    if constexpr (kPaired) out = silu_times(value[0], value[1]);
-    a.y[at] = a.residual == nullptr ? out : a.residual[at] + out;
+    float out = product[r][0];
+    if constexpr (kPaired) out = silu_times(out, product[r][1]);
+    if (a.prepared != nullptr) {
+      a.prepared[row * padded + i] = __float2bfloat16_rn(out);
+    } else {
+      a.y[row * a.y_stride + i] = residual[r] + out;
+    }
   }
 }
 
 void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
   if (a.rows == 0 || a.n == 0) return;
   const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kTileRows)),
-                  static_cast<unsigned>(ceil_div(a.n, kThreads)));
+                  static_cast<unsigned>(ceil_div(ceil_div(a.n, 8) * 8, kThreads)));
   const bool f32 = format == WeightFormat::kF32;
   if (a.up != nullptr) {
     if (f32) {
@@ -81,37 +102,44 @@ void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
 }
 
 /// y [rows, n] = x W^T + beta y; x is rounded rows for BF16 weights, FP32 rows for FP32 weights.
+/// What is packed as [n][k] is [k, n] in cuBLAS's columns, and transposed; the pack of W^T is as it
+/// is.
 bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const void* x,
               int64_t x_stride, float beta, float* y, int64_t y_stride) {
   if (w.n == 0) return true;
   const bool f32 = w.format == WeightFormat::kF32;
   const cudaDataType_t type = f32 ? CUDA_R_32F : CUDA_R_16BF;
   const float alpha = 1.0f;
-  // The padding of BF16 rows is zero on both sides: multiplied too, it keeps k a multiple of 8.
-  const int64_t k = f32 ? w.k : padded_k(w.format, w.k);
+  // The padding of BF16 rows is zero on both sides: multiplied too, it keeps k a multiple of 8. The
+  // pack of W^T has no such rows.
+  const int64_t k = f32 || w.transposed ? w.k : padded_k(w.format, w.k);
   return check(
-      cublasGemmEx(s.blas(), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(w.n),
-                   static_cast<int>(rows), static_cast<int>(k), &alpha, w.data, type,
-                   static_cast<int>(padded_k(w.format, w.k)), x, type,
-                   static_cast<int>(larger(x_stride, k)), &beta, y, CUDA_R_32F,
+      cublasGemmEx(s.blas(), w.transposed ? CUBLAS_OP_N : CUBLAS_OP_T, CUBLAS_OP_N,
+                   static_cast<int>(w.n), static_cast<int>(rows), static_cast<int>(k), &alpha,
+                   w.data, type, static_cast<int>(padded_k(w.format, w.transposed ? w.n : w.k)), x,
+                   type, static_cast<int>(larger(x_stride, k)), &beta, y, CUDA_R_32F,
                    static_cast<int>(larger(y_stride, w.n)),
                    f32 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
       "product of a linear layer");
 }
 
-/// Rows [row, row + rows) of a call, x as multiply() wants it; `up`: room for the second product.
+/// Where the products of a pair of weights wait to be finished.
+struct PairRoom {
+  float *gate = nullptr, *up = nullptr;  ///< gate null: in y
+};
+
+/// Rows [row, row + rows) of a call, x as multiply() wants it.
 bool multiply_all(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows,
-                  const void* x, int64_t x_stride, float* up) {
+                  const void* x, int64_t x_stride, const PairRoom& room) {
   const bool paired = a.epilogue == Epilogue::kSwiglu;
   for (int w = 0; w < (paired ? 1 : a.n_weights); ++w) {
-    float* y = a.y[w] + row * a.y_stride[w];
+    const int64_t stride = room.gate != nullptr ? a.w[0].n : a.y_stride[w];
+    float* y = room.gate != nullptr ? room.gate : a.y[w] + row * stride;
     const float* residual =
         a.epilogue == Epilogue::kResidual ? a.residual + row * a.y_stride[w] : nullptr;
     const bool in_place = residual == y;
-    if (!multiply(s, a.w[w], rows, x, x_stride, in_place ? 1.0f : 0.0f, y, a.y_stride[w])) {
-      return false;
-    }
-    if (paired && !multiply(s, a.w[1], rows, x, x_stride, 0.0f, up, a.w[1].n)) return false;
+    if (!multiply(s, a.w[w], rows, x, x_stride, in_place ? 1.0f : 0.0f, y, stride)) return false;
+    if (paired && !multiply(s, a.w[1], rows, x, x_stride, 0.0f, room.up, a.w[1].n)) return false;
     if (!paired && a.lora == nullptr && a.bias[w] == nullptr && (residual == nullptr || in_place)) {
       continue;
     }
@@ -119,12 +147,29 @@ bool multiply_all(const StreamState& s, const LinearArgs& a, int64_t row, int64_
     f.rows = rows;
     f.n = a.w[w].n;
     f.y = y;
-    f.y_stride = a.y_stride[w];
-    f.up = paired ? up : nullptr;
+    f.y_stride = stride;
+    f.up = paired ? room.up : nullptr;
+    if (a.y_prepared != nullptr) {
+      f.prepared = static_cast<Bf16*>(a.y_prepared) + row * padded_k(WeightFormat::kBF16, f.n);
+    }
     f.residual = in_place ? nullptr : residual;
     f.weight = w;
     f.add = additions_of(a, row);
     launch_finish(s, f, a.w[w].format);
+  }
+  return true;
+}
+
+/// t = A x of rows [row, row + rows) where all rows that have a low-rank part have the same: what
+/// rows without one get is not read.
+bool multiply_low_rank(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows,
+                       const void* x, int64_t x_stride) {
+  for (int w = 0; w < a.n_weights; ++w) {
+    const WeightView& low = a.lora->pair[0][w].a;
+    float* t = a.lora->t + (w * a.rows + row) * kLoraRank;
+    if (low.data != nullptr && !multiply(s, low, rows, x, x_stride, 0.0f, t, kLoraRank)) {
+      return false;
+    }
   }
   return true;
 }
@@ -134,7 +179,8 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
   const bool bf16 = a.w[0].format == WeightFormat::kBF16;
   const int64_t k = a.w[0].k;
   const int64_t round_bytes = bf16 && a.x_prepared == nullptr ? rounded_row_bytes(k) : 0;
-  const int64_t up_bytes = a.epilogue == Epilogue::kSwiglu ? a.w[1].n * 4 : 0;
+  int64_t up_bytes = a.epilogue == Epilogue::kSwiglu ? a.w[1].n * 4 : 0;
+  if (a.y_prepared != nullptr) up_bytes *= 2;
   const int64_t row_bytes = larger(round_bytes + up_bytes, 1);
   const int64_t each = smaller(a.rows, larger(1, (kScratchBytes - 256) / row_bytes));
   for (int64_t row = 0; row < a.rows; row += each) {
@@ -146,13 +192,29 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
       round_rows(s, rows, k, a.x + row * a.x_stride, a.x_stride, s.scratch<char>());
       rounded = s.scratch<char>();
     }
-    if (a.lora != nullptr) low_rank_inputs(s, a, row, rows, rounded);
-    auto* up =
-        reinterpret_cast<float*>(s.scratch<char>() + ceil_div(each * round_bytes, 256) * 256);
     const void* x = bf16 ? rounded : a.x + row * a.x_stride;
     const int64_t stride = bf16 ? padded_k(WeightFormat::kBF16, k) : a.x_stride;
-    if (!multiply_all(s, a, row, rows, x, stride, up)) return;
+    if (a.lora != nullptr && a.lora->n_slots > 1) {
+      low_rank_inputs(s, a, row, rows, rounded);
+    } else if (a.lora != nullptr && !multiply_low_rank(s, a, row, rows, x, stride)) {
+      return;
+    }
+    PairRoom room;
+    room.up = reinterpret_cast<float*>(s.scratch<char>() + ceil_div(each * round_bytes, 256) * 256);
+    if (a.y_prepared != nullptr) room.gate = room.up + rows * a.w[1].n;
+    if (!multiply_all(s, a, row, rows, x, stride, room)) return;
   }
+}
+
+}  // namespace
+
+namespace {
+
+/// Rows of a call of few_rows(): as many as its shared memory takes, 0 if not even one.
+int64_t rows_at_once(WeightFormat format, int64_t k) {
+  int64_t rows = kFewRows;
+  while (rows > 0 && rows * padded_k(format, k) * 4 > kMaxSharedBytes - kSharedForSums) rows /= 2;
+  return rows;
 }
 
 }  // namespace
@@ -160,26 +222,131 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
 void linear(const OpContext& context, const LinearArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.rows == 0 || a.n_weights == 0) return;
-  if (a.rows > kFewRows && a.w[0].k > 0) return many_rows(*s, a);
+  const int64_t each = rows_at_once(a.w[0].format, a.w[0].k);
+  const bool many = a.rows > kFewRows || a.w[0].transposed || each == 0;
+  if (many && a.w[0].k > 0) return many_rows(*s, a);
   if (a.lora != nullptr) low_rank_inputs(*s, a, 0, a.rows, a.x_prepared);
-  for (int64_t row = 0; row < a.rows; row += kFewRows) {
-    few_rows(*s, a, row, smaller(kFewRows, a.rows - row));
+  for (int64_t row = 0; row < a.rows; row += each) {
+    few_rows(*s, a, row, smaller(each, a.rows - row));
   }
 }
 
-/// out^T [k, n] += scale * x^T dy in cuBLAS's columns. FP32 without TF32: gradients of weights are
-/// sums over few rows, and the tests hold them to 1e-5.
-void outer_accumulate(const OpContext& context, int64_t rows, int64_t n, int64_t k, const float* dy,
-                      int64_t dy_stride, const float* x, int64_t x_stride, float scale,
-                      float* out) {
+namespace {
+
+constexpr int kOuterColumns = 32;  // of x, to a block: one a lane
+constexpr int kOuterWarps = 8;     // each takes every 8th row of the block's
+constexpr int kOuterRows = 64;     // of a block: 8 of a warp, all under way at once
+
+/// part [row blocks][n, k] = dy^T x over each block's rows, for n up to 16: factors of low rank,
+/// biases. A thread sums all n of one column over its warp's rows, then the warps' sums are added
+/// in order. Grid: columns, rows.
+__global__ void __launch_bounds__(kOuterWarps * 32)
+    outer_few(const __grid_constant__ OuterArgs a, int64_t x_padded, float* part) {
+  __shared__ float of_warp[kOuterWarps][kOuterColumns + 1];
+  __shared__ float dy[kOuterRows][kLoraRank];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kOuterColumns + lane;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * kOuterRows;
+  const auto rows = static_cast<int>(smaller(kOuterRows, a.rows - first));
+#pragma unroll
+  for (int u = 0; u < kOuterRows * kLoraRank / (kOuterWarps * 32); ++u) {
+    const int at = threadIdx.x + u * kOuterWarps * 32, r = at / kLoraRank, i = at % kLoraRank;
+    dy[r][i] = r < rows && i < a.n ? a.dy[(first + r) * a.dy_stride + i] : 0.0f;
+  }
+  __syncthreads();
+  const auto* rounded = static_cast<const Bf16*>(a.x_prepared);
+  float sum[kLoraRank] = {};
+  if (column < a.k) {
+    float x_of[kOuterRows / kOuterWarps];
+#pragma unroll
+    for (int u = 0; u < kOuterRows / kOuterWarps; ++u) {
+      const int r = warp + u * kOuterWarps;
+      const int64_t row = first + (r < rows ? r : 0);  // beyond the last dy is zero
+      x_of[u] = rounded == nullptr ? a.x[row * a.x_stride + column]
+                                   : to_float(rounded[row * x_padded + column]);
+    }
+#pragma unroll
+    for (int u = 0; u < kOuterRows / kOuterWarps; ++u) {
+      const int r = warp + u * kOuterWarps;
+      const float x = x_of[u];
+#pragma unroll
+      for (int i = 0; i < kLoraRank; i += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(&dy[r][i]);
+        sum[i] = fmaf(four.x, x, sum[i]);
+        sum[i + 1] = fmaf(four.y, x, sum[i + 1]);
+        sum[i + 2] = fmaf(four.z, x, sum[i + 2]);
+        sum[i + 3] = fmaf(four.w, x, sum[i + 3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kLoraRank; ++i) {
+    if (i >= a.n) break;
+    of_warp[warp][lane] = sum[i];
+    __syncthreads();
+    if (warp == i % kOuterWarps && column < a.k) {
+      float total = 0.0f;
+      for (int w = 0; w < kOuterWarps; ++w) total += of_warp[w][lane];
+      part[(blockIdx.y * a.n + i) * a.k + column] = total;
+    }
+    __syncthreads();
+  }
+}
+
+/// out += scale * the parts, in order.
+__global__ void __launch_bounds__(kThreads)
+    outer_add(int64_t count, int64_t parts, const float* __restrict__ part, float scale,
+              float* out) {
+  for (int64_t i = loop_begin(); i < count; i += loop_step()) {
+    float total = 0.0f;
+#pragma unroll 8
+    for (int64_t p = 0; p < parts; ++p) total += part[p * count + i];
+    out[i] = fmaf(scale, total, out[i]);
+  }
+}
+
+/// In pieces of rows whose parts fit the scratch.
+void few_outer(const StreamState& s, OuterArgs a) {
+  const int64_t count = a.n * a.k, rows = a.rows;
+  const int64_t most = larger(1, kScratchBytes / (count * 4)) * kOuterRows;
+  for (int64_t row = 0; row < rows; row += most) {
+    a.rows = smaller(most, rows - row);
+    const int64_t parts = ceil_div(a.rows, kOuterRows), padded = padded_k(WeightFormat::kBF16, a.k);
+    const dim3 grid(static_cast<unsigned>(ceil_div(a.k, kOuterColumns)),
+                    static_cast<unsigned>(parts));
+    outer_few<<<grid, kOuterWarps * 32, 0, s.stream()>>>(a, padded, s.scratch<float>());
+    if (!launched("gradient of factors")) return;
+    outer_add<<<loop_blocks(count, kThreads), kThreads, 0, s.stream()>>>(
+        count, parts, s.scratch<float>(), a.scale, a.out);
+    if (!launched("gradient of factors")) return;
+    a.dy += most * a.dy_stride;
+    if (a.x_prepared != nullptr) {
+      a.x_prepared = static_cast<const Bf16*>(a.x_prepared) + most * padded;
+    } else {
+      a.x += most * a.x_stride;
+    }
+  }
+}
+
+}  // namespace
+
+/// out^T [k, n] += scale * x^T dy in cuBLAS's columns. Without rounded operands FP32 without TF32:
+/// the tests hold gradients of weights to 1e-5 then.
+void outer_accumulate(const OpContext& context, const OuterArgs& a) {
   const StreamState* s = enter(context);
-  if (s == nullptr || rows == 0 || n == 0 || k == 0) return;
+  if (s == nullptr || a.rows == 0 || a.n == 0 || a.k == 0) return;
+  if (a.n <= kLoraRank) return few_outer(*s, a);
+  const bool rounded = a.dy_prepared != nullptr && a.x_prepared != nullptr;
+  const cudaDataType_t type = rounded ? CUDA_R_16BF : CUDA_R_32F;
+  const int64_t x_step = rounded ? padded_k(WeightFormat::kBF16, a.k) : larger(a.x_stride, a.k);
+  const int64_t dy_step = rounded ? padded_k(WeightFormat::kBF16, a.n) : larger(a.dy_stride, a.n);
   const float one = 1.0f;
-  check(cublasGemmEx(s->blas(), CUBLAS_OP_N, CUBLAS_OP_T, static_cast<int>(k), static_cast<int>(n),
-                     static_cast<int>(rows), &scale, x, CUDA_R_32F,
-                     static_cast<int>(larger(x_stride, k)), dy, CUDA_R_32F,
-                     static_cast<int>(larger(dy_stride, n)), &one, out, CUDA_R_32F,
-                     static_cast<int>(k), CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT),
+  check(cublasGemmEx(
+            s->blas(), CUBLAS_OP_N, CUBLAS_OP_T, static_cast<int>(a.k), static_cast<int>(a.n),
+            static_cast<int>(a.rows), &a.scale, rounded ? a.x_prepared : a.x, type,
+            static_cast<int>(x_step), rounded ? a.dy_prepared : a.dy, type,
+            static_cast<int>(dy_step), &one, a.out, CUDA_R_32F, static_cast<int>(a.k),
+            rounded ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT),
         "gradient of a weight");
 }
 

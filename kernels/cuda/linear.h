@@ -10,6 +10,7 @@
 namespace ds::cuda {
 
 constexpr int64_t kFewRows = 8;
+constexpr int64_t kSharedForSums = 1024;  ///< bytes of a block of few_rows() beside its input rows
 
 /// What is added to the products of a call, by value in the parameters of a kernel.
 struct Additions {
@@ -44,35 +45,56 @@ struct InputRows {
   const void* rounded;
   const float* x;
   int64_t stride, k, padded;
+  const float* norm;  ///< weight of an RMSNorm that comes first; null: none
+  float eps;
+  bool whole;  ///< rows and norm are aligned to 16 bytes and consist of whole chunks
 };
 
 /// Elements [c * kElements, ..) of an input row as products with weights of type T see them; zero
-/// beyond k. kRounded: from `rounded`.
+/// beyond k. kRounded: from `rounded`. Where there is a norm, they still want its factor
+/// norm_factor(), as their squares add to `squares`.
 template <typename T, bool kRounded>
-__device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t c) {
+__device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t c,
+                                       float& squares) {
   constexpr int kEach = Chunk<T>::kElements;
   if constexpr (kRounded) {
     const auto* from = static_cast<const Bf16*>(in.rounded) + row * in.padded;
     return unpack_chunk(reinterpret_cast<const uint4*>(from)[c], T());
   }
-  Chunk<T> out;
-  const float* from = in.x + row * in.stride + c * kEach;
-  if (c * kEach + kEach <= in.k && is_aligned16(from)) {
+  const auto load = [&](const float* from) {
+    Chunk<T> out;
+    if (c * kEach + kEach <= in.k && is_aligned16(from)) {
 #pragma unroll
-    for (int i = 0; i < kEach / 4; ++i) {
-      const float4 four = reinterpret_cast<const float4*>(from)[i];
-      out.v[4 * i] = four.x;
-      out.v[4 * i + 1] = four.y;
-      out.v[4 * i + 2] = four.z;
-      out.v[4 * i + 3] = four.w;
+      for (int i = 0; i < kEach / 4; ++i) {
+        const float4 four = reinterpret_cast<const float4*>(from)[i];
+        out.v[4 * i] = four.x;
+        out.v[4 * i + 1] = four.y;
+        out.v[4 * i + 2] = four.z;
+        out.v[4 * i + 3] = four.w;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) out.v[i] = c * kEach + i < in.k ? from[i] : 0.0f;
     }
-  } else {
+    return out;
+  };
+  Chunk<T> out = load(in.x + row * in.stride + c * kEach);
+  if (in.norm != nullptr) {
+    const Chunk<T> weight = load(in.norm + c * kEach);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) out.v[i] = c * kEach + i < in.k ? from[i] : 0.0f;
+    for (int i = 0; i < kEach; ++i) {
+      squares = fmaf(out.v[i], out.v[i], squares);
+      out.v[i] *= weight.v[i];
+    }
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i) out.v[i] = rounded_as<T>(out.v[i]);
   return out;
+}
+
+/// What products of a normed row are multiplied by: 1 / RMS; `squares` is the row's sum.
+__device__ inline float norm_factor(const InputRows& in, float squares) {
+  return 1.0f / sqrtf(squares / static_cast<float>(in.k) + in.eps);
 }
 
 /// 16 bytes of a matrix that is read once: they need not stay in L1. Volatile, so that it keeps its
@@ -80,8 +102,8 @@ __device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t
 __device__ inline uint4 stream_chunk(const uint4* from) {
   uint4 out;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
-      : "l"(from));
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "l"(from));
   return out;
 }
 
@@ -102,7 +124,13 @@ struct LowRow {
   /// value + scale * B t: 16 terms ascending.
   __device__ float add_to(float value, const float* t, float scale) const {
 #pragma unroll
-    for (int j = 0; j < kLoraRank; ++j) value = fmaf(v[j], t[j] * scale, value);
+    for (int j = 0; j < kLoraRank; j += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(t + j);
+      value = fmaf(v[j], four.x * scale, value);
+      value = fmaf(v[j + 1], four.y * scale, value);
+      value = fmaf(v[j + 2], four.z * scale, value);
+      value = fmaf(v[j + 3], four.w * scale, value);
+    }
     return value;
   }
 };

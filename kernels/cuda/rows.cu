@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Row-wise and elementwise ops: RMSNorm, rotary embedding, activations.
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/state.h"
 #include "kernels/cuda/table.h"
 
@@ -9,9 +10,41 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// x, y [rows, d]. One block a row, whatever the number of rows: threads sum every 256th element.
+/// Results in FP32, in BF16 rows padded with zeros as prepare() gives them, or both.
+struct RowsOut {
+  float* y;
+  Bf16* prepared;
+  int64_t d, padded;
+
+  __device__ void set(int64_t row, int64_t i, float value) const {
+    if (y != nullptr) y[row * d + i] = value;
+    if (prepared != nullptr) prepared[row * padded + i] = __float2bfloat16_rn(value);
+  }
+  /// Columns i .. i + 3, i a multiple of 4 and padded == d.
+  __device__ void set_four(int64_t row, int64_t i, float4 v) const {
+    const int64_t at = row * d + i;
+    if (y != nullptr) *reinterpret_cast<float4*>(y + at) = v;
+    if (prepared == nullptr) return;
+    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v.x, v.y),
+                                     __floats2bfloat162_rn(v.z, v.w)};
+    *reinterpret_cast<uint2*>(prepared + at) = *reinterpret_cast<const uint2*>(pairs);
+  }
+  __host__ bool by_fours() const {
+    return padded == d && is_aligned16(y) && is_aligned16(prepared);
+  }
+  /// Threads i, i + step, .. of a row's.
+  __device__ void pad(int64_t row, int64_t i, int64_t step) const {
+    if (prepared == nullptr) return;
+    for (i += d; i < padded; i += step) prepared[row * padded + i] = __float2bfloat16_rn(0.0f);
+  }
+};
+RowsOut rows_out(float* y, void* prepared, int64_t d) {
+  return {y, static_cast<Bf16*>(prepared), d, padded_k(WeightFormat::kBF16, d)};
+}
+
+/// x, y [rows, d]. One block a row: threads sum every 256th element.
 __global__ void __launch_bounds__(kThreads)
-    rmsnorm_rows(int64_t d, const float* x, const float* __restrict__ w, float eps, float* y,
+    rmsnorm_rows(int64_t d, const float* x, const float* __restrict__ w, float eps, RowsOut out,
                  float* rstd) {
   begin_after_previous();
   const float* in = x + blockIdx.x * d;
@@ -19,12 +52,89 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = threadIdx.x; i < d; i += kThreads) sum = fmaf(in[i], in[i], sum);
   sum = block_sum(sum);
   const float inverse = 1.0f / sqrtf(sum / static_cast<float>(d) + eps);
-  float* out = y + blockIdx.x * d;
-  for (int64_t i = threadIdx.x; i < d; i += kThreads) out[i] = in[i] * inverse * w[i];
+  for (int64_t i = threadIdx.x; i < d; i += kThreads) {
+    out.set(blockIdx.x, i, in[i] * inverse * w[i]);
+  }
+  out.pad(blockIdx.x, threadIdx.x, kThreads);
   if (rstd != nullptr && threadIdx.x == 0) rstd[blockIdx.x] = inverse;
 }
 
-/// With h = x rstd: dx += rstd (w dy - h mean(w dy h)). One block a row.
+constexpr int kWarps = kThreads / 32;
+constexpr int kPerLane = 32;               // columns that a lane of the kernels by warps keeps
+constexpr int kGradientBlocks = 4 * kSms;  // partial sums of dw
+
+/// As rmsnorm_rows with a warp to a row, d up to 32 kPerLane, for many rows.
+template <int kColumns>
+__global__ void __launch_bounds__(kThreads)
+    rmsnorm_warps(int64_t rows, int64_t d, const float* __restrict__ x, const float* __restrict__ w,
+                  float eps, RowsOut out, float* rstd) {
+  begin_after_previous();
+  const int lane = threadIdx.x % 32;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= rows) return;
+  float v[kColumns], sum = 0.0f;
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const int64_t i = lane + 32 * c;
+    v[c] = i < d ? x[row * d + i] : 0.0f;
+    sum = fmaf(v[c], v[c], sum);
+  }
+  const float inverse = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(d) + eps);
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const int64_t i = lane + 32 * c;
+    if (i < d) out.set(row, i, v[c] * inverse * w[i]);
+  }
+  out.pad(row, lane, 32);
+  if (rstd != nullptr && lane == 0) rstd[row] = inverse;
+}
+
+/// With h = x rstd: dx += rstd (w dy - h mean(w dy h)), and part[block] [d] = sum over the block's
+/// rows of dy h. A warp takes every (blocks * kWarps)-th row.
+template <int kColumns>
+__global__ void __launch_bounds__(kThreads)
+    rmsnorm_gradient(int64_t rows, int64_t d, const float* __restrict__ dy,
+                     const float* __restrict__ x, const float* __restrict__ w,
+                     const float* __restrict__ rstd, float* dx, float* part) {
+  __shared__ float of_warp[kWarps][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  float dw[kColumns] = {};
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + warp; row < rows;
+       row += static_cast<int64_t>(gridDim.x) * kWarps) {
+    float h[kColumns], back[kColumns], dot = 0.0f;
+    const float scale = rstd[row];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t i = lane + 32 * c, at = row * d + i;
+      const bool inside = i < d;
+      h[c] = inside ? x[at] * scale : 0.0f;
+      const float g = inside ? dy[at] : 0.0f;
+      dw[c] = fmaf(g, h[c], dw[c]);
+      back[c] = inside ? g * w[i] : 0.0f;
+      dot = fmaf(back[c], h[c], dot);
+    }
+    dot = warp_sum(dot) / static_cast<float>(d);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t i = lane + 32 * c, at = row * d + i;
+      if (i < d) dx[at] = fmaf(back[c] - h[c] * dot, scale, dx[at]);
+    }
+  }
+  if (part == nullptr) return;
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    of_warp[warp][lane] = dw[c];
+    __syncthreads();
+    if (warp == c % kWarps && lane + 32 * c < d) {
+      float total = 0.0f;
+      for (int i = 0; i < kWarps; ++i) total += of_warp[i][lane];
+      part[blockIdx.x * d + lane + 32 * c] = total;
+    }
+    __syncthreads();
+  }
+}
+
+/// The same without a limit of d, one block a row, dx alone.
 __global__ void __launch_bounds__(kThreads)
     rmsnorm_input_gradient(int64_t d, const float* __restrict__ dy, const float* __restrict__ x,
                            const float* __restrict__ w, const float* __restrict__ rstd, float* dx) {
@@ -43,7 +153,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// dw += sum over rows of dy h. A block takes 32 columns; its warp j sums rows j, j + 32, .. and
-/// the 32 sums are added in order.
+/// the 32 sums are added in order. Without dy: the rows of x are summed as they are.
 __global__ void __launch_bounds__(1024)
     rmsnorm_weight_gradient(int64_t rows, int64_t d, const float* __restrict__ dy,
                             const float* __restrict__ x, const float* __restrict__ rstd,
@@ -55,7 +165,8 @@ __global__ void __launch_bounds__(1024)
   if (column < d) {
 #pragma unroll 4
     for (int64_t r = warp; r < rows; r += 32) {
-      sum = fmaf(dy[r * d + column] * rstd[r], x[r * d + column], sum);
+      const float factor = dy == nullptr ? 1.0f : dy[r * d + column] * rstd[r];
+      sum = fmaf(factor, x[r * d + column], sum);
     }
   }
   part[warp][lane] = sum;
@@ -66,11 +177,19 @@ __global__ void __launch_bounds__(1024)
   dw[column] += total;
 }
 
-/// (a, b) -> (a cos - b sin, b cos + a sin).
-__device__ inline void rotate(float cos, float sin, float* a, float* b) {
-  const float x = *a, y = *b;
-  *a = fmaf(x, cos, -(y * sin));
-  *b = fmaf(y, cos, x * sin);
+/// Calls f.operator()<columns of a lane>() for a kernel by warps; false where d is too large.
+template <typename F>
+bool by_warps(int64_t d, const F& f) {
+  if (d <= 32 * 8) {
+    f.template operator()<8>();
+  } else if (d <= 32 * 18) {
+    f.template operator()<18>();
+  } else if (d <= 32 * kPerLane) {
+    f.template operator()<kPerLane>();
+  } else {
+    return false;
+  }
+  return true;
 }
 
 /// x [rows, heads, 2 half]: a thread takes one pair of one head of one row.
@@ -84,13 +203,6 @@ __global__ void __launch_bounds__(kThreads)
     float* at = x + unit * 2 * half + i;
     rotate(cos[angle], direction * sin[angle], at, at + half);
   }
-}
-
-template <typename T>
-__device__ inline void store_pair(void* base, int64_t at, int64_t half, float a, float b) {
-  T* to = static_cast<T*>(base) + at;
-  to[0] = from_float<T>(a);
-  to[half] = from_float<T>(b);
 }
 
 /// Per row n_heads query, then n_kv key, then n_kv value heads of `half` pairs: a thread takes one
@@ -111,9 +223,7 @@ __global__ void __launch_bounds__(kThreads) rope_append_rows(const RopeAppendArg
     const bool is_key = unit < a.n_heads + n_kv;
     const int64_t head = unit - a.n_heads - (is_key ? 0 : n_kv);
     const int64_t from = (row * n_kv + head) * d + i;
-    const int64_t slot = a.slots[row];
-    const int64_t to =
-        ((slot / kKvPageTokens * n_kv + head) * kKvPageTokens + slot % kKvPageTokens) * d + i;
+    const int64_t to = page_offset(a.kv, a.slots[row], head) + i;
     if (is_key) {
       rotate(a.cos[angle], a.sin[angle], a.k + from, a.k + from + half);
       store_pair<T>(a.kv.k, to, half, a.k[from], a.k[from + half]);
@@ -123,19 +233,63 @@ __global__ void __launch_bounds__(kThreads) rope_append_rows(const RopeAppendArg
   }
 }
 
+/// silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
+struct SwigluGradient {
+  float gate, up;
+  __device__ SwigluGradient(float dy, float g, float u) {
+    const float s = sigmoid(g);
+    gate = dy * u * (s * fmaf(g, 1.0f - s, 1.0f));
+    up = dy * (g * s);
+  }
+};
+
+/// A block takes a row at a time, a thread every 256th element of it.
 __global__ void __launch_bounds__(kThreads)
-    swiglu_elements(int64_t n, const float* gate, const float* up, float* y) {
-  for (int64_t i = loop_begin(); i < n; i += loop_step()) y[i] = silu_times(gate[i], up[i]);
+    swiglu_rows(int64_t rows, int64_t d, const float* gate, const float* up, RowsOut out) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (int64_t i = threadIdx.x; i < d; i += kThreads) {
+      out.set(row, i, silu_times(gate[row * d + i], up[row * d + i]));
+    }
+    out.pad(row, threadIdx.x, kThreads);
+  }
 }
 
-/// silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g). Outputs may be the inputs' memory.
+/// Outputs may be the inputs' memory.
 __global__ void __launch_bounds__(kThreads)
-    swiglu_gradient(int64_t n, const float* dy, const float* gate, const float* up, float* dgate,
-                    float* dup) {
+    swiglu_gradient(int64_t rows, int64_t d, const float* dy, const float* gate, const float* up,
+                    RowsOut dgate, RowsOut dup) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (int64_t i = threadIdx.x; i < d; i += kThreads) {
+      const int64_t at = row * d + i;
+      const SwigluGradient of(dy[at], gate[at], up[at]);
+      dgate.set(row, i, of.gate);
+      dup.set(row, i, of.up);
+    }
+    dgate.pad(row, threadIdx.x, kThreads);
+    dup.pad(row, threadIdx.x, kThreads);
+  }
+}
+
+// The same over all elements in fours, where rows need no padding: memory bounds them.
+__global__ void __launch_bounds__(kThreads)
+    swiglu_fours(int64_t n, const float4* __restrict__ gate, const float4* __restrict__ up,
+                 RowsOut out) {
   for (int64_t i = loop_begin(); i < n; i += loop_step()) {
-    const float g = gate[i], u = up[i], d = dy[i], s = sigmoid(g);
-    dgate[i] = d * u * (s * fmaf(g, 1.0f - s, 1.0f));
-    dup[i] = d * (g * s);
+    const float4 g = gate[i], u = up[i];
+    out.set_four(0, 4 * i,
+                 make_float4(silu_times(g.x, u.x), silu_times(g.y, u.y), silu_times(g.z, u.z),
+                             silu_times(g.w, u.w)));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    swiglu_gradient_fours(int64_t n, const float4* dy, const float4* gate, const float4* up,
+                          RowsOut dgate, RowsOut dup) {
+  for (int64_t i = loop_begin(); i < n; i += loop_step()) {
+    const float4 d = dy[i], g = gate[i], u = up[i];
+    const SwigluGradient x(d.x, g.x, u.x), y(d.y, g.y, u.y), z(d.z, g.z, u.z), w(d.w, g.w, u.w);
+    dgate.set_four(0, 4 * i, make_float4(x.gate, y.gate, z.gate, w.gate));
+    dup.set_four(0, 4 * i, make_float4(x.up, y.up, z.up, w.up));
   }
 }
 
@@ -148,22 +302,43 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x, const float* w,
-             float eps, float* y, float* rstd) {
+             float eps, float* y, float* rstd, void* prepared) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows == 0) return;
+  const RowsOut out = rows_out(y, prepared, d);
+  constexpr int64_t kManyRows = kSms;  // one of rmsnorm_rows for each SM
+  const bool done = rows > kManyRows && by_warps(d, [&]<int kColumns>() {
+                      launch_next("rmsnorm", rmsnorm_warps<kColumns>,
+                                  dim3(static_cast<unsigned>(ceil_div(rows, kWarps))), kThreads, 0,
+                                  s->stream(), rows, d, x, w, eps, out, rstd);
+                    });
+  if (done) return;
   launch_next("rmsnorm", rmsnorm_rows, dim3(static_cast<unsigned>(rows)), kThreads, 0, s->stream(),
-              d, x, w, eps, y, rstd);
+              d, x, w, eps, out, rstd);
 }
 
 void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
                       const float* x, const float* w, const float* rstd, float* dx, float* dw) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows == 0 || d == 0) return;
-  rmsnorm_input_gradient<<<static_cast<unsigned>(rows), kThreads, 0, s->stream()>>>(d, dy, x, w,
-                                                                                    rstd, dx);
+  const auto blocks = static_cast<unsigned>(smaller(ceil_div(rows, kWarps), kGradientBlocks));
+  float* part = dw == nullptr ? nullptr : s->scratch<float>();
+  const bool done = by_warps(d, [&]<int kColumns>() {
+    rmsnorm_gradient<kColumns>
+        <<<blocks, kThreads, 0, s->stream()>>>(rows, d, dy, x, w, rstd, dx, part);
+  });
+  if (!done) {
+    rmsnorm_input_gradient<<<static_cast<unsigned>(rows), kThreads, 0, s->stream()>>>(d, dy, x, w,
+                                                                                      rstd, dx);
+  }
   if (!launched("rmsnorm_backward") || dw == nullptr) return;
-  rmsnorm_weight_gradient<<<static_cast<unsigned>(ceil_div(d, 32)), 1024, 0, s->stream()>>>(
-      rows, d, dy, x, rstd, dw);
+  const auto columns = static_cast<unsigned>(ceil_div(d, 32));
+  if (done) {
+    rmsnorm_weight_gradient<<<columns, 1024, 0, s->stream()>>>(blocks, d, nullptr, part, nullptr,
+                                                               dw);
+  } else {
+    rmsnorm_weight_gradient<<<columns, 1024, 0, s->stream()>>>(rows, d, dy, x, rstd, dw);
+  }
   launched("rmsnorm_backward");
 }
 
@@ -186,19 +361,38 @@ void rope_append(const OpContext& context, const RopeAppendArgs& a) {
               dim3(loop_blocks(n, kThreads)), kThreads, 0, s->stream(), a);
 }
 
-void swiglu(const OpContext& context, int64_t n, const float* gate, const float* up, float* y) {
+void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate, const float* up,
+            float* y, void* prepared) {
   const StreamState* s = enter(context);
-  if (s == nullptr || n == 0) return;
-  swiglu_elements<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(n, gate, up, y);
+  if (s == nullptr || rows * d == 0) return;
+  const RowsOut out = rows_out(y, prepared, d);
+  if (out.by_fours() && is_aligned16(gate) && is_aligned16(up)) {
+    const int64_t n = rows * d / 4;
+    swiglu_fours<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
+        n, reinterpret_cast<const float4*>(gate), reinterpret_cast<const float4*>(up), out);
+  } else {
+    swiglu_rows<<<loop_blocks(rows, 1), kThreads, 0, s->stream()>>>(rows, d, gate, up, out);
+  }
   launched("swiglu");
 }
 
-void swiglu_backward(const OpContext& context, int64_t n, const float* dy, const float* gate,
-                     const float* up, float* dgate, float* dup) {
+void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
+                     const float* gate, const float* up, float* dgate, float* dup,
+                     void* dgate_prepared, void* dup_prepared) {
   const StreamState* s = enter(context);
-  if (s == nullptr || n == 0) return;
-  swiglu_gradient<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(n, dy, gate, up, dgate,
-                                                                          dup);
+  if (s == nullptr || rows * d == 0) return;
+  const RowsOut to_gate = rows_out(dgate, dgate_prepared, d);
+  const RowsOut to_up = rows_out(dup, dup_prepared, d);
+  if (to_gate.by_fours() && to_up.by_fours() && is_aligned16(dy) && is_aligned16(gate) &&
+      is_aligned16(up)) {
+    const int64_t n = rows * d / 4;
+    swiglu_gradient_fours<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
+        n, reinterpret_cast<const float4*>(dy), reinterpret_cast<const float4*>(gate),
+        reinterpret_cast<const float4*>(up), to_gate, to_up);
+  } else {
+    swiglu_gradient<<<loop_blocks(rows, 1), kThreads, 0, s->stream()>>>(rows, d, dy, gate, up,
+                                                                        to_gate, to_up);
+  }
   launched("swiglu_backward");
 }
 

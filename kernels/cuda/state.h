@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "kernels/ops.h"
 
@@ -29,15 +30,14 @@ class StreamState {
   bool init();
   cudaStream_t stream() const { return stream_; }
   cublasHandle_t blas() const { return blas_; }
+  /// A kernel that writes weights has been enqueued: the next one that asks for weights ahead of
+  /// its input (launch_next) must not start early, as only its wait makes what was written visible.
+  void weights_change() const { weights_changed_ = true; }
+  bool take_weights_changed() const { return std::exchange(weights_changed_, false); }
   /// kScratchBytes, free between ops: an op finds nothing there and leaves nothing.
   template <typename T>
   T* scratch() const {
     return static_cast<T*>(scratch_);
-  }
-  /// 64 bytes of pinned host memory for results that an op waits for.
-  template <typename T>
-  T* result() const {
-    return static_cast<T*>(result_);
   }
 
  private:
@@ -45,8 +45,8 @@ class StreamState {
   bool owned_;
   cublasHandle_t blas_ = nullptr;
   void* scratch_ = nullptr;
+  mutable bool weights_changed_ = false;
   void* blas_scratch_ = nullptr;
-  void* result_ = nullptr;
 };
 
 /// The state of the call's stream, with the GPU made current in this thread. Null if the backend
@@ -60,17 +60,21 @@ bool check(cublasStatus_t status, const char* what);
 /// After each launch.
 inline bool launched(const char* kernel) { return check(cudaGetLastError(), kernel); }
 
-/// Launches a kernel that calls begin_after_previous(): it is set up while the one before it still
-/// runs (programmatic dependent launch), which is what short kernels in a row spend their time on.
-/// `cluster` blocks along x, if more than one, are a cluster.
+struct Launching {
+  /// The kernel calls begin_after_previous(), and is set up while the one before it still runs
+  /// (programmatic dependent launch), which is what short kernels in a row spend their time on.
+  bool early = true;
+  unsigned cluster = 1;  ///< blocks along x that are a cluster
+};
+
 template <typename... Parameters, typename... Arguments>
-bool launch_clusters(const char* what, void (*kernel)(Parameters...), unsigned cluster, dim3 grid,
-                     int threads, size_t shared, cudaStream_t stream, Arguments... arguments) {
+bool launch(const char* what, const Launching& how, void (*kernel)(Parameters...), dim3 grid,
+            int threads, size_t shared, cudaStream_t stream, Arguments... arguments) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[0].val.programmaticStreamSerializationAllowed = how.early ? 1 : 0;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.x = how.cluster;
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
@@ -78,13 +82,13 @@ bool launch_clusters(const char* what, void (*kernel)(Parameters...), unsigned c
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
+  config.numAttrs = how.cluster > 1 ? 2 : 1;
   return check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
 }
 template <typename... Parameters, typename... Arguments>
 bool launch_next(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
                  size_t shared, cudaStream_t stream, Arguments... arguments) {
-  return launch_clusters(what, kernel, 1, grid, threads, shared, stream, arguments...);
+  return launch(what, Launching{}, kernel, grid, threads, shared, stream, arguments...);
 }
 
 constexpr int64_t kSms = 132;  // of an H100
@@ -94,7 +98,7 @@ __host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a <
 __host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /// Elements of a packed row: k rounded up to 16 bytes.
-constexpr int64_t padded_k(WeightFormat format, int64_t k) {
+__host__ __device__ constexpr int64_t padded_k(WeightFormat format, int64_t k) {
   const int64_t each = format == WeightFormat::kF32 ? 4 : 8;
   return ceil_div(k, each) * each;
 }

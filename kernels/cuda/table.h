@@ -15,20 +15,24 @@ int64_t prepared_bytes(WeightFormat, int64_t rows, int64_t k);
 void prepare(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x,
              int64_t x_stride, void* prepared);
 void linear(const OpContext&, const LinearArgs&);
-void outer_accumulate(const OpContext&, int64_t rows, int64_t n, int64_t k, const float* dy,
-                      int64_t dy_stride, const float* x, int64_t x_stride, float scale, float* out);
+void pack_all(const OpContext&, int64_t count, const PackItem* items);
+void pack_factors(const OpContext&, WeightFormat, int64_t rank, int64_t count,
+                  const FactorPack* factors);
+void outer_accumulate(const OpContext&, const OuterArgs&);
 
 // rows.cu
 void rmsnorm(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w, float eps,
-             float* y, float* rstd);
+             float* y, float* rstd, void* prepared);
 void rmsnorm_backward(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* x,
                       const float* w, const float* rstd, float* dx, float* dw);
 void rope_append(const OpContext&, const RopeAppendArgs&);
 void rope(const OpContext&, int64_t rows, int64_t heads, int64_t head_dim, const int32_t* positions,
           const float* cos, const float* sin, bool inverse, float* x);
-void swiglu(const OpContext&, int64_t n, const float* gate, const float* up, float* y);
-void swiglu_backward(const OpContext&, int64_t n, const float* dy, const float* gate,
-                     const float* up, float* dgate, float* dup);
+void swiglu(const OpContext&, int64_t rows, int64_t d, const float* gate, const float* up, float* y,
+            void* prepared);
+void swiglu_backward(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* gate,
+                     const float* up, float* dgate, float* dup, void* dgate_prepared,
+                     void* dup_prepared);
 void relu(const OpContext&, int64_t n, float* x);
 void relu_backward(const OpContext&, int64_t n, const float* y, float* dy);
 
@@ -56,7 +60,8 @@ void kl_topk(const OpContext&, const KlTopkArgs&);
 
 // update.cu
 void adamw(const OpContext&, const AdamWArgs&);
-double sum_squares(const OpContext&, int64_t n, const float* x);
-bool all_finite(const OpContext&, int64_t n, const float* x);
+void dot(const OpContext&, int64_t n, const float* x, const float* y, double* out);
+void axpby(const OpContext&, int64_t n, float a, const float* x, float b, float* y);
+void multiply_add(const OpContext&, int64_t n, float a, const float* x, const float* z, float* y);
 
 }  // namespace ds::cuda

@@ -44,8 +44,15 @@ class Calibration {
     of_name->history = history;
     of_name->factor.clear();  // of what was shown until now
     for (Stripe& s : of_name->stripes) {
-      ops_.outer_accumulate(context, rows, s.end - s.begin, s.end, x + s.begin, k, x, k, 1.0f,
-                            s.sums.data());
+      OuterArgs outer;
+      outer.rows = rows;
+      outer.n = s.end - s.begin;
+      outer.dy = x + s.begin;
+      outer.k = s.end;
+      outer.x = x;
+      outer.dy_stride = outer.x_stride = k;
+      outer.out = s.sums.data();
+      ops_.outer_accumulate(context, outer);
     }
   }
 

@@ -168,7 +168,7 @@ struct Bench {
   };
   Scores evaluate(Adapters& adapters, const std::vector<bench::Fact>& facts) {
     const auto delta = LoraDelta::pack(*model.base, machine.compute, adapters.rank(),
-                                       adapters.scale(), adapters.factors());
+                                       adapters.scale(), *adapters.factors());
     std::vector<std::string> questions;
     for (const auto& f : facts) {
       questions.push_back(f.question);
@@ -252,7 +252,8 @@ struct Bench {
   void single(const std::vector<bench::Fact>& facts) {
     Total total;
     for (size_t i = 0; i < facts.size(); ++i) {
-      Adapters adapters(model.base->config(), recipe.rank, recipe.scale, recipe.targets);
+      Adapters adapters(machine.compute, model.base->config(), recipe.rank, recipe.scale,
+                        recipe.targets);
       adapters.initialise(i);
       const Lesson lesson = lesson_of(facts[i]);
       Total one;
@@ -267,7 +268,8 @@ struct Bench {
 
   /// Groups of `group` facts, one round each on the same adapters, rehearsing the earlier ones.
   void rounds(const std::vector<bench::Fact>& facts, size_t group, const char* name) {
-    Adapters adapters(model.base->config(), recipe.rank, recipe.scale, recipe.targets);
+    Adapters adapters(machine.compute, model.base->config(), recipe.rank, recipe.scale,
+                      recipe.targets);
     adapters.initialise(1);
     std::vector<Lesson> lessons;
     for (const auto& f : facts) lessons.push_back(lesson_of(f));

@@ -57,8 +57,8 @@ struct Training {
       : compute(compute),
         base(base),
         graph(base.config(), compute),
-        adapters(base.config(), 8, 2.0f, (1u << kTargets) - 1),
-        optimizer(adapters.parameters().size()) {
+        adapters(compute, base.config(), 8, 2.0f, (1u << kTargets) - 1),
+        optimizer(compute, adapters.size()) {
     adapters.initialise(1);
     for (int64_t i = 0; i < 8; ++i) {
       sequences.push_back({some_ids(65 + i, base.config().vocab), 1 + i, nullptr});
@@ -70,10 +70,10 @@ struct Training {
     }
   }
   int64_t step() {
-    adapters.pack(compute, base.format());
-    adapters.zero_gradient();
+    adapters.pack(base.format());
+    adapters.gradient().zero();
     const StepLoss loss = run_terms(graph, compute, base, &adapters, nullptr, terms, true);
-    optimizer.step(compute, adapters.parameters(), adapters.gradient(), 1e-4f, 0.99f, 1.0f);
+    optimizer.step(adapters.parameters().all(), adapters.gradient().all(), 1e-4f, 0.99f, 1.0f);
     return loss.tokens;
   }
   Compute compute;

@@ -6,7 +6,7 @@
 //   decode-B     one token for each of B sequences behind 256 tokens, logits on the host
 //   prefill-T    a prompt of T tokens, 2,048 rows at a time, the last one's logits on the host
 //   lora-BxT     LoRA step (rank 8 on every linear), B sequences of T tokens, loss on all of them
-//   full-BxT     the same for every parameter, without the optimizer
+//   full-BxT     the same for every parameter
 //   attention-T, attention-R+K, attention-decode-BxK, attention-train-BxT
 //                attention alone, one layer: a prompt of T rows, R rows behind K keys, one row for
 //                each of B sequences of K keys, training forward and backward (products may round)
@@ -21,7 +21,7 @@
 
 #include "engine/full_weights.h"
 #include "kernels/pool.h"
-#include "learn/objective.h"
+#include "learn/round_trainer.h"
 #include "storage/llama_tensors.h"
 #include "tests/bench/attention_rows.h"
 #include "tests/daemon/reference_model.h"
@@ -175,27 +175,31 @@ struct Bench {
       sequences.push_back({some_ids(tokens + 1, config.vocab, b), 1, nullptr});
     for (const Sequence& s : sequences) terms.cross_entropy.push_back({&s, 1.0f});
     TrainGraph graph(config, gpu);
-    Adapters adapters(config, 8, 2.0f, (1u << kTargets) - 1);
+    Adapters adapters(gpu, config, 8, 2.0f, (1u << kTargets) - 1);
     adapters.initialise(1);
-    AdamW optimizer(adapters.parameters().size());
-    FullGradients gradients;
+    std::unique_ptr<FullWeights> weights;
+    if (full) {
+      auto made = FullWeights::make(gpu, config, tensors);
+      DS_CHECK(made.ok());
+      weights = std::move(*made);
+    }
+    const Trainable what = full ? Trainable(*weights) : Trainable(adapters);
+    AdamW optimizer(gpu, what.weights().size());
     double passes = 0;
     const double s = seconds(gpu, [&] {
       const auto start = std::chrono::steady_clock::now();
-      if (!full) {
-        adapters.pack(gpu, base->format());
-        adapters.zero_gradient();
-      }
-      const StepLoss loss = run_terms(graph, gpu, *base, full ? nullptr : &adapters,
-                                      full ? &gradients : nullptr, terms, true);
+      what.pack(base->format());
+      what.zero_gradient();
+      const StepLoss loss =
+          run_terms(graph, gpu, what.over(*base), what.adapters(), what.gradient(), terms, true);
       DS_CHECK(loss.failure.ok() && graph.take_status().ok() && std::isfinite(loss.total));
       passes = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      if (!full)
-        optimizer.step(gpu, adapters.parameters(), adapters.gradient(), 1e-4f, 0.99f, 1.0f);
+      const double norm = optimizer.step(what.weights(), what.gradients(), 1e-5f, 0.99f, 1.0f);
+      DS_CHECK(std::isfinite(norm));
     });
-    std::printf("%s-%ldx%ld: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms%s\n",
+    std::printf("%s-%ldx%ld: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms\n",
                 full ? "full" : "lora", batch, tokens, double(batch * tokens) / s, s * 1e3,
-                passes * 1e3, full ? " (without the optimizer)" : "");
+                passes * 1e3);
   }
 
   void parity(const Compute& cpu) const {

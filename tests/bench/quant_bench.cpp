@@ -267,15 +267,17 @@ void rescale_channels(const ModelConfig& c, NamedTensors& tensors) {
 }
 
 /// The weights after the recipe of the header.
-NamedTensors drifted(const LoadedModel& model, const Compute& compute, NamedTensors tensors,
+NamedTensors drifted(const LoadedModel& model, const Compute& compute, const NamedTensors& tensors,
                      float rate) {
   constexpr int kSteps = 100, kSequences = 8;
   constexpr size_t kTokens = 64;
   const std::vector<TokenId> stream = training_text(*model.tokenizer);
   std::printf("  %zu tokens of licences, %zu used\n", stream.size(), kSteps * kSequences * kTokens);
-  FullWeights full(model.file->config(), std::move(tensors));
+  auto made = FullWeights::make(compute, model.file->config(), tensors);
+  DS_CHECK(made.ok());
+  FullWeights& full = **made;
   TrainGraph graph(model.file->config(), compute);
-  AdamW optimizer(full.size());
+  AdamW optimizer(compute, full.size());
   size_t next = 0;
   for (int step = 0; step < kSteps; ++step) {
     std::vector<Sequence> sequences;
@@ -285,21 +287,21 @@ NamedTensors drifted(const LoadedModel& model, const Compute& compute, NamedTens
       sequences.push_back({{at, at + static_cast<int64_t>(kTokens)}, 1, nullptr});
     }
     for (const Sequence& s : sequences) terms.cross_entropy.push_back({&s, 1.0f / kSequences});
-    full.pack(compute, WeightFormat::kF32);
+    full.pack(WeightFormat::kF32);
     full.zero_gradient();
     const StepLoss loss =
         run_terms(graph, compute, *full.packed(), nullptr, &full.gradient(), terms, true);
-    std::vector<AdamW::Part> parts;
-    for (auto& [name, master] : full.masters()) parts.push_back({master, full.gradient()[name]});
-    optimizer.step(compute, parts, rate, 0.99f, 1.0f);
+    optimizer.step(full.masters(), full.gradient().all(), rate, 0.99f, 1.0f);
     if (step % 25 == 0) std::printf("  step %d loss %.3f\n", step, loss.total);
     std::fflush(stdout);
   }
   Sha256 hash;
-  for (const auto& [name, w] : full.masters()) hash.update(w.data(), w.size() * sizeof(float));
+  auto masters = full.read_masters();
+  DS_CHECK(masters.ok());
+  for (const auto& [name, w] : *masters) hash.update(w.data(), w.size() * sizeof(float));
   const Sha256Digest digest = hash.finish();
   std::printf("  SHA-256 of the FP32 tensors by name: %s\n", to_hex(digest).c_str());
-  return full.masters();
+  return std::move(*masters);
 }
 
 struct Shape {

@@ -35,7 +35,8 @@ class PlantedCandidates : public testing::Test {
 
   static Adapters adapters() {
     const Recipe r = group_recipe();
-    return Adapters(world->model.base->config(), r.rank, r.scale, r.targets);
+    return Adapters(world->machine.compute, world->model.base->config(), r.rank, r.scale,
+                    r.targets);
   }
 
   static std::vector<float> train(const std::vector<Lesson>& lessons, int64_t steps = 20) {
@@ -46,7 +47,7 @@ class PlantedCandidates : public testing::Test {
     recipe.max_steps_per_lesson = 0;
     world->trainer->train(recipe, test::learner_module("kl-to-base"), a, {lessons, {}, 1, 1},
                           [](const StepReport&) { return true; });
-    return {a.parameters().begin(), a.parameters().end()};
+    return *a.parameters().read();
   }
 
   static void SetUpTestSuite() {
@@ -77,9 +78,9 @@ class PlantedCandidates : public testing::Test {
   static GateVerdict gate(const std::vector<float>& parameters,
                           const std::vector<HeldOut>& domains = {}) {
     Adapters a = adapters();
-    std::copy(parameters.begin(), parameters.end(), a.parameters().begin());
+    a.parameters().set(parameters);
     const auto delta = LoraDelta::pack(*world->model.base, world->machine.compute, a.rank(),
-                                       a.scale(), a.factors());
+                                       a.scale(), *a.factors());
     std::vector<std::pair<std::string, HeldOut>> items;
     for (const Lesson& l : world->lessons) {
       HeldOut h;
@@ -102,19 +103,19 @@ class PlantedCandidates : public testing::Test {
   static std::vector<float> damage(const std::vector<TokenId>& ids, int64_t first_target, float lr,
                                    int steps) {
     Adapters a = adapters();
-    std::copy(world->good.begin(), world->good.end(), a.parameters().begin());
+    a.parameters().set(world->good);
     TrainGraph graph(world->model.base->config(), world->machine.compute);
-    AdamW optimizer(a.parameters().size());
+    AdamW optimizer(world->machine.compute, a.parameters().size());
     const Sequence sequence{ids, first_target, nullptr};
     Terms terms;
     terms.cross_entropy.push_back({&sequence, -1.0f});
     for (int i = 0; i < steps; ++i) {
-      a.pack(world->machine.compute, world->model.base->format());
-      a.zero_gradient();
+      a.pack(world->model.base->format());
+      a.gradient().zero();
       run_terms(graph, world->machine.compute, *world->model.base, &a, nullptr, terms, true);
-      optimizer.step(world->machine.compute, a.parameters(), a.gradient(), lr, 0.99f, 1.0f);
+      optimizer.step(a.parameters().all(), a.gradient().all(), lr, 0.99f, 1.0f);
     }
-    return {a.parameters().begin(), a.parameters().end()};
+    return *a.parameters().read();
   }
 };
 
@@ -134,7 +135,7 @@ TEST_F(PlantedCandidates, NaN) {
 TEST_F(PlantedCandidates, AnEmptyDeltaTeachesNothing) {
   Adapters a = adapters();
   a.initialise(3);  // B is zero
-  const GateVerdict v = gate({a.parameters().begin(), a.parameters().end()});
+  const GateVerdict v = gate(*a.parameters().read());
   EXPECT_FALSE(v.pass);
   EXPECT_EQ(v.check, "items");  // the learner itself sees the equal hash and says "changed"
 }

@@ -22,34 +22,23 @@ using testing::HasSubstr;
 
 class RoundVectorsTest : public testing::Test {
  protected:
-  // Pieces shorter and longer than a chunk, and one that is no multiple of it.
-  static constexpr size_t kSizes[] = {3, 40000, 16384, 1};
-  RoundVectorsTest() {
+  static constexpr size_t kSize = 56388;  // more than a chunk of the sums, and no multiple of it
+  RoundVectorsTest() : weights_(kSize), gradient_(kSize) {
     Rng rng(5);
-    for (const size_t size : kSizes) {
-      weights_.emplace_back(size);
-      gradient_.emplace_back(size);
-      for (float& v : weights_.back()) v = static_cast<float>(rng.uniform() - 0.5);
-      for (float& v : gradient_.back()) v = static_cast<float>(rng.uniform() - 0.5);
-    }
+    for (float& v : weights_) v = static_cast<float>(rng.uniform() - 0.5);
+    for (float& v : gradient_) v = static_cast<float>(rng.uniform() - 0.5);
   }
-  static VectorPieces pieces(std::vector<std::vector<float>>& of) {
-    VectorPieces out;
-    for (std::vector<float>& piece : of) out.emplace_back(piece);
-    return out;
+  Compute compute(const ds_parallel* parallel) const {
+    return {&cpu_ops(best_cpu_isa()), {parallel}, nullptr};
   }
-  static std::vector<double> flat(const std::vector<std::vector<float>>& of) {
-    std::vector<double> out;
-    for (const auto& piece : of) out.insert(out.end(), piece.begin(), piece.end());
-    return out;
-  }
-  std::vector<std::vector<float>> weights_, gradient_;
+  std::vector<float> weights_, gradient_;
   Pool pool_{0};
 };
 
 TEST_F(RoundVectorsTest, OperationsEqualTheOracle) {
-  const std::vector<double> w = flat(weights_), g = flat(gradient_);
-  RoundVectors vectors(pool_.engine(), pieces(weights_), pieces(gradient_));
+  const std::vector<double> w(weights_.begin(), weights_.end());
+  const std::vector<double> g(gradient_.begin(), gradient_.end());
+  RoundVectors vectors(compute(pool_.engine()), weights_, gradient_);
   const ds_vectors& v = *vectors.table();
   int32_t x = 0;
   ASSERT_EQ(v.make(v.ctx, {nullptr, 0}, &x), DS_OK);
@@ -70,8 +59,8 @@ TEST_F(RoundVectorsTest, OperationsEqualTheOracle) {
 }
 
 TEST_F(RoundVectorsTest, SumsDoNotDependOnTheThreads) {
-  RoundVectors many(pool_.engine(), pieces(weights_), pieces(gradient_));
-  RoundVectors one(serial_parallel(), pieces(weights_), pieces(gradient_));
+  RoundVectors many(compute(pool_.engine()), weights_, gradient_);
+  RoundVectors one(compute(serial_parallel()), weights_, gradient_);
   double a = 0, b = 0;
   many.table()->dot(many.table()->ctx, DS_VEC_WEIGHTS, DS_VEC_GRADIENT0, &a);
   one.table()->dot(one.table()->ctx, DS_VEC_WEIGHTS, DS_VEC_GRADIENT0, &b);
@@ -79,7 +68,7 @@ TEST_F(RoundVectorsTest, SumsDoNotDependOnTheThreads) {
 }
 
 TEST_F(RoundVectorsTest, TheParentStaysAndSlotsMove) {
-  RoundVectors vectors(pool_.engine(), pieces(weights_), pieces(gradient_));
+  RoundVectors vectors(compute(pool_.engine()), weights_, gradient_);
   const ds_vectors& v = *vectors.table();
   double before = 0, after = 0, gradient = 0, moved = 0;
   v.dot(v.ctx, DS_VEC_PARENT, DS_VEC_PARENT, &before);
@@ -102,15 +91,15 @@ TEST_F(RoundVectorsTest, TheParentStaysAndSlotsMove) {
 }
 
 TEST_F(RoundVectorsTest, NamedOnesComeBackAndOthersAreRefused) {
-  RoundVectors first(pool_.engine(), pieces(weights_), pieces(gradient_));
+  RoundVectors first(compute(pool_.engine()), weights_, gradient_);
   int32_t x = 0, again = 0;
   const ds_vectors& v = *first.table();
   ASSERT_EQ(v.make(v.ctx, {"fisher", 6}, &x), DS_OK);
   ASSERT_EQ(v.copy(v.ctx, DS_VEC_WEIGHTS, x), DS_OK);
   ASSERT_EQ(v.make(v.ctx, {"fisher", 6}, &again), DS_OK);
   EXPECT_EQ(x, again);
-  RoundVectors second(pool_.engine(), pieces(weights_), pieces(gradient_));
-  ASSERT_TRUE(second.restore(first.named()).ok());
+  RoundVectors second(compute(pool_.engine()), weights_, gradient_);
+  ASSERT_TRUE(second.restore(*first.named()).ok());
   const ds_vectors& s = *second.table();
   ASSERT_EQ(s.make(s.ctx, {"fisher", 6}, &x), DS_OK);
   double kept = 0, want = 0;
@@ -118,7 +107,7 @@ TEST_F(RoundVectorsTest, NamedOnesComeBackAndOthersAreRefused) {
   v.dot(v.ctx, DS_VEC_WEIGHTS, DS_VEC_WEIGHTS, &want);
   EXPECT_EQ(kept, want);
 
-  RoundVectors third(pool_.engine(), pieces(weights_), pieces(gradient_));
+  RoundVectors third(compute(pool_.engine()), weights_, gradient_);
   EXPECT_THAT(third.restore({{"fisher", {1, 2}}}).message(),
               HasSubstr("fisher: 2 numbers, the weights are 56388"));
 }

@@ -254,7 +254,7 @@ TEST(Fates, InOrderWithVersionAndStep) {
 
 TEST(Fates, AHeldCandidateTellsWhy) {
   House house;
-  house.tamper = [](Adapters& a) { a.parameters()[7] = std::nanf(""); };
+  house.tamper = [](Adapters& a) { a.parameters().data()[7] = std::nanf(""); };
   const std::string id = house.say(curriculum()[0]);
   house.learn_all();
   EXPECT_THAT(house.states(id), ElementsAre("stored", "queued", "held"));

@@ -228,7 +228,7 @@ TEST_F(Superseded, StaysWhereSomethingNewerStillStands) {
 }
 
 TEST_F(Superseded, ComesBackThoughTheNewerWasNeverLearned) {
-  house.tamper = [](Adapters& a) { a.parameters()[7] = std::nanf(""); };
+  house.tamper = [](Adapters& a) { a.parameters().data()[7] = std::nanf(""); };
   first = correct("At eight."), second = correct("At nine.");
   ASSERT_EQ(house.step()["outcome"], "held");
   house.tamper = nullptr;

@@ -43,15 +43,15 @@ class ServingEncoder : public testing::Test {
     return test::serve_logits(machine_.compute, *model_.base, nullptr, ids_, chunk, KvDtype::kF32);
   }
   /// Gradients of the mean loss of `ids_`.
-  FullGradients gradients() {
+  NamedTensors gradients() {
     TrainGraph graph(model_.base->config(), machine_.compute);
-    FullGradients full;
+    FullGradients full(machine_.compute, model_.base->config());
     const Sequence sequence{ids_, 1, nullptr};
     Terms terms;
     terms.cross_entropy.push_back({&sequence, 1.0f});
     run_terms(graph, machine_.compute, *model_.base, nullptr, &full, terms, true);
     EXPECT_TRUE(graph.take_status().ok());
-    return full;
+    return *full.read();
   }
 
   test::Machine machine_;
@@ -95,9 +95,9 @@ TEST_F(ServingEncoder, AnotherOnesRowsReachTheLogitsWhateverTheChunks) {
 }
 
 TEST_F(ServingEncoder, WithoutBackwardTheEmbeddingIsFrozen) {
-  const FullGradients text = gradients();
+  const NamedTensors text = gradients();
   use("own-rows");
-  const FullGradients own = gradients();
+  const NamedTensors own = gradients();
   const auto norm = [](const std::vector<float>& g) {
     double sum = 0;
     for (const float v : g) sum += double{v} * v;

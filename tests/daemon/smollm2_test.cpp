@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "engine/train_graph.h"
+#include "engine/full_weights.h"
 #include "learn/objective.h"
 #include "reference_model.h"
 
@@ -120,12 +120,13 @@ TEST_F(SmolLm2, GradientsMatchAutograd) {
   const test::LoadedModel model = test::load_model(path, machine.compute, WeightFormat::kF32);
   TrainGraph graph(model.base->config(), machine.compute);
   const Batch batch = reference_batch(training);
-  FullGradients full;
+  FullGradients full(machine.compute, model.base->config());
   const StepLoss loss =
       run_terms(graph, machine.compute, *model.base, nullptr, &full, batch.terms, true);
   EXPECT_NEAR(loss.total, training["loss0"].get<double>(), 1e-3 * training["loss0"].get<double>());
   double total = 0;
-  for (const auto& [name, g] : full) {
+  const NamedTensors gradients = *full.read();
+  for (const auto& [name, g] : gradients) {
     double sum = 0;
     for (const float x : g) sum += static_cast<double>(x) * x;
     total += sum;
@@ -146,31 +147,30 @@ TEST_F(SmolLm2, LoraTrajectoryMatches) {
   const ModelConfig& c = model.base->config();
   TrainGraph graph(c, machine.compute);
   const Batch batch = reference_batch(training);
-  Adapters adapters(c, 8, 2.0f, (1u << kTargets) - 1);
-  for (int64_t layer = 0; layer < c.n_layers; ++layer) {
+  Adapters adapters(machine.compute, c, 8, 2.0f, (1u << kTargets) - 1);
+  auto factors = *adapters.factors();
+  for (size_t layer = 0; layer < factors.size(); ++layer) {
     for (int t = 0; t < kTargets; ++t) {
-      const int64_t k = target_shape(c, static_cast<Target>(t)).second;
-      float* a = adapters.a(layer, static_cast<Target>(t));
-      for (int64_t i = 0; i < 8; ++i) {
-        for (int64_t j = 0; j < k; ++j) {
-          a[i * k + j] = static_cast<float>(0.02 * std::sin(1.0 + 0.7 * static_cast<double>(i) +
-                                                            0.013 * static_cast<double>(j) +
-                                                            static_cast<double>(layer)));
-        }
+      std::vector<float>& a = factors[layer][t].a;
+      const size_t k = a.size() / 8;
+      for (size_t i = 0; i < a.size(); ++i) {
+        a[i] = static_cast<float>(0.02 * std::sin(1.0 + 0.7 * static_cast<double>(i / k) +
+                                                  0.013 * static_cast<double>(i % k) +
+                                                  static_cast<double>(layer)));
       }
     }
   }
-  AdamW optimizer(adapters.parameters().size());
+  ASSERT_TRUE(adapters.set_factors(factors).ok());
+  AdamW optimizer(machine.compute, adapters.size());
   const Json& losses = training["lora"]["losses"];
   for (size_t step = 0; step < losses.size(); ++step) {
-    adapters.pack(machine.compute, model.base->format());
-    adapters.zero_gradient();
+    adapters.pack(model.base->format());
+    adapters.gradient().zero();
     const StepLoss loss =
         run_terms(graph, machine.compute, *model.base, &adapters, nullptr, batch.terms, true);
     const double want = losses[step].get<double>();
     EXPECT_NEAR(loss.total, want, 0.01 * want) << "step " << step;
-    optimizer.step(machine.compute, adapters.parameters(), adapters.gradient(), 1e-3f, 0.999f,
-                   1.0f);
+    optimizer.step(adapters.parameters().all(), adapters.gradient().all(), 1e-3f, 0.999f, 1.0f);
   }
 }
 
@@ -185,39 +185,19 @@ TEST_F(SmolLm2, FullFineTuningTrajectoryMatches) {
     ASSERT_TRUE(model.file->read_f32(name, tensors[name]).ok());
   }
   const Batch batch = reference_batch(training);
-  std::map<std::string, std::pair<std::vector<float>, std::vector<float>>> moments;
+  auto full = FullWeights::make(machine.compute, c, tensors);
+  ASSERT_TRUE(full.ok());
+  TrainGraph graph(c, machine.compute);
+  AdamW optimizer(machine.compute, (*full)->size());
   const Json& losses = training["full"]["losses"];
   for (size_t step = 0; step < losses.size(); ++step) {
-    const auto base =
-        BaseWeights::from_tensors(c, tensors, "", machine.compute, WeightFormat::kF32);
-    ASSERT_TRUE(base.ok());
-    TrainGraph graph(c, machine.compute);
-    FullGradients full;
-    const StepLoss loss =
-        run_terms(graph, machine.compute, **base, nullptr, &full, batch.terms, true);
+    (*full)->pack(WeightFormat::kF32);
+    (*full)->zero_gradient();
+    const StepLoss loss = run_terms(graph, machine.compute, *(*full)->packed(), nullptr,
+                                    &(*full)->gradient(), batch.terms, true);
     const double want = losses[step].get<double>();
     EXPECT_NEAR(loss.total, want, 0.01 * want) << "step " << step;
-    double sum = 0;
-    for (const auto& [name, g] : full) {
-      sum += host_ops(machine.compute)
-                 .sum_squares(machine.compute.context, static_cast<int64_t>(g.size()), g.data());
-    }
-    const double norm = std::sqrt(sum);
-    for (const auto& [name, g] : full) {
-      auto& [m, v] = moments[name];
-      m.resize(g.size(), 0.0f);
-      v.resize(g.size(), 0.0f);
-      AdamWArgs args;
-      args.n = static_cast<int64_t>(g.size());
-      args.master = tensors[name].data();
-      args.m = m.data();
-      args.v = v.data();
-      args.gradient = g.data();
-      args.gradient_scale = norm > 1.0 ? static_cast<float>(1.0 / norm) : 1.0f;
-      args.lr = 5e-5f;
-      args.step = static_cast<int64_t>(step) + 1;
-      host_ops(machine.compute).adamw(machine.compute.context, args);
-    }
+    optimizer.step((*full)->masters(), (*full)->gradient().all(), 5e-5f, 0.999f, 1.0f);
   }
 }
 

@@ -66,14 +66,15 @@ TEST_P(TinyModel, GreedyTokensMatch) {
 
 TEST_P(TinyModel, LossAndEveryGradientMatch) {
   TrainGraph graph(model.base->config(), machine->compute);
-  FullGradients full;
+  FullGradients gradients(machine->compute, model.base->config());
   const Sequence sequence{ids, 1, nullptr};
   Terms terms;
   terms.cross_entropy.push_back({&sequence, 1.0f});
   const StepLoss loss =
-      run_terms(graph, machine->compute, *model.base, nullptr, &full, terms, true);
+      run_terms(graph, machine->compute, *model.base, nullptr, &gradients, terms, true);
   const double want_loss = reference["loss_mean_nats"].get<double>();
   EXPECT_NEAR(loss.total, want_loss, 1e-4 * want_loss);
+  NamedTensors full = *gradients.read();
   ASSERT_EQ(full.size(), reference["grad_norms"].size());
   for (const auto& [name, norm] : reference["grad_norms"].items()) {
     ASSERT_TRUE(full.count(name)) << name;
@@ -111,10 +112,12 @@ struct Dpo {
 TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
   const BaseWeights& base = *model.base;
   TrainGraph graph(base.config(), machine->compute);
-  Adapters adapters(base.config(), 3, 2.0f, (1u << kTargets) - 1);
+  Adapters adapters(machine->compute, base.config(), 3, 2.0f, (1u << kTargets) - 1);
   adapters.initialise(7);
   Rng rng(11);
-  for (float& p : adapters.parameters()) p += 0.05f * static_cast<float>(rng.uniform() - 0.5);
+  std::vector<float> start = *adapters.parameters().read();
+  for (float& p : start) p += 0.05f * static_cast<float>(rng.uniform() - 0.5);
+  adapters.parameters().set(start);
   const auto prefix = graph.prefix(base, std::span(ids).subspan(0, 5));
   const Sequence a{{ids.begin() + 5, ids.begin() + 20}, 4, &prefix};
   const Sequence b{{ids.begin() + 20, ids.begin() + 40}, 10, nullptr};
@@ -131,15 +134,15 @@ TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
     return pair.derivative(logprob, out);
   };
   const auto loss_at = [&] {
-    adapters.pack(machine->compute, base.format());
+    adapters.pack(base.format());
     const StepLoss loss =
         run_terms(graph, machine->compute, base, &adapters, nullptr, terms, false);
     return loss.total + pair.loss(loss.logprob);
   };
-  adapters.pack(machine->compute, base.format());
-  adapters.zero_gradient();
+  adapters.pack(base.format());
+  adapters.gradient().zero();
   run_terms(graph, machine->compute, base, &adapters, nullptr, terms, true);
-  const std::vector<float> gradient(adapters.gradient().begin(), adapters.gradient().end());
+  const std::vector<float> gradient = *adapters.gradient().read();
   double norm = 0;
   for (const float g : gradient) norm += static_cast<double>(g) * g;
   norm = std::sqrt(norm);
@@ -154,9 +157,11 @@ TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
       along += static_cast<double>(direction[i]) * gradient[i];
     }
     const float h = trial == 0 ? 2e-3f : 2e-4f;
-    const std::vector<float> at(adapters.parameters().begin(), adapters.parameters().end());
+    const std::vector<float> at = *adapters.parameters().read();
     const auto move = [&](float by) {
-      for (size_t i = 0; i < at.size(); ++i) adapters.parameters()[i] = at[i] + by * direction[i];
+      std::vector<float> there = at;
+      for (size_t i = 0; i < at.size(); ++i) there[i] += by * direction[i];
+      adapters.parameters().set(there);
     };
     move(h);
     const double above = loss_at();

@@ -8,6 +8,8 @@
 
 #include "kernels/buffer.h"
 #include "tests/kernels/cases_attention.h"
+#include "tests/kernels/cases_update.h"
+#include "tests/kernels/simple_case.h"
 
 namespace ds::test {
 
@@ -54,11 +56,6 @@ double error_of(const Floats& got, const Vec& expected) {
   return worst / std::max(1e-12, std::sqrt(squares / static_cast<double>(got.size())));
 }
 
-namespace {
-
-using Run = std::function<void(const Ops&, const OpContext&, const Floats& in, Floats* out)>;
-
-/// A case whose op reads `in` and starts from `start` in *out each time.
 Case simple(std::string name, double tolerance, std::function<Floats()> in, Floats start, Run run,
             std::function<Vec(const Floats& in)> expect) {
   Case c;
@@ -74,7 +71,7 @@ Case simple(std::string name, double tolerance, std::function<Floats()> in, Floa
   return c;
 }
 
-std::function<Floats()> normal(int64_t n, uint32_t seed, float scale = 1.0f) {
+std::function<Floats()> normal(int64_t n, uint32_t seed, float scale) {
   return [=] { return random_floats(static_cast<size_t>(n), seed, scale); };
 }
 
@@ -89,12 +86,15 @@ std::string sized(const char* name, int64_t a, int64_t b) {
   return std::string(name) + " " + std::to_string(a) + "x" + std::to_string(b);
 }
 
+namespace {
+
 Case rmsnorm_case(int64_t rows, int64_t d) {
   const int64_t n = rows * d;
   return simple(
       sized("rmsnorm", rows, d), 2e-6, normal(n + d, 3), Floats(n + rows),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        ops.rmsnorm(c, rows, d, in.data(), in.data() + n, 1e-5f, out->data(), out->data() + n);
+        ops.rmsnorm(c, rows, d, in.data(), in.data() + n, 1e-5f, out->data(), out->data() + n,
+                    nullptr);
       },
       [=](const Floats& in) {
         Vec rstd;
@@ -110,7 +110,7 @@ Case rmsnorm_backward_case(int64_t rows, int64_t d) {
       sized("rmsnorm_backward", rows, d), 1e-5, normal(2 * n + d, 4), Floats(n + d, 0.5f),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Floats y(n), rstd(rows);
-        ops.rmsnorm(c, rows, d, &in[n], &in[2 * n], 1e-5f, y.data(), rstd.data());
+        ops.rmsnorm(c, rows, d, &in[n], &in[2 * n], 1e-5f, y.data(), rstd.data(), nullptr);
         ops.rmsnorm_backward(c, rows, d, in.data(), &in[n], &in[2 * n], rstd.data(), out->data(),
                              out->data() + n);
         ops.finish(c);
@@ -124,25 +124,6 @@ Case rmsnorm_backward_case(int64_t rows, int64_t d) {
       });
 }
 
-Case outer_case(int64_t rows, int64_t n, int64_t k) {
-  Case c = simple(
-      sized("outer_accumulate", n, k) + " r" + std::to_string(rows), 1e-5,
-      normal(rows * (n + k), 5), Floats(n * k, 1.0f),
-      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        ops.outer_accumulate(c, rows, n, k, in.data(), n, in.data() + rows * n, k, 0.5f,
-                             out->data());
-      },
-      [=](const Floats& in) {
-        Vec g = reference::outer(rows, n, k, slice(in, 0, rows * n),
-                                 slice(in, rows * n, rows * (n + k)));
-        for (double& x : g) x = 1.0 + 0.5 * x;
-        return g;
-      });
-  c.flops = 2.0 * static_cast<double>(rows) * static_cast<double>(n) * static_cast<double>(k);
-  c.bytes = 8.0 * static_cast<double>(n) * static_cast<double>(k);
-  return c;
-}
-
 Case swiglu_case(int64_t n, bool backward) {
   const char* name = backward ? "swiglu_backward" : "swiglu";
   return simple(
@@ -150,9 +131,9 @@ Case swiglu_case(int64_t n, bool backward) {
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         const float *g = in.data(), *u = g + n, *dy = u + n;
         float* to = out->data();
-        if (!backward) return ops.swiglu(c, n, g, u, to);
+        if (!backward) return ops.swiglu(c, 1, n, g, u, to, nullptr);
         std::copy(in.begin(), in.begin() + 2 * n, out->begin());  // outputs alias the inputs
-        ops.swiglu_backward(c, n, dy, to, to + n, to, to + n);
+        ops.swiglu_backward(c, 1, n, dy, to, to + n, to, to + n, nullptr, nullptr);
       },
       [=](const Floats& in) {
         Vec y, dup;
@@ -291,41 +272,6 @@ Case kl_case(int64_t rows, int64_t vocab, int64_t top_k) {
       });
 }
 
-Case adamw_case(int64_t n) {
-  return simple(
-      sized("adamw", n, 1), 2e-6, normal(3 * n, 17), Floats(3 * n),
-      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        std::copy(in.begin(), in.begin() + 2 * n, out->begin());
-        for (int64_t i = 0; i < n; ++i) (*out)[2 * n + i] = in[n + i] * in[n + i];
-        AdamWArgs a;
-        a.n = n;
-        a.master = out->data();
-        a.m = a.master + n;
-        a.v = a.m + n;
-        a.gradient = in.data() + 2 * n;
-        a.gradient_scale = 0.7f;
-        a.lr = 0.01f;
-        a.weight_decay = 0.1f;
-        a.step = 3;
-        ops.adamw(c, a);
-      },
-      [=](const Floats& in) {
-        Vec p, ms, vs;
-        const double b1 = double{0.9f}, b2 = double{0.999f};
-        for (int64_t i = 0; i < n; ++i) {
-          const double g = double{0.7f} * in[2 * n + i];
-          const double m = b1 * in[n + i] + (1 - b1) * g;
-          const double v = b2 * double{in[n + i] * in[n + i]} + (1 - b2) * g * g;
-          const double step =
-              m / (1 - std::pow(b1, 3)) / (std::sqrt(v / (1 - std::pow(b2, 3))) + double{1e-8f});
-          p.push_back(in[i] - double{0.01f} * (step + double{0.1f} * in[i]));
-          ms.push_back(m);
-          vs.push_back(v);
-        }
-        return joined(joined(p, ms), vs);
-      });
-}
-
 Case embed_case(WeightFormat format, int64_t vocab, int64_t d, int64_t rows) {
   const auto id = [=](int64_t r) { return static_cast<int32_t>(r * r % vocab); };
   const int64_t n = vocab * d;
@@ -390,7 +336,7 @@ Case recording_case(int64_t n) {
       sized("begin_recording, end_recording, replay", n, 1), 5e-6, normal(4 * n, 22), Floats(n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Floats x(in.begin(), in.begin() + 2 * n);
-        const auto run = [&] { ops.swiglu(c, n, x.data(), x.data() + n, out->data()); };
+        const auto run = [&] { ops.swiglu(c, 1, n, x.data(), x.data() + n, out->data(), nullptr); };
         run();
         ops.finish(c);
         const bool records = ops.begin_recording(c);
@@ -439,23 +385,6 @@ Case memory_case(int64_t n) {
       });
 }
 
-Case sums_case(int64_t n) {
-  return simple(
-      sized("sum_squares, all_finite", n, 1), 1e-6, normal(n, 19), Floats(3),
-      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        (*out)[0] = static_cast<float>(ops.sum_squares(c, n, in.data()));
-        (*out)[1] = ops.all_finite(c, n, in.data()) ? 1.0f : 0.0f;
-        Floats bad = in;
-        bad[n - 1] = n % 2 == 0 ? INFINITY : NAN;
-        (*out)[2] = ops.all_finite(c, n, bad.data()) ? 1.0f : 0.0f;
-      },
-      [=](const Floats& in) {
-        double sum = 0;
-        for (float x : in) sum += double{x} * double{x};
-        return Vec{sum, 1.0, 0.0};
-      });
-}
-
 /// What a memory-bound op must move.
 Case moving(double bytes, Case c) {
   c.bytes = bytes;
@@ -472,6 +401,18 @@ void add_linear_cases(std::vector<Case>* all) {
     }
     all->push_back(linear_case({3, 1, {1}, format, Epilogue::kNone, true}));
     all->push_back(linear_case({20, 3000, {40}, format}));
+    all->push_back(linear_case({8, 1536, {40}, format}));    // 48 KiB of input rows
+    all->push_back(linear_case({7, 12'000, {24}, format}));  // more than a block of the GPU takes
+    for (int64_t rows : {3, 70}) {
+      LinearShape turned{rows, 37, {60}, format, Epilogue::kResidual, true, 1};
+      turned.transposed = true;
+      all->push_back(linear_case(turned));
+    }
+    for (int64_t rows : {1, 3, 8, 9}) {
+      LinearShape normed{rows, 131, {56, 56}, format, Epilogue::kSwiglu, false, 2};
+      normed.norm = true;
+      all->push_back(linear_case(normed));
+    }
   }
 }
 
@@ -484,18 +425,31 @@ std::vector<Case> all_cases() {
     all.push_back(rmsnorm_case(7, d));
     all.push_back(rmsnorm_backward_case(70, d));
     all.push_back(adamw_case(d * 3));
-    all.push_back(sums_case(d * 100));
+    all.push_back(vectors_case(d * 100));
   }
   all.push_back(outer_case(1, 5, 7));
   all.push_back(outer_case(131, 250, 70));
   all.push_back(outer_case(64, 16, 576));
   all.push_back(outer_case(300, 96, 16));
+  all.push_back(outer_case(300, 9, 40));
+  all.push_back(outer_case(700, 8, 130));
+  all.push_back(pack_all_case());
+  all.push_back(outer_case(131, 250, 70, true));
+  all.push_back(outer_case(64, 40, 576, true));
+  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+    all.push_back(factors_case(format, 5));
+    all.push_back(factors_case(format, 16));
+  }
   for (bool flag : {false, true}) {
     all.push_back(swiglu_case(35'000, flag));
     all.push_back(rope_case(9, 3, 64, flag));
     all.push_back(rope_case(9, 2, 20, flag));
   }
+  add_prepared_cases(&all);
   all.push_back(relu_case(1001));
+  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+    for (int64_t rows : {1, 2, 7, 12}) all.push_back(rope_linear_case(format, rows));
+  }
   all.push_back(recording_case(1000));
   all.push_back(memory_case(1000));
   all.push_back(move_rows_case(9, 5));
@@ -569,7 +523,7 @@ std::vector<Case> model_cases() {
   all.push_back(moving(64 * 49152 * 8, cross_entropy_case(64, 49152)));
   all.push_back(moving(64 * 49152 * 8, kl_case(64, 49152, 32)));
   all.push_back(moving(4e6 * 28, adamw_case(4'000'000)));
-  all.push_back(moving(8e6 * 12, sums_case(8'000'000)));
+  all.push_back(moving(8e6 * 12, vectors_case(8'000'000)));
   return all;
 }
 

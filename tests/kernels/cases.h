@@ -59,11 +59,14 @@ struct LinearShape {
   bool bias = false;
   int lora_slots = 0;  ///< rows cycle through -1, 0, .., lora_slots - 1
   uint32_t seed = 1;
+  bool transposed = false;  ///< the pack of W^T, where Ops::reads_transposed
+  bool norm = false;        ///< the input is `raw` after RMSNorm, where Ops::fused_rows
 };
 
 struct LinearProblem {
   LinearShape shape;
   Floats x, residual;
+  Floats raw, norm;                                 ///< with shape.norm: x = RMSNorm of raw
   std::vector<Floats> w, b;                         ///< BF16-representable where the format is
   std::vector<std::vector<Floats>> lora_a, lora_b;  ///< [slot][weight]
   Ints slots;
@@ -98,6 +101,7 @@ std::shared_ptr<char> aligned(int64_t bytes);
 double error_of(const Floats& got, const Vec& expected);
 
 Case linear_case(const LinearShape& shape);
+Case rope_linear_case(WeightFormat format, int64_t rows);
 /// Small and odd shapes of every op, for correctness.
 std::vector<Case> all_cases();
 /// The shapes of a 135M model (d 576, ff 1536, 9/3 heads of 64, vocab 49152), for timing.

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "tests/kernels/cases.h"
+#include "tests/kernels/simple_case.h"
 
 namespace ds::test {
 namespace {
 
-constexpr float kLoraScale = 0.5f;
+constexpr float kLoraScale = 0.5f, kNormEps = 1e-5f;
 
 struct Packed {
   std::vector<std::shared_ptr<char>> memory;
 
   WeightView add(const Ops& ops, const OpContext& context, WeightFormat format, int64_t n,
-                 int64_t k, const Floats& w) {
-    memory.push_back(aligned(ops.packed_bytes(format, n, k)));
-    ops.pack(context, format, n, k, w.data(), false, memory.back().get());
-    return {format, n, k, memory.back().get()};
+                 int64_t k, const Floats& w, bool turned = false) {
+    // What is packed is [n, k], or its transpose from the same source.
+    const int64_t rows = turned ? k : n, columns = turned ? n : k;
+    memory.push_back(aligned(ops.packed_bytes(format, rows, columns)));
+    ops.pack(context, format, rows, columns, w.data(), turned, memory.back().get());
+    return {format, n, k, memory.back().get(), turned};
   }
 };
 
@@ -36,6 +38,14 @@ LinearProblem::LinearProblem(const LinearShape& s) : shape(s) {
   };
   x = random_floats(static_cast<size_t>(s.rows * s.k), ++seed);
   residual = random_floats(static_cast<size_t>(s.rows * s.n[0]), ++seed);
+  if (s.norm) {
+    raw = x;
+    norm = random_floats(static_cast<size_t>(s.k), ++seed);
+    Vec rstd;
+    const Vec y =
+        reference::rmsnorm(s.rows, s.k, as_double(raw), as_double(norm), double{kNormEps}, &rstd);
+    std::transform(y.begin(), y.end(), x.begin(), [](double v) { return static_cast<float>(v); });
+  }
   const float scale = 1.0f / std::sqrt(static_cast<float>(std::max<int64_t>(s.k, 1)));
   for (int64_t n : s.n) {
     w.push_back(matrix(n, s.k, scale));
@@ -98,8 +108,10 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
     for (int64_t r = 0; r < s.rows; ++r) rows.push_back(r);
   }
   auto bound = std::make_shared<Bound>();
+  const bool normed_there = s.norm && static_cast<int64_t>(rows.size()) <= ops.fused_rows;
+  const Floats& input = normed_there ? raw : x;
   for (int64_t r : rows) {
-    bound->x.insert(bound->x.end(), x.begin() + r * s.k, x.begin() + (r + 1) * s.k);
+    bound->x.insert(bound->x.end(), input.begin() + r * s.k, input.begin() + (r + 1) * s.k);
     bound->residual.insert(bound->residual.end(), residual.begin() + r * s.n[0],
                            residual.begin() + (r + 1) * s.n[0]);
     bound->slots.push_back(slots[r]);
@@ -108,6 +120,10 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
   a.rows = static_cast<int64_t>(rows.size());
   a.x = bound->x.data();
   a.x_stride = s.k;
+  if (normed_there) {
+    a.norm = norm.data();
+    a.norm_eps = kNormEps;
+  }
   a.n_weights = static_cast<int>(s.n.size());
   a.epilogue = s.epilogue;
   if (s.epilogue == Epilogue::kResidual) a.residual = bound->residual.data();
@@ -118,7 +134,8 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
   bound->lora.t = bound->t.data();
   float* y = out->data();
   for (int i = 0; i < a.n_weights; ++i) {
-    a.w[i] = bound->packed.add(ops, context, s.format, s.n[i], s.k, w[i]);
+    a.w[i] = bound->packed.add(ops, context, s.format, s.n[i], s.k, w[i],
+                               s.transposed && ops.reads_transposed);
     a.y[i] = y;
     a.y_stride[i] = s.n[i];
     if (s.epilogue != Epilogue::kSwiglu) y += a.rows * s.n[i];
@@ -158,6 +175,8 @@ Case linear_case(const LinearShape& s) {
   if (s.epilogue == Epilogue::kResidual) c.name += " residual";
   if (s.epilogue == Epilogue::kSwiglu) c.name += " swiglu";
   if (s.lora_slots > 0) c.name += " lora" + std::to_string(s.lora_slots);
+  if (s.transposed) c.name += " transposed";
+  if (s.norm) c.name += " norm";
   c.tolerance = 2e-5;
   c.tolerance_bf16 = s.format == WeightFormat::kF32 ? 2e-5 : 5e-2;
   c.flops = 2.0 * static_cast<double>(s.rows * s.k) * outputs;
@@ -167,6 +186,110 @@ Case linear_case(const LinearShape& s) {
   };
   c.expect = [problem] { return problem().expect(); };
   return c;
+}
+
+namespace {
+
+/// Sizes and places of rope_linear_case().
+struct RopeLinear {
+  static constexpr int64_t kHeads = 3, kKv = 1, kDim = 12, kIn = 20, kPositions = 50, kHalf = 6;
+  static constexpr int64_t kN[] = {kHeads * kDim, kKv* kDim, kKv* kDim};
+  static constexpr int64_t kWeights = (kHeads + 2 * kKv) * kDim * kIn;
+  WeightFormat format;
+  int64_t rows;
+
+  static int32_t position(int64_t r) { return static_cast<int32_t>(r * 7 % kPositions); }
+  static int32_t slot(int64_t r) { return static_cast<int32_t>((r * 11 + 3) % 64); }
+  static float angle(int64_t i) { return 0.1f * static_cast<float>(i); }
+
+  /// In one call where the backend takes that, else in two.
+  void run(const Ops& ops, const OpContext& c, const Floats& in, const RopeAppendArgs& rope) const {
+    LinearArgs a;
+    a.rows = rows;
+    a.x = in.data();
+    a.x_stride = kIn;
+    a.n_weights = 3;
+    std::shared_ptr<char> packed[3], prepared;
+    const float* source = in.data() + rows * kIn;
+    float* to[] = {rope.q, rope.k, const_cast<float*>(rope.v)};
+    for (int w = 0; w < 3; ++w) {
+      packed[w] = aligned(ops.packed_bytes(format, kN[w], kIn));
+      ops.pack(c, format, kN[w], kIn, source, false, packed[w].get());
+      source += kN[w] * kIn;
+      a.w[w] = {format, kN[w], kIn, packed[w].get()};
+      a.y[w] = to[w];
+      a.y_stride[w] = kN[w];
+    }
+    if (const int64_t bytes = ops.prepared_bytes(format, rows, kIn); bytes > 0) {
+      a.x_prepared = (prepared = aligned(bytes)).get();
+      ops.prepare(c, format, rows, kIn, a.x, kIn, prepared.get());
+    }
+    if (rows <= ops.fused_rows) a.rope = &rope;
+    ops.linear(c, a);
+    if (a.rope == nullptr) ops.rope_append(c, rope);
+    ops.finish(c);
+  }
+
+  /// q of all rows, then k and v of each.
+  void outputs(const Ops& ops, const OpContext& c, const Floats& in, Floats* out) const {
+    Floats cos(kPositions * kHalf), sin(kPositions * kHalf), k(rows * kKv * kDim), v(k);
+    for (int64_t i = 0; i < kPositions * kHalf; ++i)
+      cos[i] = std::cos(angle(i)), sin[i] = std::sin(angle(i));
+    Ints positions, slots;
+    for (int64_t r = 0; r < rows; ++r) {
+      positions.push_back(position(r));
+      slots.push_back(slot(r));
+    }
+    Floats pages_k(64 * kKv * kDim), pages_v(pages_k);
+    const KvView kv{KvDtype::kF32, kKv, kDim, pages_k.data(), pages_v.data()};
+    run(ops, c, in,
+        {rows, kHeads, out->data(), k.data(), v.data(), cos.data(), sin.data(), positions.data(),
+         slots.data(), kv});
+    for (int64_t r = 0; r < rows; ++r) {
+      float* at = out->data() + rows * kHeads * kDim + r * 2 * kDim;
+      std::copy_n(pages_k.begin() + slot(r) * kDim, kDim, at);
+      std::copy_n(pages_v.begin() + slot(r) * kDim, kDim, at + kDim);
+    }
+  }
+
+  Vec expect(const Floats& in) const {
+    const Vec x = slice(in, 0, rows * kIn);
+    Vec y[3];
+    int64_t at = rows * kIn;
+    for (int w = 0; w < 3; ++w) {
+      y[w] = reference::matmul(rows, kN[w], kIn, x, slice(in, at, at + kN[w] * kIn));
+      at += kN[w] * kIn;
+    }
+    Vec kv;
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec cos, sin;
+      for (int64_t i = 0; i < kHalf; ++i) {
+        cos.push_back(std::cos(angle(position(r) * kHalf + i)));
+        sin.push_back(std::sin(angle(position(r) * kHalf + i)));
+      }
+      for (int64_t h = 0; h < kHeads; ++h)
+        reference::rotate(kHalf, cos.data(), sin.data(), false, &y[0][(r * kHeads + h) * kDim]);
+      reference::rotate(kHalf, cos.data(), sin.data(), false, &y[1][r * kDim]);
+      kv.insert(kv.end(), y[1].begin() + r * kDim, y[1].begin() + (r + 1) * kDim);
+      kv.insert(kv.end(), y[2].begin() + r * kDim, y[2].begin() + (r + 1) * kDim);
+    }
+    return joined(y[0], kv);
+  }
+};
+
+}  // namespace
+
+/// q, k and v of a few rows, turned and put into their pages.
+Case rope_linear_case(WeightFormat format, int64_t rows) {
+  const RopeLinear of{format, rows};
+  return simple(
+      sized("linear rope", rows, format == WeightFormat::kF32 ? 32 : 16), 2e-5,
+      [=] { return as_bf16(random_floats(rows * RopeLinear::kIn + RopeLinear::kWeights, 51)); },
+      Floats(rows * (RopeLinear::kHeads + 2 * RopeLinear::kKv) * RopeLinear::kDim),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        of.outputs(ops, c, in, out);
+      },
+      [=](const Floats& in) { return of.expect(in); });
 }
 
 }  // namespace ds::test

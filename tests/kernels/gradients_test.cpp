@@ -126,7 +126,14 @@ TEST(Gradients, KernelLinear) {
     const Floats dx = apply(backward.get(), k, n, dy);
     const Floats y = apply(forward.get(), n, k, x);
     Floats dw(n * k, 0.0f);
-    ops.outer_accumulate({}, 1, n, k, dy.data(), n, x.data(), k, 1.0f, dw.data());
+    OuterArgs outer;
+    outer.rows = 1;
+    outer.n = outer.dy_stride = n;
+    outer.dy = dy.data();
+    outer.k = outer.x_stride = k;
+    outer.x = x.data();
+    outer.out = dw.data();
+    ops.outer_accumulate({}, outer);
     for (int64_t i = 0; i < k; ++i) {
       Floats moved = x;
       moved[i] += 1.0f;  // linear: any step is exact up to rounding

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pairs of a head (by halves) that turn by their position, and their place in the KV pages.
+#pragma once
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/ops.h"
+
+namespace ds::cuda {
+
+/// (a, b) -> (a cos - b sin, b cos + a sin).
+__device__ inline void rotate(float cos, float sin, float* a, float* b) {
+  const float x = *a, y = *b;
+  *a = fmaf(x, cos, -(y * sin));
+  *b = fmaf(y, cos, x * sin);
+}
+
+template <typename T>
+__device__ inline void store_pair(void* base, int64_t at, int64_t half, float a, float b) {
+  T* to = static_cast<T*>(base) + at;
+  to[0] = from_float<T>(a);
+  to[half] = from_float<T>(b);
+}
+
+/// First element of a head in a slot of [page][kv_head][32][head_dim].
+__device__ inline int64_t page_offset(const KvView& kv, int64_t slot, int64_t head) {
+  const int64_t page = slot / kKvPageTokens;
+  return ((page * kv.n_kv_heads + head) * kKvPageTokens + slot % kKvPageTokens) * kv.head_dim;
+}
+
+}  // namespace ds::cuda
