@@ -52,11 +52,15 @@ Device::~Device() {
   for (void* stream : streams_) cuda_->stream_destroy(stream);
 }
 
-Result<OpContext> Device::context(const ds_parallel* parallel, bool urgent) {
+Result<OpContext> Device::context(const ds_parallel* parallel, bool urgent, GpuShare* share) {
   if (cuda_ == nullptr) return OpContext{parallel};
   void* stream = cuda_->stream_create(urgent);
   if (stream == nullptr) return unavailable(name_ + ": no memory for a stream");
   streams_.push_back(stream);
+  if (share != nullptr) {
+    const char* whole = cuda_->stream_give_way(stream, share->gate());
+    if (whole != nullptr) why_not_parted_ = whole;
+  }
   return OpContext{parallel, stream, index_};
 }
 

@@ -8,6 +8,7 @@
 
 #include "ds/status.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/gpu_share.h"
 #include "kernels/ops.h"
 
 namespace ds {
@@ -27,8 +28,11 @@ class Device {
   /// Why auto did not take a GPU; empty where it did or was not asked to.
   const std::string& why_not_gpu() const { return why_not_; }
 
-  /// A context for one thread at a time, with a stream of its own on a GPU. `urgent` ones go first.
-  Result<OpContext> context(const ds_parallel* parallel, bool urgent);
+  /// A context for one thread at a time, with a stream of its own on a GPU. `urgent` ones go first;
+  /// those that have a share do what it says.
+  Result<OpContext> context(const ds_parallel* parallel, bool urgent, GpuShare* share = nullptr);
+  /// Why a share is of time alone, not of the GPU's SMs; empty where it is of both.
+  const std::string& why_not_parted() const { return why_not_parted_; }
 
  private:
   explicit Device(const Ops& ops) : ops_(ops), name_(ops.name) {}
@@ -37,7 +41,7 @@ class Device {
   const Ops& ops_;
   const CudaBackend* cuda_ = nullptr;
   int index_ = 0;
-  std::string name_, why_not_;
+  std::string name_, why_not_, why_not_parted_;
   std::vector<void*> streams_;
 };
 

@@ -267,7 +267,9 @@ Result<std::unique_ptr<Machine>> open_machine(const Arguments& a, Pool& pool) {
   m->engine = {&m->device->ops(), {}, &m->components};
   m->loader.compute = m->engine;
   DS_ASSIGN(m->engine.context, m->device->context(pool.engine(), true));
-  DS_ASSIGN(m->learner, m->device->context(pool.background(), false));
+  DS_ASSIGN(m->learner, m->device->context(pool.background(), false, &pool.gpu_share()));
+  if (!m->device->why_not_parted().empty())
+    log(LogLevel::kWarn, "device", "training shares every SM: " + m->device->why_not_parted());
   DS_ASSIGN(m->loader.compute.context, m->device->context(serial_parallel(), false));
   return m;
 }
@@ -338,6 +340,12 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   Pool pool(static_cast<int>(config.integer("serve.threads")));
   DS_ASSIGN(const std::unique_ptr<Machine> machine, open_machine(a, pool));
   const Device& device = *machine->device;
+  if (device.is_gpu()) {
+    metrics.on_collect([&] {
+      metrics.gauge("ds_learn_gpu_share", "Part of the GPU's SMs that training may use")
+          .set(share_of(pool.gpu_share().part(clock.monotonic_ns())));
+    });
+  }
   ComponentsSlot& components = machine->components;
   DS_ASSIGN(
       const std::unique_ptr<Plugins> plugins,

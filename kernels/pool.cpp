@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ds/status.h"
+#include "kernels/gpu_share.h"
 
 namespace ds {
 
@@ -93,6 +94,7 @@ struct Pool::State {
   std::atomic<bool> step_active{false};
   std::atomic<int> background_in_flight{0};
 
+  GpuShare gpu_share;
   std::atomic<double> share{0.0};
   std::atomic<int64_t> stretch_start_ns{0};  // 0: background not running now
   std::atomic<int64_t> stretch_total_ns{0};
@@ -278,12 +280,14 @@ Pool::~Pool() {
 int Pool::threads() const { return state_->threads; }
 const ds_parallel* Pool::engine() { return &state_->engine_table; }
 const ds_parallel* Pool::background() { return &state_->background_table; }
+GpuShare& Pool::gpu_share() { return state_->gpu_share; }
 
-void Pool::begin_engine_step() {
+void Pool::begin_engine_step(int64_t waiting) {
   State& s = *state_;
   DS_CHECK(!s.step_active.load(std::memory_order_relaxed));
   if (s.owed_ns > 0) s.pay_background();
   const int64_t start = now_ns();
+  s.gpu_share.begin_step(start, waiting);
   s.step_active.store(true, std::memory_order_seq_cst);
   s.wait_until([&s] { return s.background_in_flight.load(std::memory_order_seq_cst) == 0; });
   s.step_start_ns = now_ns();
@@ -296,7 +300,8 @@ void Pool::begin_engine_step() {
 void Pool::end_engine_step() {
   State& s = *state_;
   DS_CHECK(s.step_active.load(std::memory_order_relaxed));
-  const int64_t elapsed = now_ns() - s.step_start_ns;
+  const int64_t end = now_ns(), elapsed = end - s.step_start_ns;
+  s.gpu_share.end_step(end);
   s.engine_ns.fetch_add(elapsed, std::memory_order_relaxed);
   const double share = s.share.load(std::memory_order_relaxed);
   s.owed_ns = static_cast<int64_t>(static_cast<double>(elapsed) * share / (1.0 - share));
@@ -308,6 +313,7 @@ void Pool::end_engine_step() {
 void Pool::set_background_share(double share) {
   DS_CHECK(share >= 0.0 && share < 1.0);
   state_->share.store(share, std::memory_order_relaxed);
+  state_->gpu_share.set_min_share(share);
 }
 
 Pool::Times Pool::times() const {

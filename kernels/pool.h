@@ -11,6 +11,8 @@
 
 namespace ds {
 
+class GpuShare;
+
 class Pool {
  public:
   /// `threads` includes the calling thread; 0 = one per core this process may use.
@@ -24,12 +26,16 @@ class Pool {
 
   /// Brackets of an engine step: background tasks in flight finish (<= 1 ms each), none starts
   /// until end_engine_step(). With a background share set, begin_engine_step() first lets waiting
-  /// background work run until it has had its share since the last step.
-  void begin_engine_step();
+  /// background work run until it has had its share since the last step. `waiting`: requests that
+  /// the step has no place for.
+  void begin_engine_step(int64_t waiting = 0);
   void end_engine_step();
 
   /// 0 = background yields always; 0.5 = at least half of the time while it has work.
   void set_background_share(double share);
+
+  /// The same two masters' shares of a GPU; told by the calls above.
+  GpuShare& gpu_share();
 
   struct Times {
     int64_t engine_ns = 0;      ///< spent inside engine steps

@@ -15,8 +15,8 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 bin='' out=build/gpu rows=()
-all=(ops model engine memcheck racecheck initcheck parity decode-1 decode-64 decode-256 prefill-512 prefill-4096
-     lora-8x64 lora-16x1024 full-4x512 full-16x1024
+all=(ops parts model engine memcheck racecheck initcheck parity decode-1 decode-64 decode-256 prefill-512 prefill-4096
+     lora-8x64 lora-16x1024 full-4x512 full-16x1024 share-lora-8x64 share-full-4x512
      attention-512 attention-4096 attention-2048+2048 attention-decode-1x256 attention-decode-256x256
      attention-decode-1x4096 attention-train-1x4096 attention-train-16x1024)
 while [ $# -gt 0 ]; do
@@ -48,6 +48,8 @@ run_row() {
   case $1 in
     # Without a case for the GPU it says why and would pass.
     ops) "$bin/ops_test" --gtest_filter='*cuda*' && "$bin/ops_test" --gtest_list_tests | grep -q cuda ;;
+    # The same on a stream that changes to another part of the GPU before each op.
+    parts) DS_TEST_GPU_PARTS=1 "$bin/ops_test" --gtest_filter='*cuda*' ;;
     # Against PyTorch's references; needs DS_MODEL. Left out here and below are the tests that want equal
     # bits whatever the company: that is the CPU's promise (kernels/README.md).
     model) DS_TEST_DEVICE=cuda:0 "$bin/smollm2_test" --gtest_filter='-*SameBits*' ;;

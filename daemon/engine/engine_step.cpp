@@ -14,7 +14,7 @@ void Engine::State::step() {
   plan_pages();
   if (planned.empty()) return;
   const double before = metrics.generated_tokens->value();
-  pool.begin_engine_step();
+  pool.begin_engine_step(static_cast<int64_t>(metrics.waiting->value()));
   group_runs();
   for (size_t i = 0; i < n_runs; ++i) run(runs[i]);
   pool.end_engine_step();

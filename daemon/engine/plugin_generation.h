@@ -8,6 +8,7 @@
 
 #include "ds/status.h"
 #include "kernels/buffer.h"
+#include "kernels/cuda/backend.h"
 #include "kernels/ops.h"
 #include "plugin/abi.h"
 #include "plugin/library.h"
@@ -76,7 +77,7 @@ class PassCall {
     call.workspace = workspace_.data();
     call.workspace_bytes = workspace_bytes_;
     if (context_.stream == nullptr) return call;
-    stream_ = {sizeof stream_, 0, device_of(context_), context_.stream};
+    stream_ = {sizeof stream_, 0, device_of(context_), native_stream(context_)};
     call.stream = &stream_;
     return call;
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kernels/gpu_share.h"
 #include "log.h"
 
 namespace ds {
@@ -236,6 +237,10 @@ void Learner::update_share() {
   parts_.pool.set_background_share(behind ? parts_.config.number("learn.min_share") : 0.0);
 }
 
+double Learner::gpu_share() const {
+  return share_of(parts_.pool.gpu_share().part(parts_.clock.monotonic_ns()));
+}
+
 void Learner::report(const StepReport& step) {
   {
     std::lock_guard lock(mutex_);
@@ -283,6 +288,7 @@ Json Learner::status() const {
           {"lessons", last_step_.lessons},
           {"tokens_per_s",
            busy && seconds > 0 ? static_cast<double>(last_step_.tokens) / seconds : 0.0},
+          {"share", parts_.ops.host_memory ? Json() : Json(gpu_share())},
           {"lag_s_last", lags.empty() ? 0.0 : lags.back()},
           {"lag_s_p50", quantile(lags, 0.5)},
           {"gate", {{"promoted", promoted_}, {"held", held_}}},

@@ -119,6 +119,7 @@ class Learner {
   void report(const StepReport& step);
   void publish_status(const std::string& state);
   void update_share();
+  double gpu_share() const;
 
   LearnerParts parts_;
   ComponentsSlot components_;  ///< of the round

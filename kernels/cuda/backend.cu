@@ -48,18 +48,18 @@ StreamState* find_stream(void* stream) {
   Process& p = process();
   const std::lock_guard lock(p.mutex);
   for (const auto& s : p.streams) {
-    if (s->stream() == stream) return s.get();
+    if (s->id() == stream || (stream != nullptr && s->has(stream))) return s.get();
   }
   return nullptr;
 }
 
-bool add_stream(cudaStream_t stream, bool owned) {
-  auto state = std::make_unique<StreamState>(stream, owned);
-  if (!state->init()) return false;
+StreamState* add_stream(cudaStream_t stream, bool owned, int priority) {
+  auto state = std::make_unique<StreamState>(stream, owned, priority);
+  if (!state->init()) return nullptr;
   Process& p = process();
   const std::lock_guard lock(p.mutex);
   p.streams.push_back(std::move(state));
-  return true;
+  return p.streams.back().get();
 }
 
 }  // namespace
@@ -84,7 +84,9 @@ bool check(cublasStatus_t status, const char* what) {
   return false;
 }
 
-StreamState* enter(const OpContext& context) {
+namespace {
+
+StreamState* state_of(const OpContext& context) {
   Process& p = process();
   if (p.failed.load(std::memory_order_acquire)) return nullptr;
   const int device = p.device.load(std::memory_order_acquire);
@@ -99,22 +101,13 @@ StreamState* enter(const OpContext& context) {
   return state;
 }
 
-bool StreamState::init() {
-  // cublasSetStream forgets the workspace, so the order matters. Without a workspace of its own
-  // cuBLAS would allocate, which a capture forbids.
-  return check(cudaMalloc(&scratch_, kScratchBytes), "scratch of a stream") &&
-         check(cudaMalloc(&blas_scratch_, kBlasBytes), "cuBLAS scratch of a stream") &&
-         check(cublasCreate(&blas_), "handle") &&
-         check(cublasSetStream(blas_, stream_), "stream") &&
-         check(cublasSetWorkspace(blas_, blas_scratch_, kBlasBytes), "workspace");
-}
+}  // namespace
 
-StreamState::~StreamState() {
-  cudaStreamSynchronize(stream_);
-  if (blas_ != nullptr) cublasDestroy(blas_);
-  cudaFree(blas_scratch_);
-  cudaFree(scratch_);
-  if (owned_) cudaStreamDestroy(stream_);
+StreamState* enter(const OpContext& context) {
+  StreamState* state = state_of(context);
+  // Not within the call of a plugin, which has the CUDA stream itself.
+  if (state != nullptr && state->id() == context.stream) state->give_way();
+  return state;
 }
 
 namespace {
@@ -195,23 +188,27 @@ void zero(const OpContext& context, void* to, int64_t bytes) {
 }
 
 const char* finish(const OpContext& context) {
-  const StreamState* s = enter(context);
+  // The current lane's stream has waited for the others.
+  const StreamState* s = state_of(context);
   if (s != nullptr) check(cudaStreamSynchronize(s->stream()), "what was enqueued");
   const Process& p = process();
   return p.failed.load(std::memory_order_acquire) ? p.failure.c_str() : nullptr;
 }
 
 bool begin_recording(const OpContext& context) {
-  const StreamState* s = enter(context);
+  StreamState* s = enter(context);
   // Other threads may allocate and wait meanwhile.
-  return s != nullptr &&
-         check(cudaStreamBeginCapture(s->stream(), cudaStreamCaptureModeThreadLocal),
-               "beginning to record");
+  if (s == nullptr || !check(cudaStreamBeginCapture(s->stream(), cudaStreamCaptureModeThreadLocal),
+                             "beginning to record"))
+    return false;
+  s->set_recording(true);
+  return true;
 }
 
 void* end_recording(const OpContext& context) {
-  const StreamState* s = enter(context);
+  StreamState* s = state_of(context);
   if (s == nullptr) return nullptr;
+  s->set_recording(false);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t ready = nullptr;
   if (cudaStreamEndCapture(s->stream(), &graph) != cudaSuccess || graph == nullptr) {
@@ -283,7 +280,8 @@ const char* open(int device) {
   if (opened == device) return nullptr;
   p.open_failure = opened >= 0 ? "GPU " + std::to_string(opened) + " is open: a process uses one"
                                : refusal(device);
-  if (p.open_failure.empty() && (!make_current(device) || !add_stream(nullptr, false))) {
+  if (p.open_failure.empty() &&
+      (!make_current(device) || add_stream(nullptr, false, 0) == nullptr)) {
     p.open_failure = p.failure;
   }
   if (!p.open_failure.empty()) return p.open_failure.c_str();
@@ -302,25 +300,33 @@ void memory(int64_t* free_bytes, int64_t* total_bytes) {
 }
 
 void* stream_create(bool urgent) {
-  if (enter({}) == nullptr) return nullptr;
+  if (state_of({}) == nullptr) return nullptr;
   int least = 0, greatest = 0;
   cudaStream_t stream = nullptr;
-  if (!check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities") ||
-      !check(
-          cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least),
-          "stream")) {
+  if (!check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities")) return nullptr;
+  const int priority = urgent ? greatest : least;
+  if (!check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority), "stream"))
     return nullptr;
-  }
-  return add_stream(stream, true) ? stream : nullptr;
+  return add_stream(stream, true, priority);
+}
+
+void* native_stream(void* stream) {
+  const StreamState* s = state_of({.stream = stream});
+  return s == nullptr ? nullptr : s->stream();
+}
+
+const char* stream_give_way(void* stream, StreamGate gate) {
+  StreamState* s = state_of({.stream = stream});
+  return s == nullptr ? process().failure.c_str() : s->set_gate(gate);
 }
 
 void stream_destroy(void* stream) {
-  if (stream == nullptr || enter({}) == nullptr) return;
+  if (stream == nullptr || state_of({}) == nullptr) return;
   std::unique_ptr<StreamState> gone;
   Process& p = process();
   const std::lock_guard lock(p.mutex);
   for (auto& s : p.streams) {
-    if (s->stream() != stream) continue;
+    if (s->id() != stream) continue;
     gone = std::move(s);
     s = std::move(p.streams.back());
     p.streams.pop_back();
@@ -388,7 +394,9 @@ constexpr CudaBackend kBackend = {.build_id = DS_BUILD_ID,
                                   .memory = memory,
                                   .allocate_shared = allocate_shared,
                                   .stream_create = stream_create,
-                                  .stream_destroy = stream_destroy};
+                                  .native_stream = native_stream,
+                                  .stream_destroy = stream_destroy,
+                                  .stream_give_way = stream_give_way};
 
 }  // namespace
 }  // namespace ds::cuda

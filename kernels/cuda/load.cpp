@@ -52,4 +52,9 @@ const CudaBackend* loaded_cuda_backend() {
   return backend.ok() ? *backend : nullptr;
 }
 
+void* native_stream(const OpContext& context) {
+  static const CudaBackend* const backend = loaded_cuda_backend();  // who else made the stream?
+  return backend->native_stream(context.stream);
+}
+
 }  // namespace ds

@@ -6,11 +6,13 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <utility>
 
-#include "kernels/ops.h"
+#include "kernels/cuda/backend.h"
+#include "kernels/cuda/pace.h"
 
 namespace ds::cuda {
 
@@ -19,17 +21,22 @@ namespace ds::cuda {
 constexpr int64_t kScratchBytes = int64_t{256} << 20;
 constexpr int64_t kBlasBytes = int64_t{32} << 20;  // what cuBLAS recommends for Hopper
 
-/// One stream and what belongs to it. Members are null until init() succeeded.
+/// One stream of the host's, and what belongs to it: a CUDA stream for each part of the GPU that it
+/// may use, of which one is current, and scratch that these share. Members are null until init()
+/// succeeded.
 class StreamState {
  public:
-  explicit StreamState(cudaStream_t stream, bool owned) : stream_(stream), owned_(owned) {}
+  StreamState(cudaStream_t whole, bool owned, int priority);
   ~StreamState();
   StreamState(const StreamState&) = delete;
   StreamState& operator=(const StreamState&) = delete;
 
   bool init();
-  cudaStream_t stream() const { return stream_; }
-  cublasHandle_t blas() const { return blas_; }
+  /// What the host's OpContext::stream says; null for the default stream.
+  void* id() { return owned_ ? this : nullptr; }
+  bool has(void* native) const;
+  cudaStream_t stream() const { return current_->stream; }
+  cublasHandle_t blas() const { return current_->blas; }
   /// A kernel that writes weights has been enqueued: the next one that asks for weights ahead of
   /// its input (launch_next) must not start early, as only its wait makes what was written visible.
   void weights_change() const { weights_changed_ = true; }
@@ -40,17 +47,45 @@ class StreamState {
     return static_cast<T*>(scratch_);
   }
 
+  /// See CudaBackend::stream_give_way.
+  const char* set_gate(StreamGate gate);
+  /// Before each op: holds the queue short, then asks the gate and changes to the part it says.
+  void give_way();
+  /// Neither changes streams nor waits meanwhile: a capture forbids both.
+  void set_recording(bool recording) { recording_ = recording; }
+
  private:
-  cudaStream_t stream_;
+  struct Lane {
+    std::atomic<cudaStream_t> stream = nullptr;  // other threads look for theirs among all
+    cublasHandle_t blas = nullptr;  // of its own: cuBLAS chooses kernels by the number of SMs
+    bool tried = false, ready = false;
+  };
+  Lane& lane_of(GpuPart part) { return lanes_[static_cast<size_t>(part)]; }
+  const Lane& lane_of(GpuPart part) const { return lanes_[static_cast<size_t>(part)]; }
+  cublasStatus_t make_blas(Lane& lane) const;
+  const char* open_lane(GpuPart part);
+  void use(GpuPart part);
+  void mark();
+
+  Lane lanes_[kGpuParts];
+  Lane* current_;
   bool owned_;
-  cublasHandle_t blas_ = nullptr;
+  int priority_;
   void* scratch_ = nullptr;
   mutable bool weights_changed_ = false;
   void* blas_scratch_ = nullptr;
+
+  StreamGate gate_;
+  bool recording_ = false;
+  Pace pace_;
+  cudaEvent_t marks_[3] = {};  // the last ones in the stream
+  int64_t n_marks_ = 0;
+  cudaEvent_t changed_ = nullptr;  // between two lanes
 };
 
 /// The state of the call's stream, with the GPU made current in this thread. Null if the backend
-/// has failed: the op then returns at once.
+/// has failed: the op then returns at once. Called once at the beginning of each op: here a stream
+/// gives way to others.
 StreamState* enter(const OpContext& context);
 
 /// Keeps the first failure for finish().

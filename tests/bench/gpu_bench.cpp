@@ -10,6 +10,9 @@
 //   attention-T, attention-R+K, attention-decode-BxK, attention-train-BxT
 //                attention alone, one layer: a prompt of T rows, R rows behind K keys, one row for
 //                each of B sequences of K keys, training forward and backward (products may round)
+//   share-lora-BxT, share-full-BxT
+//                such steps beside decode steps of 8 sequences that take 30 % of the time: how long
+//                these take and how fast training goes, alone and by way of sharing
 //   parity       log-probabilities of GPU and CPU: mean and largest difference
 #include <algorithm>
 #include <chrono>
@@ -17,6 +20,7 @@
 #include <cstdio>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <random>
 
 #include "engine/full_weights.h"
@@ -24,6 +28,7 @@
 #include "learn/round_trainer.h"
 #include "storage/llama_tensors.h"
 #include "tests/bench/attention_rows.h"
+#include "tests/bench/share_rows.h"
 #include "tests/daemon/reference_model.h"
 #include "tests/kernels/cases.h"
 
@@ -123,6 +128,56 @@ class Serving {
   Buffer logits_;
 };
 
+/// Steps on the same B sequences of T tokens, loss on all of them.
+class Training {
+ public:
+  Training(const Compute& compute, std::shared_ptr<const BaseWeights> base,
+           const NamedTensors& tensors, int64_t batch, int64_t tokens, bool full)
+      : gpu_(compute),
+        base_(std::move(base)),
+        graph_(base_->config(), gpu_),
+        adapters_(gpu_, base_->config(), 8, 2.0f, (1u << kTargets) - 1) {
+    for (int64_t b = 0; b < batch; ++b)
+      sequences_.push_back({some_ids(tokens + 1, base_->config().vocab, b), 1, nullptr});
+    for (const Sequence& s : sequences_) terms_.cross_entropy.push_back({&s, 1.0f});
+    adapters_.initialise(1);
+    if (full) {
+      auto made = FullWeights::make(gpu_, base_->config(), tensors);
+      DS_CHECK(made.ok());
+      weights_ = std::move(*made);
+    }
+    optimizer_.emplace(gpu_, trained().weights().size());
+  }
+
+  /// Seconds of its passes, which are followed by the optimizer.
+  double step() {
+    const Trainable what = trained();
+    const auto start = std::chrono::steady_clock::now();
+    what.pack(base_->format());
+    what.zero_gradient();
+    const StepLoss loss =
+        run_terms(graph_, gpu_, what.over(*base_), what.adapters(), what.gradient(), terms_, true);
+    DS_CHECK(loss.failure.ok() && graph_.take_status().ok() && std::isfinite(loss.total));
+    const double passes =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double norm = optimizer_->step(what.weights(), what.gradients(), 1e-5f, 0.99f, 1.0f);
+    DS_CHECK(std::isfinite(norm));
+    return passes;
+  }
+
+ private:
+  Trainable trained() { return weights_ != nullptr ? Trainable(*weights_) : Trainable(adapters_); }
+
+  const Compute gpu_;
+  const std::shared_ptr<const BaseWeights> base_;
+  std::vector<Sequence> sequences_;
+  Terms terms_;
+  TrainGraph graph_;
+  Adapters adapters_;
+  std::unique_ptr<FullWeights> weights_;  ///< null: the adapters are trained
+  std::optional<AdamW> optimizer_;
+};
+
 struct Bench {
   std::unique_ptr<ModelFile> file;  ///< null: random weights
   ModelConfig config = smollm2_shapes();
@@ -169,37 +224,26 @@ struct Bench {
   }
 
   void train(int64_t batch, int64_t tokens, bool full) {
-    std::vector<Sequence> sequences;
-    Terms terms;
-    for (int64_t b = 0; b < batch; ++b)
-      sequences.push_back({some_ids(tokens + 1, config.vocab, b), 1, nullptr});
-    for (const Sequence& s : sequences) terms.cross_entropy.push_back({&s, 1.0f});
-    TrainGraph graph(config, gpu);
-    Adapters adapters(gpu, config, 8, 2.0f, (1u << kTargets) - 1);
-    adapters.initialise(1);
-    std::unique_ptr<FullWeights> weights;
-    if (full) {
-      auto made = FullWeights::make(gpu, config, tensors);
-      DS_CHECK(made.ok());
-      weights = std::move(*made);
-    }
-    const Trainable what = full ? Trainable(*weights) : Trainable(adapters);
-    AdamW optimizer(gpu, what.weights().size());
+    Training training(gpu, base, tensors, batch, tokens, full);
     double passes = 0;
-    const double s = seconds(gpu, [&] {
-      const auto start = std::chrono::steady_clock::now();
-      what.pack(base->format());
-      what.zero_gradient();
-      const StepLoss loss =
-          run_terms(graph, gpu, what.over(*base), what.adapters(), what.gradient(), terms, true);
-      DS_CHECK(loss.failure.ok() && graph.take_status().ok() && std::isfinite(loss.total));
-      passes = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      const double norm = optimizer.step(what.weights(), what.gradients(), 1e-5f, 0.99f, 1.0f);
-      DS_CHECK(std::isfinite(norm));
-    });
+    const double s = seconds(gpu, [&] { passes = training.step(); });
     std::printf("%s-%ldx%ld: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms\n",
                 full ? "full" : "lora", batch, tokens, double(batch * tokens) / s, s * 1e3,
                 passes * 1e3);
+  }
+
+  void share(const char* row, int64_t batch, int64_t tokens, bool full) {
+    static constexpr int64_t kSequences = 8, kBehind = 256, kNew = 64;
+    const auto decode = [&](const Compute& compute) {
+      auto serving = std::make_shared<Serving>(compute, base, kSequences, kBehind + kNew, 512);
+      return [serving, n = int64_t{0}]() mutable { serving->step(1, kBehind + n++ % kNew); };
+    };
+    const auto train = [&](const Compute& compute) {
+      auto training = std::make_shared<Training>(compute, base, tensors, batch, tokens, full);
+      return [training] { training->step(); };
+    };
+    DS_CHECK(finish(gpu).ok());
+    ShareBench(row, gpu, decode, train, batch * tokens).run();
   }
 
   void parity(const Compute& cpu) const {
@@ -253,6 +297,10 @@ struct Bench {
       train(batch, tokens, false);
     } else if (std::sscanf(row.c_str(), "full-%ldx%ld", &batch, &tokens) == 2) {
       train(batch, tokens, true);
+    } else if (std::sscanf(row.c_str(), "share-lora-%ldx%ld", &batch, &tokens) == 2) {
+      share(row.c_str(), batch, tokens, false);
+    } else if (std::sscanf(row.c_str(), "share-full-%ldx%ld", &batch, &tokens) == 2) {
+      share(row.c_str(), batch, tokens, true);
     } else if (!attention(row.c_str())) {
       std::printf("%s: no such row\n", row.c_str());
       return false;

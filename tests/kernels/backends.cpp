@@ -31,6 +31,14 @@ std::vector<CpuIsa> supported_isas() {
 
 namespace {
 
+/// Another part of the GPU for each op.
+GpuPart next_part(void*) {
+  static constexpr GpuPart kTurns[] = {GpuPart::kMost, GpuPart::kWhole, GpuPart::kHalf,
+                                       GpuPart::kThreeQuarters, GpuPart::kQuarter};
+  static size_t turn = 0;
+  return kTurns[turn++ % std::size(kTurns)];
+}
+
 /// Why not, in one line, where it cannot be.
 void add_gpu(std::vector<TestedBackend>* all) {
   const auto why_not = [](const std::string& why) {
@@ -45,6 +53,11 @@ void add_gpu(std::vector<TestedBackend>* all) {
   if (const char* failed = cuda.open(0); failed != nullptr) return why_not(failed);
   void* stream = cuda.stream_create(false);
   DS_CHECK(stream != nullptr);
+  if (std::getenv("DS_TEST_GPU_PARTS") != nullptr) {
+    const char* whole = cuda.stream_give_way(stream, {next_part});
+    if (whole != nullptr) std::fprintf(stderr, "%s\n", whole);
+    DS_CHECK(whole == nullptr);
+  }
   case_memory() = {cuda.allocate_shared, cuda.ops->release};
   all->push_back({cuda.ops, {nullptr, stream, 0}});
 }
