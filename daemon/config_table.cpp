@@ -67,7 +67,8 @@ constexpr Setting kSettings[] = {
     {"model.quant", kT, "file", 0, 0, "", kLive,
      "what weights are kept in: file = the tensors as stored, else a quantizer component"},
     {"model.calibrate", kB, "true", 0, 0, "", kLive,
-     "show a quantizer that asks for it the inputs of the weights, from the next time they are made"},
+     "show a quantizer that asks for it the inputs of the weights, from the next time they are "
+     "made"},
     {"plugins.config", kT, "{}", 0, 0, "", kRestart,
      "settings of plugins as JSON, by component: {\"window-global\": {\"window\": 64}}"},
     {"plugins.isolation", kT, "{}", 0, 0, "", kRestart,
@@ -98,6 +99,12 @@ constexpr Setting kSettings[] = {
     {"limits.max_attachment", kS, "16MiB", kKiB, kGiB, "", kRestart,
      "binary attachments of a record, together"},
     {"limits.connections", kI, "256", 1, 65536, "", kRestart, "HTTP connections per listener"},
+
+    {"device.restart_after", kD, "3s", 0, kDay, "", kLive,
+     "how long the CPU serves in place of a GPU that failed before dsd drains and starts anew with "
+     "the GPU"},
+    {"device.restarts", kI, "30", 0, 1e6, "", kLive,
+     "new starts within an hour because of that; beyond, the CPU serves on"},
 
     {"log.level", kT, "info", 0, 0, "debug|info|warn|error", kRestart,
      "least level that is written"},

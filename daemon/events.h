@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What happens in the daemon, as JSON by topic (version, gate, step, drift, plugin, store, log): kept in a
-// ring, handed to subscribers (PUB socket, SSE). Thread-safe; subscribers run on the publishing thread and
-// must only hand over.
+// What happens in the daemon, as JSON by topic (version, gate, step, drift, plugin, store, device,
+// log): kept in a ring, handed to subscribers (PUB socket, SSE). Thread-safe; subscribers run on
+// the publishing thread and must only hand over.
 #pragma once
 
 #include <cstdint>

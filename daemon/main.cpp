@@ -12,14 +12,15 @@
 #include <thread>
 
 #include "config.h"
-#include "device.h"
 #include "engine/bases.h"
 #include "engine/delta_file.h"
 #include "engine/engine.h"
 #include "learn/learner.h"
 #include "learn/task_models.h"
 #include "log.h"
+#include "machine.h"
 #include "plugin_setup.h"
+#include "restart.h"
 #include "serve/server.h"
 #include "storage/backup.h"
 #include "storage/seams.h"
@@ -203,11 +204,13 @@ void log_signal(int signal) {
       std::string("stopping on ") + (signal == SIGTERM ? "SIGTERM" : "SIGINT"));
 }
 
-void wait_for_signal() {
+/// Whether one came within so long.
+bool stop_signal_within_ms(int64_t ms) {
   const sigset_t set = stop_signals();
-  int got = 0;
-  sigwait(&set, &got);
-  log_signal(got);
+  const timespec wait{ms / 1000, ms % 1000 * 1'000'000};
+  const int got = sigtimedwait(&set, nullptr, &wait);
+  if (got > 0) log_signal(got);
+  return got > 0;
 }
 
 /// While it lives a signal ends the process at once: nothing has been promised yet, and the store
@@ -222,12 +225,8 @@ class EndsBySignal {
 
  private:
   void watch() const {
-    const sigset_t set = stop_signals();
-    const timespec tenth_of_a_second{0, 100'000'000};
     while (!over_) {
-      const int got = sigtimedwait(&set, nullptr, &tenth_of_a_second);
-      if (got <= 0) continue;
-      log_signal(got);
+      if (!stop_signal_within_ms(100)) continue;
       stop_log();
       _exit(0);
     }
@@ -236,42 +235,31 @@ class EndsBySignal {
   std::thread thread_;
 };
 
-Status be_ready_until_signal(const Arguments& a, const Endpoints& at, const std::string& version) {
-  DS_TRY(write_ready(a, at, version));
-  wait_for_signal();
-  log_failure(posix_file_system().remove_all(a.run + "/ready.json"));
-  return {};
-}
+/// How the daemon ends.
+enum class End { kStop, kStartAnew };
 
-/// The device that is asked for; its choice goes to the log in one line.
-Result<std::unique_ptr<Device>> open_device(const Arguments& a) {
-  const auto backend = own_folder().parent_path() / "lib/libds_cuda.so";
-  DS_ASSIGN(std::unique_ptr<Device> device, Device::open(a.device, backend.string()));
-  const std::string& why = device->why_not_gpu();
-  log(LogLevel::kInfo, "device", device->name() + (why.empty() ? "" : "; " + why));
-  return device;
-}
-
-/// What computes, and a compute for each thread that does.
-struct Machine {
-  std::unique_ptr<Device> device;
-  ComponentsSlot components;
-  Compute engine;
-  OpContext learner;
-  SharedCompute loader;
-};
-
-Result<std::unique_ptr<Machine>> open_machine(const Arguments& a, Pool& pool) {
-  auto m = std::make_unique<Machine>();
-  DS_ASSIGN(m->device, open_device(a));
-  m->engine = {&m->device->ops(), {}, &m->components};
-  m->loader.compute = m->engine;
-  DS_ASSIGN(m->engine.context, m->device->context(pool.engine(), true));
-  DS_ASSIGN(m->learner, m->device->context(pool.background(), false, &pool.gpu_share()));
-  if (!m->device->why_not_parted().empty())
-    log(LogLevel::kWarn, "device", "training shares every SM: " + m->device->why_not_parted());
-  DS_ASSIGN(m->loader.compute.context, m->device->context(serial_parallel(), false));
-  return m;
+/// Until a signal, or until a GPU that failed may be tried anew.
+End wait_for_end(const Config& config, const DeviceState& device, bool started_without,
+                 const Restarts& restarts) {
+  // Without the GPU from the start: it would fail in the same way. One that served once is tried
+  // again all the same, rarely: what took its memory may be gone.
+  constexpr int64_t kSeldomMs = 600'000;
+  const bool never = started_without && !restarts.any();
+  if (started_without)
+    log(LogLevel::kWarn, "device",
+        never ? "the CPU serves until somebody starts dsd anew"
+              : "the CPU serves; the GPU is tried again in 10 minutes");
+  Clock& clock = system_clock_seam();
+  while (!stop_signal_within_ms(100)) {
+    const DeviceState::View now = device.view();
+    if (never || now.phase != DeviceState::Phase::kOnHost) continue;
+    const int64_t served_ms = (clock.monotonic_ns() - now.since_ns) / 1'000'000;
+    if (served_ms < (started_without ? kSeldomMs : config.integer("device.restart_after")))
+      continue;
+    if (restarts.allowed(clock.unix_ms() / 1000, config.integer("device.restarts")))
+      return End::kStartAnew;
+  }
+  return End::kStop;
 }
 
 /// The model as loaded, with the machine it runs on.
@@ -295,20 +283,36 @@ Result<LoadedModel> load_model(const std::string& path, const Config& config) {
   return m;
 }
 
-Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
-                                                VersionStore& files, ReplayStore& store,
-                                                const Config& config, const Compute& compute,
-                                                SharedCompute& loader) {
+Result<std::shared_ptr<const Weights>> load_with(const Compute& compute, const VersionManifest& m,
+                                                 Bases& bases, const VersionStore& files) {
+  DS_ASSIGN(auto base, bases.find(m.base_sha256, compute));
+  if (compute.ops->host_memory && base->host() != nullptr) base = base->host();
+  return load_weights(m, files, std::move(base), compute);
+}
+
+/// Where the engine computes now. Bases that nobody decodes with make room where there is none.
+Result<std::shared_ptr<const Weights>> load_version(SharedCompute& loader, const VersionManifest& m,
+                                                    Bases& bases, const VersionStore& files) {
+  const std::lock_guard lock(loader.mutex);
+  const Compute& compute = loader.now();
+  auto loaded = load_with(compute, m, bases, files);
+  if (loaded.ok()) return loaded;
+  if (&loader.now() != &compute) return load_with(loader.now(), m, bases, files);  // just lost
+  const bool again = loaded.status().code() == Code::kResource && bases.drop_idle();
+  return again ? load_with(compute, m, bases, files) : std::move(loaded);
+}
+
+Result<std::unique_ptr<Versions>> open_versions_there(Bases& bases, BaseStore& base_files,
+                                                      VersionStore& files, ReplayStore& store,
+                                                      const Config& config, Machine& machine) {
   {
     // Into memory by all threads, before anything asks for it with one. Calibrating takes a minute.
     const EndsBySignal interruptible;
-    DS_TRY(bases.find(bases.file_sha256(), compute).status());
+    DS_TRY(bases.find(bases.file_sha256(), machine.engine_now()).status());
   }
   DS_TRY(files.clean());
-  const LoadWeights load = [&](const VersionManifest& m) -> Result<std::shared_ptr<const Weights>> {
-    const std::lock_guard lock(loader.mutex);
-    DS_ASSIGN(auto base, bases.find(m.base_sha256, loader.compute));
-    return load_weights(m, files, std::move(base), loader.compute);
+  const LoadWeights load = [&](const VersionManifest& m) {
+    return load_version(machine.loader, m, bases, files);
   };
   DS_ASSIGN(auto versions,
             Versions::open("default", bases.file_sha256(), store, files, system_clock_seam(), load,
@@ -317,9 +321,23 @@ Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_fi
   return versions;
 }
 
-/// Until a signal.
-Status serve_and_learn(const Arguments& a, const Config& config, ServerParts parts,
-                       Learner& learner) {
+/// On the CPU if the weights find no memory on the GPU, or it fails.
+Result<std::unique_ptr<Versions>> open_versions(Bases& bases, BaseStore& base_files,
+                                                VersionStore& files, ReplayStore& store,
+                                                const Config& config, Machine& machine) {
+  auto opened = open_versions_there(bases, base_files, files, store, config, machine);
+  const Code code = opened.status().code();
+  const bool for_the_gpu = code == Code::kResource || code == Code::kDeviceLost;
+  if (!for_the_gpu || !machine.may_do_without || !machine.device->is_gpu()) return opened;
+  machine.state.lose(opened.status().message());
+  return open_versions_there(bases, base_files, files, store, config, machine);
+}
+
+/// Until a signal, or a reason to start anew.
+Result<End> serve_and_learn(const Arguments& a, const Config& config, ServerParts parts,
+                            Learner& learner, const Restarts& restarts) {
+  const DeviceState& device = *parts.device;
+  const bool started_without = device.lost();
   EventBus& events = parts.events;
   const Versions& versions = parts.versions;
   const uint64_t watch = events.subscribe([&](const Event& e) {
@@ -328,25 +346,36 @@ Status serve_and_learn(const Arguments& a, const Config& config, ServerParts par
   DS_ASSIGN(ServerOptions options, server_options(config, a.run));
   DS_ASSIGN(const auto server, Server::start(std::move(parts), std::move(options)));
   learner.start();
-  DS_TRY(be_ready_until_signal(a, server->endpoints(), versions.current()->version));
+  DS_TRY(write_ready(a, server->endpoints(), versions.current()->version));
+  const End end = wait_for_end(config, device, started_without, restarts);
+  log_failure(posix_file_system().remove_all(a.run + "/ready.json"));
   events.unsubscribe(watch);
   server->stop(config.integer("drain.timeout"));
-  return {};
+  return end;
 }
 
-Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& store) {
+/// What metrics tell of the device beside its loss.
+void show_device(const Device& device, const Restarts& restarts, Pool& pool, Metrics& metrics) {
+  metrics
+      .gauge("ds_device_restarts", "New starts within an hour because the GPU failed, at the last")
+      .set(static_cast<double>(restarts.within_hour(system_clock_seam().unix_ms() / 1000)));
+  if (!device.is_gpu()) return;
+  metrics.on_collect([&metrics, &pool] {
+    metrics.gauge("ds_learn_gpu_share", "Part of the GPU's SMs that training may use")
+        .set(share_of(pool.gpu_share().part(system_clock_seam().monotonic_ns())));
+  });
+}
+
+Result<End> serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& store,
+                  const Restarts& restarts) {
   Clock& clock = system_clock_seam();
   Metrics metrics;
   Pool pool(static_cast<int>(config.integer("serve.threads")));
-  DS_ASSIGN(const std::unique_ptr<Machine> machine, open_machine(a, pool));
+  DS_ASSIGN(const std::unique_ptr<Machine> machine,
+            open_machine(a.device, restarts.any(), pool, events, metrics));
   const Device& device = *machine->device;
-  if (device.is_gpu()) {
-    metrics.on_collect([&] {
-      metrics.gauge("ds_learn_gpu_share", "Part of the GPU's SMs that training may use")
-          .set(share_of(pool.gpu_share().part(clock.monotonic_ns())));
-    });
-  }
   ComponentsSlot& components = machine->components;
+  show_device(device, restarts, pool, metrics);
   DS_ASSIGN(
       const std::unique_ptr<Plugins> plugins,
       open_plugins(a.data + "/plugins", config, metrics, events, components, device.is_gpu()));
@@ -355,14 +384,14 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
   BaseStore base_files(posix_file_system(), a.data);
   DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, components));
   Bases bases(*model.file, base_files, form);
-  DS_ASSIGN(
-      const std::unique_ptr<Versions> versions,
-      open_versions(bases, base_files, files, store, config, machine->engine, machine->loader));
+  DS_ASSIGN(const std::unique_ptr<Versions> versions,
+            open_versions(bases, base_files, files, store, config, *machine));
   versions->on_change([&](const Json& event) { events.publish("version", event); });
   TaskModels tasks(store, files, config, *plugins, pool, cpu_ops(best_cpu_isa()), events, clock);
   DS_TRY(tasks.open());
   Engine engine(engine_options(config, model.file->config(), model.fp32), machine->engine, pool,
                 *versions, model.tokenizer, metrics, clock);
+  machine->tell_from_now_on(engine);
   Learner learner({*versions,
                    store,
                    files,
@@ -380,7 +409,8 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                    model.tokenizer,
                    model.chat,
                    [&](bool at_once) { return tasks.train(at_once); },
-                   {}});
+                   {},
+                   &machine->state});
   follow_plugins(*plugins, config, components, bases, *versions, events, machine->loader);
   const auto backup = [&](const std::string& path) {
     return make_backup(store, *versions, tasks, a.data, path);
@@ -401,11 +431,12 @@ Status serve(const Arguments& a, Config& config, EventBus& events, ReplayStore& 
                     control_of(tasks),
                     std::filesystem::absolute(a.data).string(),
                     backup,
-                    plugins.get()};
-  return serve_and_learn(a, config, std::move(parts), learner);
+                    plugins.get(),
+                    &machine->state};
+  return serve_and_learn(a, config, std::move(parts), learner, restarts);
 }
 
-Status run(Arguments a) {
+Result<End> run(Arguments a, const Restarts& restarts) {
   Config config;
   fill_folders(a);
   DS_TRY(load_config(a, config));
@@ -420,7 +451,14 @@ Status run(Arguments a) {
   DS_ASSIGN(const std::unique_ptr<ReplayStore> store, ReplayStore::open(store_options(a, config)));
   // Left by a crash, if there; the store is locked, so no other daemon's.
   DS_TRY(posix_file_system().remove_all(a.run + "/ready.json"));
-  return serve(a, config, events, *store);
+  return serve(a, config, events, *store, restarts);
+}
+
+/// In the place of a process that has ended as it does on a signal, but for a GPU that is lost.
+Status start_anew(Restarts restarts, const std::string& program, char** arguments) {
+  if (stop_signal_within_ms(0)) return {};  // while it drained
+  restarts.add(system_clock_seam().unix_ms() / 1000);
+  return restarts.execute(program, arguments);
 }
 
 }  // namespace
@@ -448,9 +486,14 @@ int main(int argc, char** argv) {
   const sigset_t set = ds::stop_signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  // As it is called now: what lies there when it is needed is what would be started by hand.
+  const std::string program = ds::own_program().string();
+  const auto restarts = ds::Restarts::parse(ds::environment_or(ds::Restarts::kVariable, ""));
   ds::Status status;
   try {
-    status = ds::run(a);
+    const ds::Result<ds::End> end = ds::run(a, restarts);
+    status = end.status();
+    if (end.ok() && *end == ds::End::kStartAnew) status = ds::start_anew(restarts, program, argv);
   } catch (const std::bad_alloc&) {  // while it starts: sizes follow the model and the settings
     status = ds::unavailable(a.model + ": not enough memory for this model with these settings");
   }

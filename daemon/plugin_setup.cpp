@@ -8,10 +8,12 @@
 #include "log.h"
 
 namespace ds {
-std::filesystem::path own_folder() {
+std::filesystem::path own_program() {
   std::error_code error;
-  return std::filesystem::canonical("/proc/self/exe", error).parent_path();
+  return std::filesystem::canonical("/proc/self/exe", error);
 }
+
+std::filesystem::path own_folder() { return own_program().parent_path(); }
 
 namespace {
 
@@ -97,8 +99,8 @@ Status try_out(const TextEncoder& encoder, const BaseWeights& base, const Comput
   const Ops& ops = *compute.ops;
   std::vector<float> row(static_cast<size_t>(base.config().d_model));
   const int32_t id = 0;
-  const InBackend ids(ops, compute.context, &id, sizeof id);
-  const OutOfBackend out(ops, row.data(), row.size() * sizeof(float));
+  DS_ASSIGN(const auto ids, InBackend::make(ops, compute.context, &id, sizeof id));
+  DS_ASSIGN(const auto out, OutOfBackend::make(ops, row.data(), row.size() * sizeof(float)));
   TextEncoding encoding;
   DS_TRY(encoding.forward(encoder, ops, compute.context, base, {ids.as<int32_t>(), 1},
                           out.as<float>()));
@@ -208,11 +210,11 @@ Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const Com
 void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
                     Versions& versions, EventBus& events, SharedCompute& loader) {
   const auto take_now = [&](uint32_t kind, const Plugins::Serving& next) {
-    const auto weights = versions.current();
     const std::lock_guard lock(loader.mutex);
-    const Compute& compute = loader.compute;
-    return take(kind, next, {compute.context.stream != nullptr, weights->base.get(), &compute},
-                slot);
+    const Compute& compute = loader.now();
+    const bool on_gpu = !compute.ops->host_memory;
+    const auto weights = on_gpu ? versions.current() : on_host(versions.current());
+    return take(kind, next, {on_gpu, weights->base.get(), &compute}, slot);
   };
   config.before_change("model.quant", [&](const std::string& name) -> Status {
     DS_ASSIGN(const WeightForm form, form_called(name, plugins, config, slot));

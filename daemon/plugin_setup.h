@@ -17,13 +17,17 @@
 
 namespace ds {
 
-/// Where this program is.
+/// The file of this program, and where it is.
+std::filesystem::path own_program();
 std::filesystem::path own_folder();
 
 /// For threads that compute beside the engine's, one at a time: they hold the mutex.
 struct SharedCompute {
-  Compute compute;
+  Compute compute, host;  ///< `host` takes over when the device of the other is lost
   std::mutex mutex;
+  const Compute& now() const {
+    return compute.device != nullptr && compute.device->lost() ? host : compute;
+  }
 };
 
 /// The modules beside this program and what `data` says was installed; `slot` gets the

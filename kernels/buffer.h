@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "ds/status.h"
@@ -22,21 +23,14 @@ class Buffer {
     data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlign, rounded)));
     DS_CHECK(data_ != nullptr);  // host out of memory: die, restart from the checkpoint
   }
-  /// In the memory of `ops`, which calls enqueued there may go on using until finish().
-  Buffer(const Ops& ops, size_t bytes) : bytes_(bytes) {
-    data_ = std::unique_ptr<std::byte, Free>(
-        static_cast<std::byte*>(ops.allocate(static_cast<int64_t>(bytes))), Free(ops.release));
-    DS_CHECK(data_ != nullptr);
+  /// In the memory of `ops`, which calls enqueued there may go on using until finish(). kResource
+  /// when there is not enough, or the backend has failed (then finish() says so).
+  static Result<Buffer> make(const Ops& ops, size_t bytes) {
+    return taken(ops, ops.allocate(static_cast<int64_t>(bytes)), ops.release, bytes);
   }
   /// In the host's memory, quick to copy from and to the memory of `ops`.
-  static Buffer pinned(const Ops& ops, size_t bytes) {
-    Buffer out;
-    out.data_ = std::unique_ptr<std::byte, Free>(
-        static_cast<std::byte*>(ops.allocate_pinned(static_cast<int64_t>(bytes))),
-        Free(ops.release_pinned));
-    out.bytes_ = bytes;
-    DS_CHECK(out.data_ != nullptr);
-    return out;
+  static Result<Buffer> pinned(const Ops& ops, size_t bytes) {
+    return taken(ops, ops.allocate_pinned(static_cast<int64_t>(bytes)), ops.release_pinned, bytes);
   }
   static Buffer zeros(size_t bytes) {
     Buffer out(bytes);
@@ -54,9 +48,13 @@ class Buffer {
     if (bytes_ < bytes) *this = Buffer(bytes);
     return data();
   }
-  std::byte* at_least(const Ops& ops, size_t bytes) {
-    if (bytes_ < bytes) *this = Buffer(ops, bytes);
-    return data();
+  /// The same in the memory of `ops`. What was there is given back first; after a failure nothing
+  /// is there.
+  Status grow(const Ops& ops, size_t bytes) {
+    if (bytes_ >= bytes) return {};
+    *this = Buffer();
+    DS_ASSIGN(*this, make(ops, bytes));
+    return {};
   }
 
  private:
@@ -67,6 +65,15 @@ class Buffer {
     void (*release)(void*);
     void operator()(std::byte* p) const { release(p); }
   };
+  static Result<Buffer> taken(const Ops& ops, void* memory, void (*release)(void*), size_t bytes) {
+    if (memory == nullptr)
+      return no_memory(std::string(ops.name) + ": no memory for " + std::to_string(bytes) +
+                       " bytes more");
+    Buffer out;
+    out.data_ = std::unique_ptr<std::byte, Free>(static_cast<std::byte*>(memory), Free(release));
+    out.bytes_ = bytes;
+    return out;
+  }
   std::unique_ptr<std::byte, Free> data_;
   size_t bytes_ = 0;
 };
@@ -74,12 +81,14 @@ class Buffer {
 /// What lies at `data` of the host, where `ops` can use it: itself, or a copy.
 class InBackend {
  public:
-  InBackend(const Ops& ops, const OpContext& context, const void* data, size_t bytes)
-      : data_(data) {
-    if (ops.host_memory || data == nullptr) return;
-    copy_ = Buffer(ops, bytes);
-    ops.upload(context, copy_.data(), data, static_cast<int64_t>(bytes));
-    data_ = copy_.data();
+  static Result<InBackend> make(const Ops& ops, const OpContext& context, const void* data,
+                                size_t bytes) {
+    InBackend out(data);
+    if (ops.host_memory || data == nullptr) return out;
+    DS_ASSIGN(out.copy_, Buffer::make(ops, bytes));
+    ops.upload(context, out.copy_.data(), data, static_cast<int64_t>(bytes));
+    out.data_ = out.copy_.data();
+    return out;
   }
   template <typename T>
   const T* as() const {
@@ -87,6 +96,7 @@ class InBackend {
   }
 
  private:
+  explicit InBackend(const void* data) : data_(data) {}
   const void* data_;
   Buffer copy_;
 };
@@ -94,8 +104,11 @@ class InBackend {
 /// Room at `data` of the host for what `ops` computes: that itself, or a place it is fetched from.
 class OutOfBackend {
  public:
-  OutOfBackend(const Ops& ops, void* data, size_t bytes) : ops_(ops), data_(data), bytes_(bytes) {
-    if (!ops.host_memory && data != nullptr) there_ = Buffer(ops, bytes);
+  static Result<OutOfBackend> make(const Ops& ops, void* data, size_t bytes) {
+    OutOfBackend out(ops, data, bytes);
+    if (ops.host_memory || data == nullptr) return out;
+    DS_ASSIGN(out.there_, Buffer::make(ops, bytes));
+    return out;
   }
   template <typename T>
   T* as() const {
@@ -108,6 +121,7 @@ class OutOfBackend {
   }
 
  private:
+  OutOfBackend(const Ops& ops, void* data, size_t bytes) : ops_(ops), data_(data), bytes_(bytes) {}
   const Ops& ops_;
   void* data_;
   size_t bytes_;

@@ -4,8 +4,8 @@
 #
 #   tests/gpu.sh [--bin FOLDER] [--out FOLDER] [ROW...]
 #
-#   --bin   programs of a build made elsewhere, beside its ../lib and ../modules; without it, this
-#           machine's own build of preset cuda, made first
+#   --bin   programs of a build made elsewhere, beside its ../lib and ../modules (and ../tests/faulty
+#           for faults and shortages); without it, this machine's own build of preset cuda, made first
 #   --out   where the logs go and what is already done is kept (default build/gpu); a row that passed
 #           there is not run again
 #   ROW     only these; --list names them all
@@ -18,7 +18,8 @@ bin='' out=build/gpu rows=()
 all=(ops parts model engine memcheck racecheck initcheck parity decode-1 decode-64 decode-256 prefill-512 prefill-4096
      lora-8x64 lora-16x1024 full-4x512 full-16x1024 share-lora-8x64 share-full-4x512
      attention-512 attention-4096 attention-2048+2048 attention-decode-1x256 attention-decode-256x256
-     attention-decode-1x4096 attention-train-1x4096 attention-train-16x1024)
+     attention-decode-1x4096 attention-train-1x4096 attention-train-16x1024
+     faults shortages)
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift ;;
@@ -38,7 +39,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 if [ -z "$bin" ]; then
   bin=build/cuda/bin
-  { cmake --preset cuda && cmake --build --preset cuda --target ops_test smollm2_test engine_test gpu_bench; } >"$out/build.log" 2>&1 ||
+  { cmake --preset cuda && cmake --build --preset cuda --target ops_test smollm2_test engine_test gpu_bench dsd dsctl breaker gpu_hog; } >"$out/build.log" 2>&1 ||
     { echo "build: FAILED, see $out/build.log"; exit 1; }
 fi
 
@@ -58,6 +59,8 @@ run_row() {
         --gtest_filter='-*Bits:*MoreVersionsThanSlots*:*SwapsUnderStreams*:*EmbeddingsAreMeans*'
       ;;
     memcheck | racecheck | initcheck) sanitizer "$1" ;;
+    # The real dsd while its GPU fails, or has no memory, 20 times each; needs DS_MODEL.
+    faults | shortages) DS_BIN_DIR=$bin python3 tests/e2e/gpu_faults.py "$1" ;;
     *) "$bin/gpu_bench" "$1" ;;
   esac
 }
@@ -69,7 +72,9 @@ for row in "${rows[@]}"; do
     continue
   fi
   start=$SECONDS
-  if timeout "${DS_GPU_ROW_S:-240}" bash -c "$(declare -f run_row sanitizer); bin=$bin run_row $row" >"$out/$row.log" 2>&1; then
+  limit=240
+  case $row in faults | shortages) limit=500 ;; esac
+  if timeout "${DS_GPU_ROW_S:-$limit}" bash -c "$(declare -f run_row sanitizer); bin=$bin run_row $row" >"$out/$row.log" 2>&1; then
     touch "$out/$row.ok"
     if grep -q "^$row:" "$out/$row.log"; then grep "^$row:" "$out/$row.log"; else echo "$row: ok ($((SECONDS - start)) s)"; fi
   else

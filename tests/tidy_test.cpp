@@ -83,8 +83,9 @@ struct Direction {
 
 // The first that fits decides. Headers directly in daemon/ are written without a folder.
 const std::vector<Direction>& directions() {
-  static const std::vector<std::string_view> top = {"config.h", "events.h", "log.h", "metrics.h",
-                                                    "plugin_setup.h", "device.h"};
+  static const std::vector<std::string_view> top = {"config.h",  "events.h",       "log.h",
+                                                    "metrics.h", "plugin_setup.h", "device.h",
+                                                    "machine.h", "restart.h"};
   const auto with_top = [](std::vector<std::string_view> folders) {
     folders.insert(folders.end(), top.begin(), top.end());
     return folders;

@@ -41,6 +41,10 @@ std::string store_line(const Json& status) {
 
 std::vector<std::string> degraded_reasons(const Json& status) {
   std::vector<std::string> reasons;
+  if (const std::string state = text_at(status, "device.state", "ok"); state != "ok") {
+    reasons.push_back(text_at(status, "device.name") + " lost" +
+                      (state == "lost" ? "" : ", the CPU serves"));
+  }
   if (!flag_at(status, "learning.enabled", true)) reasons.push_back("learning disabled");
   if (text_at(status, "learning.state", "") == "paused") reasons.push_back("learning paused");
   if (number_at(status, "learning.oldest_wait_s").value_or(0) > 300) {

@@ -20,25 +20,36 @@ Adapters::Adapters(const Compute& compute, const ModelConfig& config, int64_t ra
                    uint32_t targets)
     : compute_(compute), config_(config), rank_(rank), scale_(scale), targets_(targets) {
   DS_CHECK(rank >= 1 && rank <= kLoraRank);
+}
+
+Result<std::unique_ptr<Adapters>> Adapters::make(const Compute& compute, const ModelConfig& config,
+                                                 int64_t rank, float scale, uint32_t targets) {
+  std::unique_ptr<Adapters> out(new Adapters(compute, config, rank, scale, targets));
   int64_t total = 0;
-  offsets_.resize(static_cast<size_t>(config.n_layers * kTargets));
-  each_adapted([&](int64_t layer, Target t) {
-    offsets_[static_cast<size_t>(layer * kTargets + t)] = total;
+  out->offsets_.resize(static_cast<size_t>(config.n_layers * kTargets));
+  out->each_adapted([&](int64_t layer, Target t) {
+    out->offsets_[static_cast<size_t>(layer * kTargets + t)] = total;
     const auto [n, k] = target_shape(config, t);
     total += rank * (n + k);
   });
-  parameters_ = BackendVector(compute, static_cast<size_t>(total));
-}
-
-std::unique_ptr<Adapters> Adapters::copy() const {
-  auto out = std::make_unique<Adapters>(compute_, config_, rank_, scale_, targets_);
-  out->parameters_ = parameters_.copy();
+  DS_ASSIGN(out->parameters_, BackendVector::make(compute, static_cast<size_t>(total)));
   return out;
 }
 
-BackendVector& Adapters::gradient() {
-  if (gradient_.size() == 0) gradient_ = BackendVector(compute_, parameters_.size());
-  return gradient_;
+Result<std::unique_ptr<Adapters>> Adapters::copy() const {
+  std::unique_ptr<Adapters> out(new Adapters(compute_, config_, rank_, scale_, targets_));
+  out->offsets_ = offsets_;
+  DS_ASSIGN(out->parameters_, parameters_.copy());
+  return out;
+}
+
+Status Adapters::zero_gradient() {
+  if (gradient_.size() > 0) {
+    gradient_.zero();
+  } else {
+    DS_ASSIGN(gradient_, BackendVector::make(compute_, parameters_.size()));
+  }
+  return {};
 }
 
 void Adapters::initialise(uint64_t seed) {
@@ -102,7 +113,7 @@ Status Adapters::set_factors(const std::vector<LoraDelta::LayerFactors>& factors
 }
 
 /// Places of all packs in one piece of memory, and the list of them for pack_factors().
-void Adapters::lay_out_packs(WeightFormat format) {
+Status Adapters::lay_out_packs(WeightFormat format) {
   const Ops& ops = *compute_.ops;
   constexpr int64_t kAlign = 256;
   int64_t bytes = 0;
@@ -119,8 +130,9 @@ void Adapters::lay_out_packs(WeightFormat format) {
     place(kLoraRank, n);
     place(k, kLoraRank);
   });
-  packs_ = Buffer(ops, static_cast<size_t>(bytes));
-  packed_.assign(offsets_.size(), {});
+  packed_.clear();  // until all of it is there
+  DS_TRY(packs_.grow(ops, static_cast<size_t>(bytes)));
+  std::vector<Packed> packed(offsets_.size());
   size_t next = 0;
   each_adapted([&](int64_t layer, Target t) {
     const auto [n, k] = target_shape(config_, t);
@@ -135,21 +147,24 @@ void Adapters::lay_out_packs(WeightFormat format) {
     f.bt_packed = at();
     f.at_packed = at();
     list.push_back(f);
-    packed_[static_cast<size_t>(layer * kTargets + t)] = {{format, kLoraRank, k, f.a_packed},
-                                                          {format, n, kLoraRank, f.b_packed},
-                                                          {format, k, kLoraRank, f.at_packed},
-                                                          {format, kLoraRank, n, f.bt_packed}};
+    packed[static_cast<size_t>(layer * kTargets + t)] = {{format, kLoraRank, k, f.a_packed},
+                                                         {format, n, kLoraRank, f.b_packed},
+                                                         {format, k, kLoraRank, f.at_packed},
+                                                         {format, kLoraRank, n, f.bt_packed}};
   });
   const auto list_bytes = list.size() * sizeof(FactorPack);
-  pack_list_ = Buffer(ops, list_bytes);
+  DS_TRY(pack_list_.grow(ops, list_bytes));
   ops.upload(compute_.context, pack_list_.data(), list.data(), static_cast<int64_t>(list_bytes));
+  packed_ = std::move(packed);
   format_ = format;
+  return {};
 }
 
-void Adapters::pack(WeightFormat format) {
-  if (packed_.empty() || format_ != format) lay_out_packs(format);
+Status Adapters::pack(WeightFormat format) {
+  if (packed_.empty() || format_ != format) DS_TRY(lay_out_packs(format));
   const auto count = static_cast<int64_t>(pack_list_.bytes() / sizeof(FactorPack));
   compute_.ops->pack_factors(compute_.context, format, rank_, count, pack_list_.as<FactorPack>());
+  return {};
 }
 
 LoraPair Adapters::forward_pair(int64_t layer, Target t) const {

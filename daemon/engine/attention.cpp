@@ -88,8 +88,7 @@ Status ServingAttention::begin(const Attention& attention, const Ops& ops, const
   n_pages_ = n_pages;
   page_extra_bytes_ = static_cast<int64_t>(plan.page_extra_bytes + 7) / 8 * 8;
   kv_.page_extra = page_extra_bytes_ > 0 ? extra_.get() : nullptr;
-  call_.begin(ops, context, plan.workspace_bytes);
-  return {};
+  return call_.begin(ops, context, plan.workspace_bytes);
 }
 
 Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const KvView& kv,
@@ -152,8 +151,7 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention, cons
   args_.train = &train_;
   DS_ASSIGN(const ds_plan plan, attention_->plan(args_));
   saved_bytes_ = static_cast<size_t>(plan.saved_bytes);
-  call_.begin(ops, context, plan.workspace_bytes);
-  return {};
+  return call_.begin(ops, context, plan.workspace_bytes);
 }
 
 void TrainingAttention::point(uint32_t layer, const Pointers& at,

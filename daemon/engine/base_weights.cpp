@@ -81,30 +81,30 @@ namespace {
 
 /// How `source`, in the backend's memory, is to be packed into `out`, whose memory is reused if it
 /// is enough.
-PackItem room_for(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
-                  const float* source, bool transposed, Linear& out) {
+Result<PackItem> room_for(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                          const float* source, bool transposed, Linear& out) {
   const Ops& ops = *compute.ops;
-  out.storage.at_least(ops, static_cast<size_t>(ops.packed_bytes(format, n, k)));
+  DS_TRY(out.storage.grow(ops, static_cast<size_t>(ops.packed_bytes(format, n, k))));
   out.view = {format, n, k, out.storage.data()};
-  return {format, transposed, n, k, source, out.storage.data()};
+  return PackItem{format, transposed, n, k, source, out.storage.data()};
 }
 
-/// Packs it.
-void pack_there(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
-                const float* source, bool transposed, Linear& out) {
-  const PackItem item = room_for(compute, format, n, k, source, transposed, out);
+/// As pack_linear; `source` is in the backend's memory.
+Result<Linear> pack_there(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                          const float* source, bool transposed) {
+  Linear out;
+  DS_ASSIGN(const PackItem item, room_for(compute, format, n, k, source, transposed, out));
   compute.ops->pack(compute.context, format, n, k, source, transposed, item.packed);
+  return out;
 }
 
 }  // namespace
 
-Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
-                   const float* source, bool transposed) {
-  const InBackend from(*compute.ops, compute.context, source,
-                       static_cast<size_t>(n * k) * sizeof(float));
-  Linear out;
-  pack_there(compute, format, n, k, from.as<float>(), transposed, out);
-  return out;
+Result<Linear> pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                           const float* source, bool transposed) {
+  DS_ASSIGN(const auto from, InBackend::make(*compute.ops, compute.context, source,
+                                             static_cast<size_t>(n * k) * sizeof(float)));
+  return pack_there(compute, format, n, k, from.as<float>(), transposed);
 }
 
 uint64_t WeightForm::key() const {
@@ -117,7 +117,7 @@ uint64_t WeightForm::key() const {
 Result<std::shared_ptr<const BaseWeights>> BaseWeights::load(const ModelFile& file,
                                                              const Compute& compute,
                                                              const WeightForm& form) {
-  return build(file.config(), file.sha256(), compute, form,
+  return build(file.config(), file.sha256(), compute, form, HostCopy::kKept,
                [&](const std::string& name, int64_t elements,
                    std::vector<float>& scratch) -> Result<std::span<const float>> {
                  scratch.resize(static_cast<size_t>(elements));
@@ -126,12 +126,10 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::load(const ModelFile& fi
                });
 }
 
-Result<std::shared_ptr<const BaseWeights>> BaseWeights::from_tensors(const ModelConfig& config,
-                                                                     const NamedTensors& tensors,
-                                                                     const std::string& sha256,
-                                                                     const Compute& compute,
-                                                                     const WeightForm& form) {
-  return build(config, sha256, compute, form,
+Result<std::shared_ptr<const BaseWeights>> BaseWeights::from_tensors(
+    const ModelConfig& config, const NamedTensors& tensors, const std::string& sha256,
+    const Compute& compute, const WeightForm& form, HostCopy copy) {
+  return build(config, sha256, compute, form, copy,
                [&](const std::string& name, int64_t elements,
                    std::vector<float>&) -> Result<std::span<const float>> {
                  const auto it = tensors.find(name);
@@ -144,147 +142,191 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::from_tensors(const Model
                });
 }
 
-/// Reads tensors one after the other into a store, over what was in it before.
+/// Reads tensors one after the other into a store, over what was in it before, and into one for
+/// the CPU beside it.
 class BaseWeights::Builder {
  public:
   enum class Where { kHost, kBackend };  ///< what `read` gives
+  /// `host` is null where no copy is wanted: always with kBackend.
   Builder(const Compute& compute, const WeightForm& form, const ReadTensor& read, Where where,
-          Store& store)
-      : compute_(compute), form_(form), read_(read), where_(where), store_(store) {}
+          Store& store, Store* host)
+      : compute_(compute),
+        on_cpu_{&host_ops(compute), {compute.context.parallel}},
+        form_(form),
+        read_(read),
+        where_(where),
+        stores_{&store, host} {}
 
   Status all(const ModelConfig& c) {
-    DS_TRY(packed(kEmbeddingName, c.vocab, c.d_model, store_.embedding));
-    if (!c.tied_head) {
-      DS_TRY(matrix(kHeadName, c.vocab, c.d_model, store_.head));
-    } else if (form_.quantizer != nullptr) {
-      DS_TRY(matrix(kEmbeddingName, c.vocab, c.d_model, store_.head));
+    for (Store* store : stores_) {
+      if (store != nullptr) store->layers.resize(static_cast<size_t>(c.n_layers));
     }
-    DS_TRY(vector("model.norm.weight", c.d_model, store_.final_norm));
-    store_.layers.resize(static_cast<size_t>(c.n_layers));
-    for (int64_t i = 0; i < c.n_layers; ++i)
-      DS_TRY(layer(c, layer_prefix(i), store_.layers[static_cast<size_t>(i)]));
-    return {};
+    DS_TRY(packed(kEmbeddingName, c.vocab, c.d_model, [](Store& s) { return &s.embedding; }));
+    const Place<Linear> head = [](Store& s) { return &s.head; };
+    if (!c.tied_head) {
+      DS_TRY(matrix(kHeadName, c.vocab, c.d_model, head));
+    } else if (form_.quantizer != nullptr) {
+      DS_TRY(matrix(kEmbeddingName, c.vocab, c.d_model, head));
+    }
+    DS_TRY(vector("model.norm.weight", c.d_model, [](Store& s) { return &s.final_norm; }));
+    for (int64_t i = 0; i < c.n_layers; ++i) DS_TRY(layer(c, i));
+    return rope(c);
   }
   std::vector<PackItem>& to_pack() { return to_pack_; }
 
  private:
-  Status layer(const ModelConfig& c, const std::string& prefix, LayerWeights& layer) {
-    DS_TRY(vector(prefix + "input_layernorm.weight", c.d_model, layer.attention_norm));
-    DS_TRY(vector(prefix + "post_attention_layernorm.weight", c.d_model, layer.mlp_norm));
+  /// Where in a store something goes.
+  template <typename T>
+  using Place = std::function<T*(Store&)>;
+
+  Status layer(const ModelConfig& c, int64_t index) {
+    const auto at = static_cast<size_t>(index);
+    const std::string prefix = layer_prefix(index);
+    DS_TRY(vector(prefix + "input_layernorm.weight", c.d_model,
+                  [at](Store& s) { return &s.layers[at].attention_norm; }));
+    DS_TRY(vector(prefix + "post_attention_layernorm.weight", c.d_model,
+                  [at](Store& s) { return &s.layers[at].mlp_norm; }));
     for (int t = 0; t < kTargets; ++t) {
       const auto target = static_cast<Target>(t);
       const auto [n, k] = target_shape(c, target);
       const std::string name = prefix + std::string(target_path(target));
-      DS_TRY(matrix(name + ".weight", n, k, layer.linear[t]));
+      DS_TRY(matrix(name + ".weight", n, k, [at, t](Store& s) { return &s.layers[at].linear[t]; }));
       if (target <= kO ? c.attention_bias : c.mlp_bias)
-        DS_TRY(vector(name + ".bias", n, layer.linear[t].bias));
+        DS_TRY(
+            vector(name + ".bias", n, [at, t](Store& s) { return &s.layers[at].linear[t].bias; }));
     }
     return {};
   }
 
-  Status packed(const std::string& name, int64_t n, int64_t k, Linear& out) {
+  /// The same for all weights of a model: made once.
+  Status rope(const ModelConfig& c) {
+    if (!stores_[0]->rope_cos.empty()) return {};
+    const std::vector<double> inv = inverse_frequencies(c);
+    std::vector<float> cos, sin;
+    for (size_t p = 0; p < static_cast<size_t>(c.context); ++p) {
+      for (const double f : inv) {
+        cos.push_back(static_cast<float>(std::cos(static_cast<double>(p) * f)));
+        sin.push_back(static_cast<float>(std::sin(static_cast<double>(p) * f)));
+      }
+    }
+    DS_TRY(keep(cos, [](Store& s) { return &s.rope_cos; }));
+    return keep(sin, [](Store& s) { return &s.rope_sin; });
+  }
+
+  const Compute& compute_of(const Store* store) const {
+    return store == stores_[0] ? compute_ : on_cpu_;
+  }
+
+  Status pack(int64_t n, int64_t k, const float* source, const Place<Linear>& place) {
+    for (Store* store : stores_) {
+      if (store == nullptr) continue;
+      DS_ASSIGN(*place(*store), pack_linear(compute_of(store), form_.format, n, k, source, false));
+    }
+    return {};
+  }
+
+  Status keep(std::span<const float> source, const Place<BackendFloats>& place) {
+    for (Store* store : stores_) {
+      if (store == nullptr) continue;
+      DS_ASSIGN(*place(*store), BackendFloats::make(compute_of(store), source));
+    }
+    return {};
+  }
+
+  Status packed(const std::string& name, int64_t n, int64_t k, const Place<Linear>& place) {
     DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
-    if (where_ == Where::kBackend) {
-      to_pack_.push_back(room_for(compute_, form_.format, n, k, source.data(), false, out));
-    } else {
-      out = pack_linear(compute_, form_.format, n, k, source.data(), false);
-    }
+    if (where_ == Where::kHost) return pack(n, k, source.data(), place);
+    Linear& out = *place(*stores_[0]);
+    DS_ASSIGN(to_pack_.emplace_back(),
+              room_for(compute_, form_.format, n, k, source.data(), false, out));
     return {};
   }
 
-  Status matrix(const std::string& name, int64_t n, int64_t k, Linear& out) {
-    if (form_.quantizer == nullptr) return packed(name, n, k, out);
+  Status matrix(const std::string& name, int64_t n, int64_t k, const Place<Linear>& place) {
+    if (form_.quantizer == nullptr) return packed(name, n, k, place);
     const Quantizer& quantizer = *form_.quantizer;
     DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
     DS_ASSIGN(auto quant, quantizer.quantize(compute_.context, name, n, k, source.data()));
     if (quantizer.multiplies() && compute_.ops->host_memory) {
+      Linear& out = *place(*stores_[0]);
       out.view = {form_.format, n, k, nullptr};
       out.quant = std::move(quant);
       return {};
     }
     std::vector<float> rounded(static_cast<size_t>(n * k));
     DS_TRY(quantizer.dequantize(compute_.context, *quant, rounded.data()));
-    out = pack_linear(compute_, form_.format, n, k, rounded.data(), false);
-    return {};
+    return pack(n, k, rounded.data(), place);
   }
 
-  Status vector(const std::string& name, int64_t n, BackendFloats& out) {
+  Status vector(const std::string& name, int64_t n, const Place<BackendFloats>& place) {
     DS_ASSIGN(const std::span<const float> source, read_(name, n, scratch_));
-    if (where_ == Where::kHost) {
-      out = BackendFloats(compute_, source);
-    } else {
-      out.copy_from(compute_, source);
-    }
-    return {};
+    if (where_ == Where::kHost) return keep(source, place);
+    return place(*stores_[0])->copy_from(compute_, source);
   }
 
   const Compute& compute_;
+  const Compute on_cpu_;
   const WeightForm& form_;
   const ReadTensor& read_;
   const Where where_;
-  Store& store_;
+  std::array<Store*, 2> stores_;
   std::vector<float> scratch_;
   std::vector<PackItem> to_pack_;  ///< from the backend, all at once
 };
 
+std::shared_ptr<BaseWeights::Store> BaseWeights::empty_store(const ModelConfig& config) {
+  auto store = std::make_shared<Store>();
+  store->transposed.resize(static_cast<size_t>(config.n_layers * kTargets + 1));
+  return store;
+}
+
 Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig& c,
                                                               const std::string& sha256,
                                                               const Compute& compute,
-                                                              const WeightForm& form,
+                                                              const WeightForm& form, HostCopy copy,
                                                               const ReadTensor& read) {
   if (c.qk_norm) return unsupported("model: Q/K norm is not built yet");
   auto base = std::make_shared<BaseWeights>();
   base->config_ = c;
   base->sha256_ = sha256;
   base->form_ = form;
-  base->store_ = std::make_shared<Store>();
-  Store& store = *base->store_;
+  base->store_ = empty_store(c);
   if (form.calibrated_with != nullptr) {
-    DS_ASSIGN(const auto plain, build(c, sha256, compute, form.format, read));
+    DS_ASSIGN(const auto plain, build(c, sha256, compute, form.format, HostCopy::kNone, read));
     DS_TRY(calibrate(*form.quantizer, *plain, compute, form.calibrated_with));
   }
-  DS_TRY(Builder(compute, form, read, Builder::Where::kHost, store).all(c));
-  base->make_rope(compute);
+  std::shared_ptr<BaseWeights> host;
+  if (copy == HostCopy::kKept && !compute.ops->host_memory) {
+    host = std::make_shared<BaseWeights>(*base);
+    host->serial_ = next_serial();
+    host->store_ = empty_store(c);
+  }
+  Store* const beside = host != nullptr ? host->store_.get() : nullptr;
+  DS_TRY(Builder(compute, form, read, Builder::Where::kHost, *base->store_, beside).all(c));
   DS_TRY(finish(compute));
-  store.transposed.resize(static_cast<size_t>(c.n_layers * kTargets + 1));
+  base->host_ = std::move(host);
   return std::shared_ptr<const BaseWeights>(std::move(base));
 }
 
-void BaseWeights::make_rope(const Compute& compute) {
-  const ModelConfig& c = config_;
-  const std::vector<double> inv = inverse_frequencies(c);
-  std::vector<float> cos, sin;
-  for (size_t p = 0; p < static_cast<size_t>(c.context); ++p) {
-    for (const double f : inv) {
-      cos.push_back(static_cast<float>(std::cos(static_cast<double>(p) * f)));
-      sin.push_back(static_cast<float>(std::sin(static_cast<double>(p) * f)));
-    }
-  }
-  store_->rope_cos = BackendFloats(compute, cos);
-  store_->rope_sin = BackendFloats(compute, sin);
-}
-
-std::shared_ptr<BaseWeights> BaseWeights::from_parameters(const ModelConfig& config,
-                                                          const Parameters& parameters,
-                                                          const Compute& compute,
-                                                          WeightFormat format) {
+Result<std::shared_ptr<BaseWeights>> BaseWeights::from_parameters(const ModelConfig& config,
+                                                                  const Parameters& parameters,
+                                                                  const Compute& compute,
+                                                                  WeightFormat format) {
   auto base = std::make_shared<BaseWeights>();
   base->config_ = config;
   base->form_ = format;
-  base->store_ = std::make_shared<Store>();
-  base->make_rope(compute);
-  base->store_->transposed.resize(static_cast<size_t>(config.n_layers * kTargets + 1));
-  base->repack(compute, parameters);
+  base->store_ = empty_store(config);
+  DS_TRY(base->repack(compute, parameters));
   return base;
 }
 
-void BaseWeights::repack(const Compute& compute, const Parameters& parameters) {
+Status BaseWeights::repack(const Compute& compute, const Parameters& parameters) {
   serial_ = next_serial();
   const ReadTensor read = [&](const std::string& name, int64_t elements, std::vector<float>&) {
     return Result<std::span<const float>>({parameters(name), static_cast<size_t>(elements)});
   };
-  Builder builder(compute, form_, read, Builder::Where::kBackend, *store_);
-  DS_CHECK(builder.all(config_).ok());  // nothing is read from a file, nothing quantized
+  Builder builder(compute, form_, read, Builder::Where::kBackend, *store_, nullptr);
+  DS_TRY(builder.all(config_));
   std::vector<PackItem>& items = builder.to_pack();
   for (size_t i = 0; i < store_->transposed.size(); ++i) {
     if (store_->transposed[i] == nullptr) continue;
@@ -294,17 +336,19 @@ void BaseWeights::repack(const Compute& compute, const Parameters& parameters) {
     const auto layer = static_cast<int64_t>(i) / kTargets;
     const auto target = static_cast<Target>(i % kTargets);
     const float* source = parameters(is_head ? head : weight_name(layer, target));
-    items.push_back(room_for(compute, form_.format, out.view.n, out.view.k, source, true, out));
+    DS_ASSIGN(items.emplace_back(),
+              room_for(compute, form_.format, out.view.n, out.view.k, source, true, out));
   }
   const size_t bytes = items.size() * sizeof(PackItem);
   const PackItem* list = items.data();
   if (!compute.ops->host_memory) {
-    store_->pack_list.at_least(*compute.ops, bytes);
+    DS_TRY(store_->pack_list.grow(*compute.ops, bytes));
     compute.ops->upload(compute.context, store_->pack_list.data(), list,
                         static_cast<int64_t>(bytes));
     list = store_->pack_list.as<PackItem>();
   }
   compute.ops->pack_all(compute.context, std::ssize(items), list);
+  return {};
 }
 
 std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quantizer> next) const {
@@ -326,26 +370,28 @@ std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quant
   return out;
 }
 
-WeightView BaseWeights::transposed(const Compute& compute, int64_t layer, Target target) const {
+Result<WeightView> BaseWeights::transposed(const Compute& compute, int64_t layer,
+                                           Target target) const {
   const Ops& ops = *compute.ops;
   const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
   const auto [format, n, k, data, turned] = source.view;
-  if (ops.reads_transposed && source.quant == nullptr) return {format, k, n, data, !turned};
+  if (ops.reads_transposed && source.quant == nullptr)
+    return WeightView{format, k, n, data, !turned};
   auto& transposed = store_->transposed;
   const size_t index =
       layer < 0 ? transposed.size() - 1 : static_cast<size_t>(layer * kTargets + target);
   std::lock_guard lock(store_->transposed_mutex);
   if (!transposed[index]) {
-    const Buffer rows(ops, static_cast<size_t>(n * k) * sizeof(float));
+    DS_ASSIGN(const Buffer rows, Buffer::make(ops, static_cast<size_t>(n * k) * sizeof(float)));
     if (source.quant != nullptr) {
       // A format that cannot be read back is refused at load (self-test).
       DS_CHECK(form_.quantizer->dequantize(compute.context, *source.quant, rows.as<float>()).ok());
     } else {
       ops.unpack(compute.context, source.view, rows.as<float>());
     }
-    transposed[index] = std::make_unique<Linear>();
-    pack_there(compute, format, k, n, rows.as<float>(), true, *transposed[index]);
-    ops.finish(compute.context);  // others read it on their streams, and `rows` ends here
+    DS_ASSIGN(Linear made, pack_there(compute, format, k, n, rows.as<float>(), true));
+    DS_TRY(finish(compute));  // others read it on their streams, and `rows` ends here
+    transposed[index] = std::make_unique<Linear>(std::move(made));
   }
   return transposed[index]->view;
 }
@@ -369,8 +415,9 @@ Status run_linear(const Compute& compute, const BaseWeights& base,
   const int64_t k = args.w[0].k;
   const int64_t bytes = compute.ops->prepared_bytes(base.format(), args.rows, k);
   if (bytes > 0 && args.x_prepared == nullptr) {
+    DS_TRY(scratch.prepared.grow(*compute.ops, static_cast<size_t>(bytes)));
     compute.ops->prepare(compute.context, base.format(), args.rows, k, args.x, args.x_stride,
-                         scratch.prepared.at_least(*compute.ops, static_cast<size_t>(bytes)));
+                         scratch.prepared.data());
     args.x_prepared = scratch.prepared.data();
   }
   compute.ops->linear(compute.context, args);

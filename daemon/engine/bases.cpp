@@ -72,6 +72,11 @@ Result<NamedTensors> Bases::masters(const std::string& sha256) const {
   return tensors;
 }
 
+bool Bases::drop_idle() {
+  std::lock_guard lock(mutex_);
+  return std::erase_if(kept_, [](const auto& kept) { return kept.use_count() == 1; }) > 0;
+}
+
 size_t Bases::kept() const {
   std::lock_guard lock(mutex_);
   return kept_.size();

@@ -38,6 +38,9 @@ class Bases {
   void add(const std::shared_ptr<const BaseWeights>& base);
   /// Every tensor in FP32: what full fine-tuning goes on from.
   Result<NamedTensors> masters(const std::string& sha256) const;
+  /// Lets go of those that nobody decodes with: memory for whoever found none. False: there are
+  /// none.
+  bool drop_idle();
   size_t kept() const;  ///< bases held for later, at most two
 
  private:

@@ -113,7 +113,7 @@ Result<std::shared_ptr<const Weights>> load_weights(const VersionManifest& manif
     DS_ASSIGN(const std::vector<StoredTensor> tensors,
               files.read_delta(manifest.model, manifest.number));
     DS_ASSIGN(const auto factors, tensors_to_factors(base->config(), rank, tensors));
-    delta = LoraDelta::pack(*base, compute, rank, static_cast<float>(scale), factors);
+    DS_ASSIGN(delta, LoraDelta::pack(*base, compute, rank, static_cast<float>(scale), factors));
   } else if (manifest.method != "base" && manifest.method != "full") {
     return unsupported("version v" + std::to_string(manifest.number) + ": method " +
                        manifest.method);

@@ -74,21 +74,15 @@ EngineMetrics::EngineMetrics(Metrics& m) {
 Engine::State::State(EngineOptions o, const Compute& c, Pool& p, Versions& v,
                      std::shared_ptr<const Tokenizer> t, Metrics& m, Clock& k)
     : options(settled(o, v.current()->base->config())),
-      compute(c),
+      host{&host_ops(c), {p.engine()}, c.components, c.device},
       pool(p),
       versions(v),
       tokenizer(std::move(t)),
       clock(k),
       config(v.current()->base->config()),
       metrics(m),
-      cache(options.kv_pages, options.prefix_cache),
-      pages(config, compute, options.kv_dtype, options.kv_pages),
-      forward(config, {c.ops, {p.engine(), c.context.stream, c.context.device}},
-              options.max_running + options.prefill_chunk),
-      scratch(static_cast<size_t>(p.threads())),
-      logits(Buffer::pinned(
-          *c.ops, static_cast<size_t>(forward.max_rows() * config.vocab) * sizeof(float))) {
-  compute.context.parallel = pool.engine();
+      scratch(static_cast<size_t>(p.threads())) {
+  settle_down({c.ops, {p.engine(), c.context.stream, c.context.device}, c.components, c.device});
 }
 
 Engine::Engine(EngineOptions options, const Compute& compute, Pool& pool, Versions& versions,
@@ -152,7 +146,8 @@ Status Engine::State::enqueue(std::unique_ptr<LiveSequence> sequence) {
                   std::to_string(options.max_waiting));
     }
     LiveSequence* s = sequence.get();
-    s->components = compute.components->current();
+    if (on_host) s->weights = ds::on_host(s->weights);
+    s->components = host.components->current();
     s->execution_id = Rng::mix(s->weights->execution_id, s->components->key());
     if (!live.emplace(s->request.id, std::move(sequence)).second) {
       return conflict("request " + s->request.id + ": the id is in use");
@@ -216,6 +211,14 @@ bool Engine::cancel(const std::string& id) {
   return true;
 }
 
+void Engine::leave_device() {
+  {
+    std::lock_guard lock(state_->mutex);
+    state_->leave_device = true;
+  }
+  state_->wake.notify_one();
+}
+
 void Engine::State::cancel_all() {
   for (const auto& [id, sequence] : live) sequence->cancelled = true;
   any_cancelled = true;
@@ -261,7 +264,7 @@ Json Engine::stats() const {
           {"waiting", count(m.waiting->value())},
           {"kv_used", count(m.pages_held->value())},
           {"kv_cached", count(m.pages_cached->value())},
-          {"kv_total", state_->options.kv_pages},
+          {"kv_total", state_->kv_total.load()},
           {"prefix_hits", count(m.prefix_hits->value())},
           {"preemptions", count(m.preemptions->value())},
           {"prompt_tokens", count(m.prompt_tokens->value())},

@@ -84,6 +84,10 @@ class Engine {
       std::string id, std::string model, std::vector<TokenId> ids,
       std::function<void(Status, std::vector<float>, std::string version)> done);
 
+  /// What it computes on has failed, as another thread has seen: the engine goes on on the CPU. It
+  /// notices by itself when a step fails.
+  void leave_device();
+
   /// Refuses new requests and returns when nothing is live or `timeout_ms` has passed (then
   /// cancels).
   void drain(int64_t timeout_ms);

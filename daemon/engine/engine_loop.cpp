@@ -22,14 +22,16 @@ double seconds(int64_t from_ns, int64_t to_ns) {
 void Engine::State::loop() {
   for (;;) {
     std::vector<LiveSequence*> cancelled;
-    bool last_round = false;
+    bool last_round = false, leave = false;
     {
       std::unique_lock lock(mutex);
       set_gauges();
       wake.wait(lock, [this] {
-        return stopping || any_cancelled || !running.empty() || waiting_count() > 0;
+        return stopping || any_cancelled || (leave_device && !on_host) || !running.empty() ||
+               waiting_count() > 0;
       });
       last_round = stopping;
+      leave = leave_device && !on_host;
       cancelled = take_cancelled();
       admit();
       set_gauges();
@@ -39,6 +41,7 @@ void Engine::State::loop() {
       finish(*sequence);
     }
     if (last_round) return;  // stopping cancelled all that was live and nothing new comes in
+    if (leave) move_to_host();
     if (!running.empty()) step();
   }
 }
@@ -63,7 +66,7 @@ void Engine::State::admit() {
       LiveSequence& next = *queue.front();
       const auto known = std::ssize(next.tokens);
       const int64_t growth = std::min(next.token_limit - known, kReservedNewTokens);
-      const int64_t need = std::min(pages_for(known + growth), cache.total());
+      const int64_t need = std::min(pages_for(known + growth), place->cache.total());
       if (!fits(need)) return;
       queue.pop_front();
       start(next, need);
@@ -78,7 +81,7 @@ bool Engine::State::fits(int64_t need) const {
   for (const LiveSequence* s : running) {
     spoken_for += std::max(s->reserved_pages, std::ssize(s->pages));
   }
-  return spoken_for <= cache.total();
+  return spoken_for <= place->cache.total();
 }
 
 void Engine::State::start(LiveSequence& s, int64_t need) {
@@ -92,7 +95,7 @@ void Engine::State::start(LiveSequence& s, int64_t need) {
   if (!s.needs_all_rows()) {
     // The last token is always computed: its logits are wanted.
     const auto reusable = std::span<const TokenId>(s.tokens).first(s.tokens.size() - 1);
-    s.computed = cache.match(s.execution_id, reusable, s.pages);
+    s.computed = place->cache.match(s.execution_id, reusable, s.pages);
     metrics.prefix_hits->add(static_cast<double>(s.pages.size()));
   }
   if (s.started_ns == 0) {
@@ -121,12 +124,12 @@ void Engine::State::preempt(LiveSequence& s) {
 
 void Engine::State::publish_pages(LiveSequence& s) {
   const auto computed = std::span<const TokenId>(s.tokens).first(static_cast<size_t>(s.computed));
-  cache.publish(s.execution_id, computed, s.pages);
+  place->cache.publish(s.execution_id, computed, s.pages);
 }
 
 void Engine::State::give_back_pages(LiveSequence& s) {
   if (s.failure.ok()) publish_pages(s);  // what gave NaN is never used again
-  cache.release(s.pages);
+  place->cache.release(s.pages);
   s.computed = 0;
 }
 
@@ -194,9 +197,9 @@ void Engine::State::report_embedding(const LiveSequence& s) {
 void Engine::State::set_gauges() {
   metrics.running->set(static_cast<double>(running.size()));
   metrics.waiting->set(static_cast<double>(waiting_count()));
-  metrics.pages_held->set(static_cast<double>(cache.held()));
-  metrics.pages_cached->set(static_cast<double>(cache.cached()));
-  metrics.pages_free->set(static_cast<double>(cache.free()));
+  metrics.pages_held->set(static_cast<double>(place->cache.held()));
+  metrics.pages_cached->set(static_cast<double>(place->cache.cached()));
+  metrics.pages_free->set(static_cast<double>(place->cache.free()));
 }
 
 }  // namespace ds

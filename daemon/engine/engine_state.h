@@ -100,6 +100,21 @@ struct Run {
   std::vector<PlannedRows> items;
 };
 
+/// Where steps compute, and what of theirs is in its memory. Replaced as a whole when a GPU fails.
+struct StepPlace {
+  StepPlace(const ModelConfig& config, const EngineOptions& options, const Compute& compute,
+            int64_t kv_pages);
+  /// Takes all memory that it can be known to need; kResource where there is not enough.
+  Status reserve();
+
+  Compute compute;
+  KvCache cache;
+  KvPages pages;
+  Forward forward;
+  Buffer logits;  ///< [max rows, vocab]; pages the kernel never touched cost nothing
+  size_t logits_bytes;
+};
+
 struct EngineMetrics {
   explicit EngineMetrics(Metrics& metrics);
   struct PerClass {
@@ -136,13 +151,18 @@ struct Engine::State {
   std::deque<LiveSequence*>& queue_of(const LiveSequence& s) { return waiting[s.cls()]; }
   int64_t waiting_count() const { return std::ssize(waiting[0]) + std::ssize(waiting[1]); }
 
+  // engine_place.cpp: engine thread, but for the first call of settle_down()
+  void settle_down(const Compute& compute);
+  void move_to_host();
+
   // engine_step.cpp: engine thread
   void step();
   void plan();
   void plan_pages();
   LiveSequence* victim() const;
   void group_runs();
-  void run(const Run& run);
+  Status run(const Run& run);
+  bool go_on_after(const Status& failure, const Run& run);
   void list_logits(const PlannedRows& item, int64_t row0);
   void judge_logits();
   void judge(LogitUse& use, std::span<const float> logits, SampleScratch& scratch) const;
@@ -153,16 +173,15 @@ struct Engine::State {
   void deliver();
 
   EngineOptions options;
-  Compute compute;
+  const Compute host;  ///< the CPU, for when there is no other
   Pool& pool;
   Versions& versions;
   const std::shared_ptr<const Tokenizer> tokenizer;
   Clock& clock;
   const ModelConfig config;
   EngineMetrics metrics;
-  KvCache cache;
-  KvPages pages;
-  Forward forward;
+  std::unique_ptr<StepPlace> place;
+  std::atomic<int64_t> kv_total{0};  ///< pages of `place`
 
   mutable std::mutex mutex;
   std::condition_variable wake;                               ///< to the engine thread
@@ -171,6 +190,8 @@ struct Engine::State {
   std::deque<LiveSequence*> waiting[2];                       ///< by class
   std::vector<LiveSequence*> running;                         ///< oldest first
   bool draining = false, stopping = false, any_cancelled = false;
+  bool leave_device = false;  ///< it failed, says somebody else
+  bool on_host = false;       ///< `place` is the CPU's in place of a device that was lost
   bool reporting = false;  ///< an ended sequence's callback is running
   int64_t next_arrival = 1;
 
@@ -183,7 +204,7 @@ struct Engine::State {
   std::vector<int32_t> slots, logit_rows;
   std::vector<LogitUse> uses;
   std::vector<SampleScratch> scratch;  ///< one per sampling task
-  Buffer logits;              ///< [max rows, vocab]; pages the kernel never touched cost nothing
+  int64_t row_limit = 0;               ///< of a step; small for a while after it found no memory
   std::vector<float> hidden;  ///< [max rows, d_model] once an embedding was asked for
 
   std::atomic<double> rate{0};  ///< tokens per second at rate_ns, smoothed over some seconds

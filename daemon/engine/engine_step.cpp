@@ -16,7 +16,9 @@ void Engine::State::step() {
   const double before = metrics.generated_tokens->value();
   pool.begin_engine_step(static_cast<int64_t>(metrics.waiting->value()));
   group_runs();
-  for (size_t i = 0; i < n_runs; ++i) run(runs[i]);
+  Status ran;
+  size_t done = 0;
+  while (done < n_runs && (ran = run(runs[done])).ok()) ++done;
   pool.end_engine_step();
 
   const int64_t now = clock.monotonic_ns();
@@ -24,15 +26,38 @@ void Engine::State::step() {
   const double age_s = static_cast<double>(now - rate_ns) * 1e-9;
   rate = rate * std::exp(-age_s / kRateSeconds) + made / kRateSeconds;
   rate_ns = now;
+  const bool leave = !ran.ok() && !go_on_after(ran, runs[done]);
+  if (ran.ok()) row_limit = std::min(row_limit + 1, place->forward.max_rows());
   deliver();
+  if (leave) move_to_host();
+}
+
+/// After `run` ended with `failure`. What a plugin or the version itself made fail ends. What only
+/// found no memory, or a device that is gone, is computed again: fewer rows at a time, or elsewhere
+/// (false). Runs after it have not begun; the next step has them.
+bool Engine::State::go_on_after(const Status& failure, const Run& run) {
+  // Once the device has failed nothing has memory, and plugins fail too.
+  if (!ds::finish(place->compute).ok()) return false;
+  if (failure.code() != Code::kResource) {
+    for (const PlannedRows& item : run.items) item.sequence->failure = failure;
+    return true;
+  }
+  int64_t rows = 0;
+  for (const PlannedRows& item : planned) rows += item.rows;
+  place->forward.forget_recordings();
+  row_limit = std::max<int64_t>(rows / 2, 1);
+  if (rows > 1) return true;
+  DS_CHECK(!place->compute.ops->host_memory);  // host out of memory: die
+  if (host.device != nullptr) host.device->lose(failure.message());
+  return false;
 }
 
 void Engine::State::plan() {
   planned.clear();
   for (LiveSequence* s : running) {
-    if (s->remaining() == 1) planned.push_back({s, 1});
+    if (s->remaining() == 1 && std::ssize(planned) < row_limit) planned.push_back({s, 1});
   }
-  int64_t budget = options.prefill_chunk;
+  int64_t budget = std::min(options.prefill_chunk, row_limit - std::ssize(planned));
   for (const auto latency : {LatencyClass::kInteractive, LatencyClass::kBatch}) {
     for (LiveSequence* s : running) {
       if (s->remaining() == 1 || s->request.latency != latency || budget == 0) continue;
@@ -52,8 +77,8 @@ void Engine::State::plan_pages() {
       const int64_t missing = pages_for(s.computed + item.rows) - std::ssize(s.pages);
       const size_t had = s.pages.size();
       if (missing <= 0) break;
-      if (cache.allocate(missing, s.pages)) {
-        pages.clear_extra(std::span<const int32_t>(s.pages).subspan(had));
+      if (place->cache.allocate(missing, s.pages)) {
+        place->pages.clear_extra(std::span<const int32_t>(s.pages).subspan(had));
         break;
       }
       preempt(*victim());
@@ -96,7 +121,7 @@ void Engine::State::group_runs() {
   }
 }
 
-void Engine::State::run(const Run& run) {
+Status Engine::State::run(const Run& run) {
   ids.clear();
   spans.clear();
   slots.clear();
@@ -116,16 +141,11 @@ void Engine::State::run(const Run& run) {
     wants_hidden |= s.on_embedding != nullptr;
   }
   if (wants_hidden && hidden.empty()) {
-    hidden.resize(static_cast<size_t>(forward.max_rows() * config.d_model));
+    hidden.resize(static_cast<size_t>(place->forward.max_rows() * config.d_model));
   }
-  const Status ran =
-      forward.run(*run.base, {ids, spans, slots, run.deltas, logit_rows, run.components}, pages,
-                  logits.as<float>(), wants_hidden ? hidden.data() : nullptr);
-  if (!ran.ok()) {
-    // What gave this is never used again.
-    for (const PlannedRows& item : run.items) item.sequence->failure = ran;
-    return;
-  }
+  DS_TRY(place->forward.run(*run.base, {ids, spans, slots, run.deltas, logit_rows, run.components},
+                            place->pages, place->logits.as<float>(),
+                            wants_hidden ? hidden.data() : nullptr));
   judge_logits();
 
   int64_t row0 = 0;
@@ -137,6 +157,7 @@ void Engine::State::run(const Run& run) {
   const int64_t now = clock.monotonic_ns();
   for (LogitUse& use : uses) apply(use, now);
   for (const PlannedRows& item : run.items) settle(item);
+  return {};
 }
 
 void Engine::State::list_logits(const PlannedRows& item, int64_t row0) {
@@ -171,7 +192,7 @@ void Engine::State::judge_logits() {
     State& state = *job.state;
     const int64_t vocab = state.config.vocab;
     for (int64_t i = task; i < std::ssize(state.uses); i += job.tasks) {
-      const std::span row(state.logits.as<float>() + i * vocab, static_cast<size_t>(vocab));
+      const std::span row(state.place->logits.as<float>() + i * vocab, static_cast<size_t>(vocab));
       state.judge(state.uses[static_cast<size_t>(i)], row,
                   state.scratch[static_cast<size_t>(task)]);
     }
@@ -179,7 +200,7 @@ void Engine::State::judge_logits() {
   if (job.tasks == 1) {
     judge_some(&job, 0);
   } else {
-    const ds_parallel* parallel = compute.context.parallel;
+    const ds_parallel* parallel = host.context.parallel;
     parallel->run(parallel->ctx, job.tasks, judge_some, &job);
   }
 }

@@ -7,13 +7,14 @@ Result<std::unique_ptr<FullWeights>> FullWeights::make(const Compute& compute,
                                                        const ModelConfig& config,
                                                        const NamedTensors& masters) {
   DS_ASSIGN(const std::vector<float> all, ParameterTable(config).join(masters));
-  BackendVector there(compute, all.size());
+  DS_ASSIGN(BackendVector there, BackendVector::make(compute, all.size()));
   there.set(all);
   return std::unique_ptr<FullWeights>(new FullWeights(compute, config, std::move(there)));
 }
 
-std::unique_ptr<FullWeights> FullWeights::copy() const {
-  return std::unique_ptr<FullWeights>(new FullWeights(compute_, config_, masters_.copy()));
+Result<std::unique_ptr<FullWeights>> FullWeights::copy() const {
+  DS_ASSIGN(BackendVector masters, masters_.copy());
+  return std::unique_ptr<FullWeights>(new FullWeights(compute_, config_, std::move(masters)));
 }
 
 Result<NamedTensors> FullWeights::read_masters() const {
@@ -21,23 +22,24 @@ Result<NamedTensors> FullWeights::read_masters() const {
   return table_.split(all);
 }
 
-FullGradients& FullWeights::gradient() {
-  if (!gradient_) gradient_.emplace(compute_, config_);
-  return *gradient_;
+Status FullWeights::zero_gradient() {
+  if (gradient_) {
+    gradient_->zero();
+  } else {
+    DS_ASSIGN(gradient_, FullGradients::make(compute_, config_));
+  }
+  return {};
 }
 
-void FullWeights::zero_gradient() {
-  if (gradient_) gradient_->zero();
-}
-
-void FullWeights::pack(WeightFormat format) {
+Status FullWeights::pack(WeightFormat format) {
   const BaseWeights::Parameters at = [this](const std::string& name) {
     return masters_.data() + table_.begin(name);
   };
   const bool ours = packed_ != nullptr && packed_.use_count() == 1 && packed_->format() == format;
   if (ours) return packed_->repack(compute_, at);
   packed_.reset();  // its memory is free for the new one
-  packed_ = BaseWeights::from_parameters(config_, at, compute_, format);
+  DS_ASSIGN(packed_, BaseWeights::from_parameters(config_, at, compute_, format));
+  return {};
 }
 
 void FullWeights::release() {

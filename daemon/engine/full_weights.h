@@ -17,18 +17,18 @@ class FullWeights {
   static Result<std::unique_ptr<FullWeights>> make(const Compute& compute,
                                                    const ModelConfig& config,
                                                    const NamedTensors& masters);
-  std::unique_ptr<FullWeights> copy() const;  ///< of the masters
+  Result<std::unique_ptr<FullWeights>> copy() const;  ///< of the masters
 
   const ModelConfig& config() const { return config_; }
   size_t size() const { return masters_.size(); }  ///< parameters
   std::span<float> masters() const { return masters_.all(); }
   Result<NamedTensors> read_masters() const;
-  FullGradients& gradient();  ///< zero when first asked for
-  void zero_gradient();
+  FullGradients& gradient() { return *gradient_; }  ///< once zero_gradient() has made it
+  Status zero_gradient();
 
   /// Brings the packed copy up to date with the masters; call after each change of them. A copy
   /// that somebody else holds stays as it is, and another takes its place.
-  void pack(WeightFormat format);
+  Status pack(WeightFormat format);
   std::shared_ptr<const BaseWeights> packed() const { return packed_; }
   void release();  ///< frees gradients and packed copy; the masters stay
 

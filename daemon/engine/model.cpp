@@ -12,29 +12,57 @@ namespace ds {
 
 Status finish(const Compute& compute) {
   const char* failed = compute.ops->finish(compute.context);
-  return failed == nullptr ? Status() : unavailable(std::string(compute.ops->name) + ": " + failed);
+  if (failed == nullptr) return {};
+  Status lost(Code::kDeviceLost, std::string(compute.ops->name) + ": " + failed);
+  if (compute.device != nullptr) compute.device->lose(lost.message());
+  return lost;
 }
 
-BackendFloats::BackendFloats(const Compute& compute, std::span<const float> from)
-    : storage_(*compute.ops, from.size_bytes()) {
-  compute.ops->upload(compute.context, storage_.data(), from.data(),
+const Ops& host_ops(const Compute& compute) {
+  return compute.ops->host_memory ? *compute.ops : cpu_ops(best_cpu_isa());
+}
+
+Result<BackendFloats> BackendFloats::make(const Compute& compute, std::span<const float> from) {
+  BackendFloats out;
+  DS_ASSIGN(out.storage_, Buffer::make(*compute.ops, from.size_bytes()));
+  compute.ops->upload(compute.context, out.storage_.data(), from.data(),
                       static_cast<int64_t>(from.size_bytes()));
+  return out;
 }
 
-void BackendFloats::copy_from(const Compute& compute, std::span<const float> from) {
-  storage_.at_least(*compute.ops, from.size_bytes());
+Status BackendFloats::copy_from(const Compute& compute, std::span<const float> from) {
+  DS_TRY(storage_.grow(*compute.ops, from.size_bytes()));
   compute.ops->copy(compute.context, storage_.data(), from.data(),
                     static_cast<int64_t>(from.size_bytes()));
+  return {};
 }
 
-std::shared_ptr<const LoraDelta> LoraDelta::pack(const BaseWeights& base, const Compute& compute,
-                                                 int64_t rank, float scale,
-                                                 const std::vector<LayerFactors>& factors) {
+Result<std::shared_ptr<const LoraDelta>> LoraDelta::pack(const BaseWeights& base,
+                                                         const Compute& compute, int64_t rank,
+                                                         float scale,
+                                                         const std::vector<LayerFactors>& factors) {
   DS_CHECK(rank > 0 && rank <= kLoraRank);
-  auto delta = std::make_shared<LoraDelta>();
-  delta->rank_ = rank;
-  delta->scale_ = scale;
-  delta->layers_.resize(factors.size());
+  const auto empty = [&] {
+    auto delta = std::make_shared<LoraDelta>();
+    delta->rank_ = rank;
+    delta->scale_ = scale;
+    delta->layers_.resize(factors.size());
+    return delta;
+  };
+  const auto delta = empty();
+  DS_TRY(delta->fill(base, compute, factors));
+  DS_TRY(finish(compute));
+  if (!compute.ops->host_memory) {
+    const auto host = empty();
+    DS_TRY(host->fill(base, {&host_ops(compute), {compute.context.parallel}}, factors));
+    delta->host_ = host;
+  }
+  return std::shared_ptr<const LoraDelta>(delta);
+}
+
+Status LoraDelta::fill(const BaseWeights& base, const Compute& compute,
+                       const std::vector<LayerFactors>& factors) {
+  const int64_t rank = rank_;
   std::vector<float> padded;
   for (size_t layer = 0; layer < factors.size(); ++layer) {
     for (int t = 0; t < kTargets; ++t) {
@@ -45,8 +73,8 @@ std::shared_ptr<const LoraDelta> LoraDelta::pack(const BaseWeights& base, const 
                static_cast<int64_t>(f.b.size()) == n * rank);
       padded.assign(static_cast<size_t>(kLoraRank * k), 0.0f);
       std::transform(f.a.begin(), f.a.end(), padded.begin(), round_to_bf16);
-      delta->layers_[layer][t].a =
-          pack_linear(compute, base.format(), kLoraRank, k, padded.data(), false);
+      DS_ASSIGN(layers_[layer][t].a,
+                pack_linear(compute, base.format(), kLoraRank, k, padded.data(), false));
       padded.assign(static_cast<size_t>(n * kLoraRank), 0.0f);
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t r = 0; r < rank; ++r) {
@@ -54,12 +82,21 @@ std::shared_ptr<const LoraDelta> LoraDelta::pack(const BaseWeights& base, const 
               round_to_bf16(f.b[static_cast<size_t>(i * rank + r)]);
         }
       }
-      delta->layers_[layer][t].b =
-          pack_linear(compute, base.format(), n, kLoraRank, padded.data(), false);
+      DS_ASSIGN(layers_[layer][t].b,
+                pack_linear(compute, base.format(), n, kLoraRank, padded.data(), false));
     }
   }
-  compute.ops->finish(compute.context);  // a failure is the next step's, too
-  return delta;
+  return {};
+}
+
+std::shared_ptr<const Weights> on_host(const std::shared_ptr<const Weights>& weights) {
+  const bool base_there = weights->base != nullptr && weights->base->host() != nullptr;
+  const bool delta_there = weights->delta != nullptr && weights->delta->host() != nullptr;
+  if (!base_there && !delta_there) return weights;
+  auto out = std::make_shared<Weights>(*weights);
+  if (base_there) out->base = weights->base->host();
+  if (delta_there) out->delta = weights->delta->host();
+  return out;
 }
 
 void LoraDelta::bind(int64_t layer, std::span<const Target> targets, int slot,
@@ -78,11 +115,17 @@ KvPages::KvPages(const ModelConfig& c, const Compute& compute, KvDtype dtype, in
       n_kv_heads_(c.n_kv_heads),
       head_dim_(c.head_dim) {
   layer_bytes_ = static_cast<int64_t>(page_bytes(c, dtype)) / c.n_layers * n_pages;
-  storage_ = zeros(layer_bytes_ * c.n_layers);  // masked keys are read, times zero: never NaN
 }
 
-Buffer KvPages::zeros(int64_t bytes) const {
-  Buffer out(*compute_.ops, static_cast<size_t>(bytes));
+Status KvPages::reserve() {
+  if (storage_.bytes() > 0) return {};
+  // Masked keys are read, times zero: never NaN.
+  DS_ASSIGN(storage_, zeros(layer_bytes_ * n_layers_));
+  return {};
+}
+
+Result<Buffer> KvPages::zeros(int64_t bytes) const {
+  DS_ASSIGN(Buffer out, Buffer::make(*compute_.ops, static_cast<size_t>(bytes)));
   compute_.ops->zero(compute_.context, out.data(), bytes);
   return out;
 }
@@ -97,15 +140,16 @@ KvView KvPages::layer(int64_t layer) const {
   return {dtype_, n_kv_heads_, head_dim_, base, base + layer_bytes_ / 2};
 }
 
-void KvPages::reserve_extra(int64_t bytes) {
-  if (bytes <= extra_bytes_) return;
-  Buffer wider = zeros(n_layers_ * n_pages_ * bytes);
+Status KvPages::reserve_extra(int64_t bytes) {
+  if (bytes <= extra_bytes_) return {};
+  DS_ASSIGN(Buffer wider, zeros(n_layers_ * n_pages_ * bytes));
   for (int64_t i = 0; i < n_layers_ * n_pages_ && extra_bytes_ > 0; ++i) {
     compute_.ops->copy(compute_.context, wider.data() + i * bytes, extra_.data() + i * extra_bytes_,
                        extra_bytes_);
   }
   extra_ = std::move(wider);
   extra_bytes_ = bytes;
+  return {};
 }
 
 void KvPages::clear_extra(std::span<const int32_t> pages) {
@@ -120,20 +164,23 @@ Forward::Forward(const ModelConfig& c, const Compute& compute, int64_t max_rows)
     : config_(c),
       compute_(compute),
       max_rows_(max_rows),
-      recordings_(*compute.ops, compute.context) {
+      recordings_(*compute.ops, compute.context) {}
+
+Status Forward::reserve() {
+  const ModelConfig& c = config_;
   const int64_t q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
-  const auto floats = [&](int64_t width) {
-    return Buffer(*compute.ops, static_cast<size_t>(max_rows * width) * sizeof(float));
-  };
-  x_ = floats(c.d_model);
-  normed_ = floats(c.d_model);
-  q_ = floats(q);
-  k_ = floats(kv);
-  v_ = floats(kv);
-  attended_ = floats(q);
-  activated_ = floats(c.d_ff);
-  rows_ = floats(c.d_model);
-  lora_t_ = floats(kMaxFusedWeights * kLoraRank);
+  const std::pair<Buffer*, int64_t> widths[] = {{&x_, c.d_model},
+                                                {&normed_, c.d_model},
+                                                {&q_, q},
+                                                {&k_, kv},
+                                                {&v_, kv},
+                                                {&attended_, q},
+                                                {&activated_, c.d_ff},
+                                                {&rows_, c.d_model},
+                                                {&lora_t_, kMaxFusedWeights * kLoraRank}};
+  for (const auto& [buffer, width] : widths)
+    DS_TRY(buffer->grow(*compute_.ops, static_cast<size_t>(max_rows_ * width) * sizeof(float)));
+  return {};
 }
 
 Status Forward::linear(std::initializer_list<Target> targets, const BaseWeights& base,
@@ -204,7 +251,7 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                             tables_.positions(),
                             tables_.slots(),
                             pages.layer(layer)};
-  const Input normed = norm(base, batch, w.attention_norm);
+  DS_ASSIGN(const Input normed, norm(base, batch, w.attention_norm));
   Fused fused;
   if (normed.norm != nullptr) fused.rope = &rope;
   DS_TRY(linear({kQ, kK, kV}, base, layer, batch, normed,
@@ -215,10 +262,11 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   DS_TRY(
       linear({kO}, base, layer, batch, {attended_.as<float>()}, {x}, Epilogue::kResidual, x, {}));
 
-  const Input to_mlp = norm(base, batch, w.mlp_norm);
+  DS_ASSIGN(const Input to_mlp, norm(base, batch, w.mlp_norm));
   fused = {};
-  if (to_mlp.prepared != nullptr)
-    fused.y_prepared = prepared_there(base, rows, c.d_ff, activated_prepared_);
+  if (to_mlp.prepared != nullptr) {
+    DS_ASSIGN(fused.y_prepared, prepared_there(base, rows, c.d_ff, activated_prepared_));
+  }
   float* activated = fused.y_prepared == nullptr ? activated_.as<float>() : nullptr;
   DS_TRY(linear({kGate, kUp}, base, layer, batch, to_mlp, {activated}, Epilogue::kSwiglu, nullptr,
                 fused));
@@ -227,24 +275,31 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
 }
 
 /// Room for rows as prepare() gives them; null where linear() takes FP32.
-void* Forward::prepared_there(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to) {
+Result<void*> Forward::prepared_there(const BaseWeights& base, int64_t rows, int64_t k,
+                                      Buffer& to) {
   const Ops& ops = *compute_.ops;
   const int64_t bytes = ops.prepared_bytes(base.format(), rows, k);
-  return bytes == 0 ? nullptr : to.at_least(ops, static_cast<size_t>(bytes));
+  if (bytes == 0) return nullptr;
+  DS_TRY(to.grow(ops, static_cast<size_t>(bytes)));
+  return static_cast<void*>(to.data());
 }
 
-Forward::Input Forward::norm(const BaseWeights& base, const StepBatch& batch,
-                             const BackendFloats& weight) {
+Result<Forward::Input> Forward::norm(const BaseWeights& base, const StepBatch& batch,
+                                     const BackendFloats& weight) {
   const Ops& ops = *compute_.ops;
   const int64_t rows = tables_.rows(), d = config_.d_model;
-  if (batch.watch == nullptr && rows <= ops.fused_rows) return {x_.as<float>(), nullptr, &weight};
+  if (batch.watch == nullptr && rows <= ops.fused_rows)
+    return Input{x_.as<float>(), nullptr, &weight};
   // The CPU's ops would make both, a watch sees FP32.
   const bool fp32 = ops.host_memory || batch.watch != nullptr;
-  void* prepared = fp32 ? nullptr : prepared_there(base, rows, d, scratch_.prepared);
+  void* prepared = nullptr;
+  if (!fp32) {
+    DS_ASSIGN(prepared, prepared_there(base, rows, d, scratch_.prepared));
+  }
   float* normed = prepared == nullptr ? normed_.as<float>() : nullptr;
   ops.rmsnorm(compute_.context, rows, d, x_.as<float>(), weight.data(), config_.norm_eps, normed,
               nullptr, prepared);
-  return {normed, prepared};
+  return Input{normed, prepared};
 }
 
 Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
@@ -279,7 +334,7 @@ Status Forward::enqueue(const BaseWeights& base, const StepBatch& batch, const C
   DS_TRY(attention_.begin(*with.attention, ops, compute_.context, c.n_heads,
                           1.0f / std::sqrt(static_cast<float>(c.head_dim)), tables_, pages.layer(0),
                           pages.n_pages()));
-  pages.reserve_extra(attention_.page_extra_bytes());
+  DS_TRY(pages.reserve_extra(attention_.page_extra_bytes()));
   for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
   if (hidden != nullptr) {
     ops.rmsnorm(compute_.context, tables_.rows(), c.d_model, x, base.final_norm().data(),
@@ -308,6 +363,25 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
   return key;
 }
 
+int64_t Forward::logits_bytes(const StepBatch& batch) const {
+  return std::ssize(batch.logit_rows) * config_.vocab * 4;
+}
+
+/// Where the backend writes what goes to the host: there, or in its own memory. Null stays null.
+Status Forward::place_outputs(const StepBatch& batch, float*& logits, float*& hidden) {
+  const Ops& ops = *compute_.ops;
+  if (ops.host_memory) return {};
+  if (logits != nullptr) {
+    DS_TRY(out_.grow(ops, static_cast<size_t>(logits_bytes(batch))));
+    logits = out_.as<float>();
+  }
+  if (hidden != nullptr) {
+    DS_TRY(hidden_.grow(ops, static_cast<size_t>(max_rows_ * config_.d_model) * sizeof(float)));
+    hidden = hidden_.as<float>();
+  }
+  return {};
+}
+
 Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
                     float* hidden) {
   const Ops& ops = *compute_.ops;
@@ -317,22 +391,16 @@ Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pa
   // Decode steps come again and again in the same sizes.
   const bool again = !ops.host_memory && batch.watch == nullptr && hidden == nullptr &&
                      batch.sequences.size() == batch.ids.size();
-  tables_.set(ops, compute_.context, batch.ids, batch.sequences, batch.slot_of_row,
-              batch.logit_rows, again);
+  DS_TRY(reserve());
+  DS_TRY(pages.reserve());
+  DS_TRY(tables_.set(ops, compute_.context, batch.ids, batch.sequences, batch.slot_of_row,
+                     batch.logit_rows, again));
   const std::shared_ptr<const Components> held =
       batch.components == nullptr ? compute_.components->current() : nullptr;
   const Components& with = held != nullptr ? *held : *batch.components;
   if (batch.logit_rows.empty()) logits = nullptr;
   float *logits_there = logits, *hidden_there = hidden;
-  const int64_t logits_bytes = std::ssize(batch.logit_rows) * config_.vocab * 4;
-  if (!ops.host_memory) {
-    if (logits != nullptr)
-      logits_there =
-          reinterpret_cast<float*>(out_.at_least(ops, static_cast<size_t>(logits_bytes)));
-    if (hidden != nullptr)
-      hidden_there = reinterpret_cast<float*>(
-          hidden_.at_least(ops, static_cast<size_t>(max_rows_ * config_.d_model) * sizeof(float)));
-  }
+  DS_TRY(place_outputs(batch, logits_there, hidden_there));
   const auto enqueue_it = [&] {
     return enqueue(base, batch, with, pages, logits_there, hidden_there);
   };
@@ -342,7 +410,7 @@ Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pa
     DS_TRY(enqueue_it());
   }
   if (!ops.host_memory && logits != nullptr)
-    ops.download(compute_.context, logits, logits_there, logits_bytes);
+    ops.download(compute_.context, logits, logits_there, logits_bytes(batch));
   if (!ops.host_memory && hidden != nullptr)
     ops.download(compute_.context, hidden, hidden_there, rows * config_.d_model * 4);
   return finish(compute_);

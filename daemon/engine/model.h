@@ -17,6 +17,7 @@
 
 #include "ds/status.h"
 #include "engine/components.h"
+#include "engine/device_state.h"
 #include "engine/quantizer.h"
 #include "engine/step_recordings.h"
 #include "engine/step_tables.h"
@@ -33,11 +34,16 @@ struct Compute {
   const Ops* ops = nullptr;
   OpContext context;
   const ComponentsSlot* components = nullptr;  ///< null where no pass runs: packing, task models
+  DeviceState* device = nullptr;               ///< is told when finish() fails; null: nobody is
 };
 
-/// Waits for what `compute` has enqueued; fails as its device did. On the CPU there is nothing to
+/// Waits for what `compute` has enqueued. kDeviceLost once its device has failed: what was computed
+/// since the last call is undefined, and every later call fails. On the CPU there is nothing to
 /// wait for.
 Status finish(const Compute& compute);
+
+/// The CPU's, in whose place a GPU may compute.
+const Ops& host_ops(const Compute& compute);
 
 /// The seven linear layers of a block, in the order used by every per-target array.
 enum Target : int { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
@@ -52,8 +58,9 @@ std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target targe
 class BackendFloats {
  public:
   BackendFloats() = default;
-  BackendFloats(const Compute& compute, std::span<const float> from);   ///< the host's
-  void copy_from(const Compute& compute, std::span<const float> from);  ///< the backend's
+  static Result<BackendFloats> make(const Compute& compute,
+                                    std::span<const float> from);         ///< the host's
+  Status copy_from(const Compute& compute, std::span<const float> from);  ///< the backend's
   const float* data() const { return storage_.as<float>(); }
   bool empty() const { return storage_.bytes() == 0; }
 
@@ -85,8 +92,11 @@ struct WeightForm {
 };
 
 /// `source` is the host's.
-Linear pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
-                   const float* source, bool transposed);
+Result<Linear> pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                           const float* source, bool transposed);
+
+/// Whether weights in a GPU's memory have a copy of themselves for the CPU beside them.
+enum class HostCopy { kKept, kNone };
 
 struct LayerWeights {
   std::array<Linear, kTargets> linear;
@@ -100,19 +110,19 @@ class BaseWeights {
                                                          const Compute& compute,
                                                          const WeightForm& form);
   /// From FP32 tensors by HF name (full fine-tuning, tests). `sha256` identifies them.
-  static Result<std::shared_ptr<const BaseWeights>> from_tensors(const ModelConfig& config,
-                                                                 const NamedTensors& tensors,
-                                                                 const std::string& sha256,
-                                                                 const Compute& compute,
-                                                                 const WeightForm& form);
+  static Result<std::shared_ptr<const BaseWeights>> from_tensors(
+      const ModelConfig& config, const NamedTensors& tensors, const std::string& sha256,
+      const Compute& compute, const WeightForm& form, HostCopy copy = HostCopy::kKept);
   /// From FP32 tensors in the memory of the backend, by HF name: those of full fine-tuning. They
-  /// are plainly packed.
+  /// are plainly packed, and no copy for the CPU stands beside them.
   using Parameters = std::function<const float*(const std::string& name)>;
-  static std::shared_ptr<BaseWeights> from_parameters(const ModelConfig& config,
-                                                      const Parameters& parameters,
-                                                      const Compute& compute, WeightFormat format);
-  /// Takes over what they are now, in place: nobody else may hold this object.
-  void repack(const Compute& compute, const Parameters& parameters);
+  static Result<std::shared_ptr<BaseWeights>> from_parameters(const ModelConfig& config,
+                                                              const Parameters& parameters,
+                                                              const Compute& compute,
+                                                              WeightFormat format);
+  /// Takes over what they are now, in place: nobody else may hold this object. After a failure it
+  /// has to be done again.
+  Status repack(const Compute& compute, const Parameters& parameters);
   /// The same tensors by another generation of their quantizer; null when it keeps them in another
   /// format.
   std::shared_ptr<const BaseWeights> with(std::shared_ptr<const Quantizer> next) const;
@@ -127,12 +137,14 @@ class BaseWeights {
   /// A tied head is the embedding itself unless it is quantized: lookups stay exact.
   const Linear& head() const { return store_->head.present() ? store_->head : store_->embedding; }
   const BackendFloats& final_norm() const { return store_->final_norm; }
+  /// The same weights for the CPU; null where they are for it themselves, or have no copy.
+  const std::shared_ptr<const BaseWeights>& host() const { return host_; }
   const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
   const float* rope_sin() const { return store_->rope_sin.data(); }
 
   /// W^T for the backward pass: the weight itself where the backend can read it so, else a pack
   /// that is built at the first call and kept for life. `layer` -1 is the head.
-  WeightView transposed(const Compute& compute, int64_t layer, Target target) const;
+  Result<WeightView> transposed(const Compute& compute, int64_t layer, Target target) const;
 
  private:
   /// The tensor's elements: its own memory, or `scratch` filled with them; the host's or, from
@@ -141,7 +153,8 @@ class BaseWeights {
       const std::string& name, int64_t elements, std::vector<float>& scratch)>;
   static Result<std::shared_ptr<const BaseWeights>> build(const ModelConfig&,
                                                           const std::string& sha256, const Compute&,
-                                                          const WeightForm&, const ReadTensor&);
+                                                          const WeightForm&, HostCopy,
+                                                          const ReadTensor&);
   struct Store {
     std::vector<LayerWeights> layers;
     Linear embedding, head;
@@ -151,12 +164,13 @@ class BaseWeights {
     std::vector<std::unique_ptr<Linear>> transposed;  ///< [layers * kTargets + 1]
   };
   class Builder;
-  void make_rope(const Compute& compute);
+  static std::shared_ptr<Store> empty_store(const ModelConfig& config);
   ModelConfig config_;
   std::string sha256_;
   uint64_t serial_ = next_serial();
   WeightForm form_;
   std::shared_ptr<Store> store_;  ///< read only, but for `transposed`
+  std::shared_ptr<const BaseWeights> host_;
 };
 
 /// args on the given weights, whose places in it this fills: by Ops, or by the base's quantizer.
@@ -173,25 +187,31 @@ class LoraDelta {
   };
   using LayerFactors = std::array<Factors, kTargets>;
 
-  /// BF16-rounds (in every format: what serves is what is stored) and packs. `scale` = alpha /
-  /// rank.
-  static std::shared_ptr<const LoraDelta> pack(const BaseWeights& base, const Compute& compute,
-                                               int64_t rank, float scale,
-                                               const std::vector<LayerFactors>& factors);
+  /// BF16-rounds (in every format: what serves is what is stored) and packs, for a GPU and for the
+  /// CPU too. `scale` = alpha / rank.
+  static Result<std::shared_ptr<const LoraDelta>> pack(const BaseWeights& base,
+                                                       const Compute& compute, int64_t rank,
+                                                       float scale,
+                                                       const std::vector<LayerFactors>& factors);
   /// Points `slots.pair[slot][...]` at the factors of the `n` given targets of one layer.
   void bind(int64_t layer, std::span<const Target> targets, int slot, LoraSlots& slots) const;
   int64_t rank() const { return rank_; }
   float scale() const { return scale_; }
   uint64_t serial() const { return serial_; }  ///< of this object, never another's
+  /// The same for the CPU; null where this is for it.
+  const std::shared_ptr<const LoraDelta>& host() const { return host_; }
 
  private:
   struct Pair {
     Linear a, b;
   };
+  Status fill(const BaseWeights& base, const Compute& compute,
+              const std::vector<LayerFactors>& factors);
   uint64_t serial_ = next_serial();
   int64_t rank_ = 0;
   float scale_ = 0;
   std::vector<std::array<Pair, kTargets>> layers_;
+  std::shared_ptr<const LoraDelta> host_;
 };
 
 class Mlp;  // engine/mlp.h
@@ -207,14 +227,19 @@ struct Weights {
   std::shared_ptr<const Mlp> mlp;  ///< a task model's whole weights; then base and delta are null
 };
 
+/// The same version for the CPU: the copies of base and delta that a GPU's have beside them.
+std::shared_ptr<const Weights> on_host(const std::shared_ptr<const Weights>& weights);
+
 /// Key and value pages of all layers. One allocation; page ids are the caller's to hand out.
 class KvPages {
  public:
   KvPages(const ModelConfig& config, const Compute& compute, KvDtype dtype, int64_t n_pages);
+  /// Takes their memory; the first pass over them does it if nobody has.
+  Status reserve();
   KvView layer(int64_t layer) const;
   /// Room beside each page of each layer for what an attention plugin keeps there, at least
   /// `bytes`; what is in it stays. Zero at first, and after clear_extra().
-  void reserve_extra(int64_t bytes);
+  Status reserve_extra(int64_t bytes);
   void clear_extra(std::span<const int32_t> pages);
   std::byte* extra(int64_t layer) const { return extra_.data() + layer * n_pages_ * extra_bytes_; }
   int64_t extra_bytes() const { return extra_bytes_; }  ///< from page to page
@@ -224,7 +249,7 @@ class KvPages {
   static size_t page_bytes(const ModelConfig& config, KvDtype dtype);  ///< K and V, all layers
 
  private:
-  Buffer zeros(int64_t bytes) const;
+  Result<Buffer> zeros(int64_t bytes) const;
 
   Compute compute_;
   KvDtype dtype_;
@@ -255,11 +280,16 @@ class Forward {
  public:
   /// `max_rows` bounds rows per step.
   Forward(const ModelConfig& config, const Compute& compute, int64_t max_rows);
+  /// Takes the workspace's memory; the first run() does it if nobody has.
+  Status reserve();
+  /// Gives back what can be made again: for whoever is short of memory.
+  void forget_recordings() { recordings_.clear(); }
 
   /// Appends K/V of all rows to their pages and computes logits of the wanted rows.
   /// logits: FP32 [logit_rows.size(), vocab] of the host, null to skip the head.
   /// hidden: FP32 [rows, d_model] of the host, after the final norm, or null.
-  /// Fails as a plugin or a GPU does; then the pages' new rows and the outputs are undefined.
+  /// Fails as a plugin or a GPU does; then the pages' new rows and the outputs are undefined. After
+  /// kResource the same rows may be run again, or fewer of them.
   Status run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
              float* hidden);
   int64_t max_rows() const { return max_rows_; }
@@ -287,9 +317,11 @@ class Forward {
   Status linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
                 const StepBatch& batch, const Input& input, std::initializer_list<float*> y,
                 Epilogue epilogue, const float* residual, const Fused& fused);
+  Result<void*> prepared_there(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to);
   /// RMSNorm of x_, at the latest when the layer reads it.
-  void* prepared_there(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to);
-  Input norm(const BaseWeights& base, const StepBatch& batch, const BackendFloats& weight);
+  Result<Input> norm(const BaseWeights& base, const StepBatch& batch, const BackendFloats& weight);
+  int64_t logits_bytes(const StepBatch& batch) const;
+  Status place_outputs(const StepBatch& batch, float*& logits, float*& hidden);
   Status head(const BaseWeights& base, int64_t wanted, float* logits);
   Status show(const StepBatch& batch, int64_t layer, Target target, int64_t k, const float* x);
   ModelConfig config_;

@@ -5,9 +5,13 @@
 
 namespace ds {
 
-BackendVector::BackendVector(const Compute& compute, size_t size)
-    : compute_(compute), storage_(*compute.ops, size * sizeof(float)), size_(size) {
-  zero();
+Result<BackendVector> BackendVector::make(const Compute& compute, size_t size) {
+  BackendVector out;
+  DS_ASSIGN(out.storage_, Buffer::make(*compute.ops, size * sizeof(float)));
+  out.compute_ = compute;
+  out.size_ = size;
+  out.zero();
+  return out;
 }
 
 void BackendVector::zero() {
@@ -32,8 +36,8 @@ Result<std::vector<float>> BackendVector::read() const {
   return out;
 }
 
-BackendVector BackendVector::copy() const {
-  BackendVector out(compute_, size_);
+Result<BackendVector> BackendVector::copy() const {
+  DS_ASSIGN(BackendVector out, make(compute_, size_));
   if (size_ > 0)
     compute_.ops->copy(compute_.context, out.data(), data(),
                        static_cast<int64_t>(size_ * sizeof(float)));
@@ -81,6 +85,12 @@ Result<std::vector<float>> ParameterTable::join(const NamedTensors& tensors) con
     out.insert(out.end(), at->second.begin(), at->second.end());
   }
   return out;
+}
+
+Result<FullGradients> FullGradients::make(const Compute& compute, const ModelConfig& config) {
+  ParameterTable table(config);
+  DS_ASSIGN(BackendVector values, BackendVector::make(compute, table.size()));
+  return FullGradients(std::move(table), std::move(values));
 }
 
 Result<NamedTensors> FullGradients::read() const {

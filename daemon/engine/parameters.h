@@ -16,7 +16,7 @@ namespace ds {
 class BackendVector {
  public:
   BackendVector() = default;
-  BackendVector(const Compute& compute, size_t size);  ///< zeros
+  static Result<BackendVector> make(const Compute& compute, size_t size);  ///< zeros
 
   size_t size() const { return size_; }
   float* data() const { return storage_.as<float>(); }
@@ -25,7 +25,7 @@ class BackendVector {
   void set(std::span<const float> from);  ///< from the host; as many as size()
   /// To the host. Waits for what is enqueued; fails as the backend does.
   Result<std::vector<float>> read() const;
-  BackendVector copy() const;
+  Result<BackendVector> copy() const;
 
  private:
   Compute compute_;
@@ -54,14 +54,16 @@ class ParameterTable {
 /// Gradients of every parameter; TrainGraph::backward() adds to them. Row-major [out, in].
 class FullGradients {
  public:
-  FullGradients(const Compute& compute, const ModelConfig& config)
-      : table_(config), values_(compute, table_.size()) {}
+  static Result<FullGradients> make(const Compute& compute, const ModelConfig& config);  ///< zeros
   float* of(const std::string& name) { return values_.data() + table_.begin(name); }
   std::span<float> all() const { return values_.all(); }
   void zero() { values_.zero(); }
   Result<NamedTensors> read() const;
 
  private:
+  FullGradients(ParameterTable table, BackendVector values)
+      : table_(std::move(table)), values_(std::move(values)) {}
+
   ParameterTable table_;
   BackendVector values_;
 };

@@ -65,10 +65,10 @@ inline ds_device device_of(const OpContext& context) {
 /// The ds_call of a pass's plugin calls: its pool or stream, and workspace in the backend's memory.
 class PassCall {
  public:
-  void begin(const Ops& ops, const OpContext& context, uint64_t workspace_bytes) {
+  Status begin(const Ops& ops, const OpContext& context, uint64_t workspace_bytes) {
     context_ = context;
-    workspace_.at_least(ops, static_cast<size_t>(workspace_bytes));
     workspace_bytes_ = workspace_bytes;
+    return workspace_.grow(ops, static_cast<size_t>(workspace_bytes));
   }
   const void* workspace() const { return workspace_.data(); }
   /// Valid until the next begin(), while this object stays where it is.

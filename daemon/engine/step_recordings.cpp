@@ -9,8 +9,12 @@ constexpr size_t kMostEntries = 64;
 
 }  // namespace
 
-StepRecordings::~StepRecordings() {
+StepRecordings::~StepRecordings() { clear(); }
+
+void StepRecordings::clear() {
   for (auto& [key, entry] : entries_) ops_.release_recording(entry.recording);
+  entries_.clear();
+  uses_.clear();
 }
 
 void StepRecordings::forget_oldest() {

@@ -23,6 +23,7 @@ class StepRecordings {
   StepRecordings(const Ops& ops, const OpContext& context) : ops_(ops), context_(context) {}
   ~StepRecordings();
   StepRecordings(const StepRecordings&) = delete;
+  void clear();
 
   /// Does what `enqueue` does. The first time of a key it just runs, so that memory that it needs
   /// is there; the second time it is recorded; then the recording is replayed.

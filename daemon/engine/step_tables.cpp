@@ -28,18 +28,20 @@ size_t CallTables::append(std::span<const float> part) {
   return begin;
 }
 
-void CallTables::bring(const Ops& ops, const OpContext& context) {
+Status CallTables::bring(const Ops& ops, const OpContext& context) {
   data_ = host_.data();
-  if (ops.host_memory) return;
+  if (ops.host_memory) return {};
   const size_t bytes = host_.size() * sizeof(int32_t);
-  if (there_.bytes() < bytes) there_ = Buffer(ops, 2 * bytes);  // batches differ a little
+  if (there_.bytes() < bytes) DS_TRY(there_.grow(ops, 2 * bytes));  // batches differ a little
   ops.upload(context, there_.data(), host_.data(), static_cast<int64_t>(bytes));
   data_ = there_.as<int32_t>();
+  return {};
 }
 
-void StepTables::set(const Ops& ops, const OpContext& context, std::span<const int32_t> ids,
-                     std::span<const SequenceSpan> sequences, std::span<const int32_t> slot_of_row,
-                     std::span<const int32_t> logit_rows, bool rounded) {
+Status StepTables::set(const Ops& ops, const OpContext& context, std::span<const int32_t> ids,
+                       std::span<const SequenceSpan> sequences,
+                       std::span<const int32_t> slot_of_row, std::span<const int32_t> logit_rows,
+                       bool rounded) {
   tables_.clear();
   rows_ = std::ssize(ids);
   batch_ = std::ssize(sequences);
@@ -87,7 +89,7 @@ void StepTables::set(const Ops& ops, const OpContext& context, std::span<const i
   }
   DS_CHECK(part_.back() == rows_);
   starts_ = tables_.append(part_);
-  tables_.bring(ops, context);
+  return tables_.bring(ops, context);
 }
 
 }  // namespace ds

@@ -29,7 +29,7 @@ class CallTables {
   size_t room(size_t numbers);
   /// After the last of these. What is there now may still be in use by calls on the context's
   /// stream.
-  void bring(const Ops& ops, const OpContext& context);
+  Status bring(const Ops& ops, const OpContext& context);
   /// In the memory of the backend, once it is brought.
   template <typename T = const int32_t>
   T* at(size_t part) const {
@@ -52,9 +52,9 @@ class StepTables {
  public:
   /// `sequences` in the order of the rows, which they cover. `rounded`: max_keys is rounded up to a
   /// power of two, at least 256, so that steps one after the other have the same sizes.
-  void set(const Ops& ops, const OpContext& context, std::span<const int32_t> ids,
-           std::span<const SequenceSpan> sequences, std::span<const int32_t> slot_of_row,
-           std::span<const int32_t> logit_rows, bool rounded = false);
+  Status set(const Ops& ops, const OpContext& context, std::span<const int32_t> ids,
+             std::span<const SequenceSpan> sequences, std::span<const int32_t> slot_of_row,
+             std::span<const int32_t> logit_rows, bool rounded = false);
   const void* address() const { return at(0); }  ///< of all of them
 
   int64_t rows() const { return rows_; }

@@ -76,8 +76,9 @@ Status TextEncoding::forward(const TextEncoder& encoder, const Ops& ops, const O
   args_.media = &media_;
   args_.tensors = tensors_.data();
   DS_ASSIGN(const ds_plan planned, plan(encoder, rows, width));
-  call_.begin(ops, context, planned.workspace_bytes);
-  args_.saved = saved_.at_least(ops, static_cast<size_t>(planned.saved_bytes));
+  DS_TRY(call_.begin(ops, context, planned.workspace_bytes));
+  DS_TRY(saved_.grow(ops, static_cast<size_t>(planned.saved_bytes)));
+  args_.saved = saved_.data();
   args_.out = out_.get();
   return run(encoder, encoder.table_.encode);
 }

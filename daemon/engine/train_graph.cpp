@@ -31,43 +31,65 @@ struct TrainGraph::Call {
 TrainGraph::TrainGraph(const ModelConfig& config, const Compute& compute)
     : config_(config), compute_(compute), layers_(static_cast<size_t>(config.n_layers)) {}
 
-void TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
+/// Batches differ a little from step to step: a quarter more than asked for, else just that.
+Status TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
+  if (rows > max_rows_ && !reserve_rows(rows + rows / 4).ok()) DS_TRY(reserve_rows(rows));
+  if (loss_rows > max_loss_rows_ && !reserve_loss_rows(loss_rows + loss_rows / 4).ok())
+    DS_TRY(reserve_loss_rows(loss_rows));
+  return {};
+}
+
+Status TrainGraph::reserve_rows(int64_t r) {
   const ModelConfig& c = config_;
   const int64_t q = c.n_heads * c.head_dim, kv = c.n_kv_heads * c.head_dim;
-  const auto floats = [&](int64_t n) {
-    return Buffer(*compute_.ops, static_cast<size_t>(n) * sizeof(float));
+  max_rows_ = 0;  // until all of it is there
+  const auto grow = [&](std::initializer_list<Buffer*> buffers, int64_t width) -> Status {
+    for (Buffer* b : buffers)
+      DS_TRY(b->grow(*compute_.ops, static_cast<size_t>(r * width) * sizeof(float)));
+    return {};
   };
-  if (rows > max_rows_) {
-    max_rows_ = rows + rows / 4;  // batches differ a little from step to step
-    const int64_t r = max_rows_;
-    for (LayerState& s : layers_) {
-      s.x = floats(r * c.d_model);
-      s.q = floats(r * q);
-      s.k = floats(r * kv);
-      s.v = floats(r * kv);
-      s.attended = floats(r * q);
-      s.mid = floats(r * c.d_model);
-      s.gate = floats(r * c.d_ff);
-      s.up = floats(r * c.d_ff);
-      s.t = floats(r * kTargets * kLoraRank);
-    }
-    for (Buffer* b : {&x_, &normed_, &dx_, &dnormed_}) *b = floats(r * c.d_model);
-    for (Buffer* b : {&activated_, &dwide_, &dwide2_}) *b = floats(r * c.d_ff);
-    for (Buffer* b : {&dq_, &dattended_}) *b = floats(r * q);
-    for (Buffer* b : {&dk_, &dv_}) *b = floats(r * kv);
-    rstd_ = floats(r);
-    ones_ = floats(r);
-    const std::vector<float> ones(static_cast<size_t>(r), 1.0f);
-    compute_.ops->upload(compute_.context, ones_.data(), ones.data(), r * 4);
-    dt_ = floats(r * kLoraRank);
+  for (LayerState& s : layers_) {
+    DS_TRY(grow({&s.x, &s.mid}, c.d_model));
+    DS_TRY(grow({&s.q, &s.attended}, q));
+    DS_TRY(grow({&s.k, &s.v}, kv));
+    DS_TRY(grow({&s.gate, &s.up}, c.d_ff));
+    DS_TRY(grow({&s.t}, kTargets * kLoraRank));
   }
-  if (loss_rows > max_loss_rows_) {
-    max_loss_rows_ = loss_rows + loss_rows / 4;
-    picked_ = floats(max_loss_rows_ * c.d_model);
-    head_in_ = floats(max_loss_rows_ * c.d_model);
-    head_rstd_ = floats(max_loss_rows_);
-    logits_ = floats(max_loss_rows_ * c.vocab);
-  }
+  DS_TRY(grow({&x_, &normed_, &dx_, &dnormed_}, c.d_model));
+  DS_TRY(grow({&activated_, &dwide_, &dwide2_}, c.d_ff));
+  DS_TRY(grow({&dq_, &dattended_}, q));
+  DS_TRY(grow({&dk_, &dv_}, kv));
+  DS_TRY(grow({&rstd_, &ones_}, 1));
+  DS_TRY(grow({&dt_}, kLoraRank));
+  const std::vector<float> ones(static_cast<size_t>(r), 1.0f);
+  compute_.ops->upload(compute_.context, ones_.data(), ones.data(), r * 4);
+  max_rows_ = r;
+  return {};
+}
+
+Status TrainGraph::reserve_loss_rows(int64_t r) {
+  const auto bytes = [r](int64_t width) { return static_cast<size_t>(r * width) * sizeof(float); };
+  max_loss_rows_ = 0;
+  DS_TRY(picked_.grow(*compute_.ops, bytes(config_.d_model)));
+  DS_TRY(head_in_.grow(*compute_.ops, bytes(config_.d_model)));
+  DS_TRY(head_rstd_.grow(*compute_.ops, bytes(1)));
+  DS_TRY(logits_.grow(*compute_.ops, bytes(config_.vocab)));
+  max_loss_rows_ = r;
+  return {};
+}
+
+void TrainGraph::release() {
+  for (LayerState& s : layers_) s = {};
+  for (Buffer* b : {&x_, &normed_, &activated_, &rstd_, &dx_, &dnormed_, &dwide_, &dwide2_, &dq_,
+                    &dk_, &dv_, &dattended_, &dt_, &ones_})
+    *b = Buffer();
+  for (Buffer* b : {&picked_, &head_in_, &head_rstd_, &logits_, &prepared_, &prepared_dy_,
+                    &prepared_dup_, &prepared_dlogits_})
+    *b = Buffer();
+  tables_ = {};
+  loss_tables_ = {};
+  dlogits_prepared_ = nullptr;
+  max_rows_ = max_loss_rows_ = 0;
 }
 
 /// x as linear() wants it, in `to`; null where it needs nothing.
@@ -75,7 +97,8 @@ const void* TrainGraph::prepare(WeightFormat format, int64_t rows, int64_t k, co
                                 Buffer& to) {
   const int64_t bytes = compute_.ops->prepared_bytes(format, rows, k);
   if (bytes == 0) return nullptr;
-  to.at_least(*compute_.ops, static_cast<size_t>(bytes));
+  note(to.grow(*compute_.ops, static_cast<size_t>(bytes)));
+  if (!status_.ok()) return nullptr;
   compute_.ops->prepare(compute_.context, format, rows, k, x, k, to.data());
   return to.data();
 }
@@ -85,7 +108,9 @@ const void* TrainGraph::prepare(WeightFormat format, int64_t rows, int64_t k, co
 void* TrainGraph::room_for_prepared(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to) {
   const Ops& ops = *compute_.ops;
   const int64_t bytes = ops.host_memory ? 0 : ops.prepared_bytes(base.format(), rows, k);
-  return bytes == 0 ? nullptr : to.at_least(ops, static_cast<size_t>(bytes));
+  if (bytes == 0) return nullptr;
+  note(to.grow(ops, static_cast<size_t>(bytes)));
+  return to.data();
 }
 
 /// RMSNorm of d_model columns as the input of linear layers.
@@ -117,6 +142,7 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
   const Linear* first = &call.base.layer(layer).linear[*targets.begin()];
   if (input.prepared == nullptr && first->quant == nullptr)
     input.prepared = prepare(call.base.format(), call.rows, k, input.x, prepared_);
+  if (!status_.ok()) return;
   for (size_t i = 0; i < targets.size(); ++i) {
     const Target target = targets.begin()[i];
     const Linear* weight = &call.base.layer(layer).linear[target];
@@ -140,20 +166,17 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
   }
 }
 
-void TrainGraph::begin_attention(const TrainBatch& batch, WeightFormat base_format) {
+Status TrainGraph::begin_attention(const TrainBatch& batch, WeightFormat base_format) {
   const ModelConfig& c = config_;
   std::vector<TrainingAttention::Sequence> sequences;
   for (const TrainBatch::Sequence& s : batch.sequences)
     sequences.push_back({s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
-  const Status begun = attention_.begin(
+  DS_TRY(attention_.begin(
       components_->attention, *compute_.ops, compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
       1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids),
-      base_format == WeightFormat::kBF16 && !compute_.ops->host_memory);
-  note(begun);
-  if (!status_.ok()) return;
-  for (LayerState& s : layers_) {
-    s.saved.at_least(*compute_.ops, attention_.saved_bytes());
-  }
+      base_format == WeightFormat::kBF16 && !compute_.ops->host_memory));
+  for (LayerState& s : layers_) DS_TRY(s.saved.grow(*compute_.ops, attention_.saved_bytes()));
+  return {};
 }
 
 TrainingAttention::Pointers TrainGraph::attention_pointers(const TrainBatch& batch, int64_t layer) {
@@ -220,7 +243,7 @@ void TrainGraph::head_forward(const Call& call) {
   note(run_linear(compute_, call.base, {&head, 1}, args, scratch_));
 }
 
-void TrainGraph::set_tables(const TrainBatch& batch) {
+Status TrainGraph::set_tables(const TrainBatch& batch) {
   std::vector<int32_t> positions(batch.ids.size());
   for (const TrainBatch::Sequence& s : batch.sequences) {
     const int64_t start = s.prefix != nullptr ? s.prefix->tokens : 0;
@@ -233,22 +256,30 @@ void TrainGraph::set_tables(const TrainBatch& batch) {
   const size_t ids = tables_.append(batch.ids), at = tables_.append(positions),
                slot_0 = tables_.append(std::vector<int32_t>(positions.size(), 0)),
                loss_rows = tables_.append(batch.loss_rows);
-  tables_.bring(*compute_.ops, compute_.context);
+  DS_TRY(tables_.bring(*compute_.ops, compute_.context));
   ids_ = tables_.at(ids);
   positions_ = tables_.at(at);
   slot_0_ = tables_.at(slot_0);
   loss_rows_ = tables_.at(loss_rows);
+  return {};
 }
 
 float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
                            const TrainBatch& batch) {
   const auto rows = static_cast<int64_t>(batch.ids.size());
   DS_CHECK(rows > 0);
-  reserve(rows, static_cast<int64_t>(batch.loss_rows.size()));
-  set_tables(batch);
+  const auto begin = [&]() -> Status {
+    DS_TRY(reserve(rows, static_cast<int64_t>(batch.loss_rows.size())));
+    DS_TRY(set_tables(batch));
+    components_ = compute_.components->current();
+    return begin_attention(batch, base.format());
+  };
+  if (const Status begun = begin(); !begun.ok()) {
+    note(begun);
+    release();
+    return nullptr;
+  }
   const Call call{base, batch, adapters, nullptr, nullptr, rows};
-  components_ = compute_.components->current();
-  begin_attention(batch, base.format());
   note(encoding_.forward(*components_->encoder, *compute_.ops, compute_.context, base,
                          {ids_, batch.ids.size()}, layers_[0].x.as<float>(), true));
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);
@@ -257,31 +288,34 @@ float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
 }
 
 const float* TrainGraph::host_logits(int64_t rows) {
-  if (compute_.ops->host_memory) return logits_.as<float>();
-  fetched_.resize(static_cast<size_t>(rows * config_.vocab));
+  if (compute_.ops->host_memory && status_.ok()) return logits_.as<float>();
+  fetched_.assign(static_cast<size_t>(rows * config_.vocab), 0.0f);
+  if (!status_.ok()) return fetched_.data();  // undefined, but there
   compute_.ops->download(compute_.context, fetched_.data(), logits_.data(),
                          rows * config_.vocab * 4);
   note(finish(compute_));
   return fetched_.data();
 }
 
-PrefixKv TrainGraph::prefix(const BaseWeights& base, std::span<const TokenId> ids) {
+Result<PrefixKv> TrainGraph::prefix(const BaseWeights& base, std::span<const TokenId> ids) {
   TrainBatch batch;
   batch.add(ids, static_cast<int64_t>(ids.size()), nullptr);
   forward(base, nullptr, batch);
+  DS_TRY(take_status());
   PrefixKv out;
   out.tokens = static_cast<int64_t>(ids.size());
   const Ops& ops = *compute_.ops;
   const int64_t bytes = out.tokens * config_.n_kv_heads * config_.head_dim * 4;
-  const auto copy_of = [&](const Buffer& from) {
-    Buffer copy(ops, static_cast<size_t>(bytes));
-    ops.copy(compute_.context, copy.data(), from.data(), bytes);
-    return copy;
+  const auto add_copy = [&](const Buffer& from, std::vector<Buffer>& to) -> Status {
+    DS_ASSIGN(to.emplace_back(), Buffer::make(ops, static_cast<size_t>(bytes)));
+    ops.copy(compute_.context, to.back().data(), from.data(), bytes);
+    return {};
   };
   for (const LayerState& s : layers_) {
-    out.k.push_back(copy_of(s.k));
-    out.v.push_back(copy_of(s.v));
+    DS_TRY(add_copy(s.k, out.k));
+    DS_TRY(add_copy(s.v, out.v));
   }
+  DS_TRY(finish(compute_));
   return out;
 }
 
@@ -298,6 +332,13 @@ std::string layer_name(int64_t layer, std::string_view rest) {
 
 }  // namespace
 
+/// Without data, and noted, when there is no memory for it.
+WeightView TrainGraph::transposed(const Call& call, int64_t layer, Target target) {
+  const Result<WeightView> turned = call.base.transposed(compute_, layer, target);
+  note(turned.status());
+  return turned.ok() ? *turned : WeightView();
+}
+
 // y = W x + scale * B (A x):  dx = W^T dy + scale * A^T (B^T dy),  dB = scale * dy (A x)^T,
 // dA = scale * (B^T dy) x^T,  dW = dy x^T.
 void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target, Input dy, Input x,
@@ -312,9 +353,10 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   args.rows = call.rows;
   args.x = dy.x;
   args.x_stride = n;
+  args.w[0] = transposed(call, layer, target);
+  if (!status_.ok()) return;
   args.x_prepared = dy.prepared;
   args.n_weights = 1;
-  args.w[0] = call.base.transposed(compute_, layer, target);
   args.y[0] = dx;
   args.y_stride[0] = k;
   if (adapted) {
@@ -339,6 +381,7 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   // The CPU sums in FP32 and reads nothing prepared.
   if (x.prepared == nullptr && !ops.host_memory)
     x.prepared = prepare(call.base.format(), call.rows, k, x.x, prepared_);
+  if (!status_.ok()) return;
   outer(call, dy, n, n, x, k, 1.0f, call.full->of(weight_name(layer, target)));
   if (call.base.layer(layer).linear[target].bias.empty()) return;
   outer(call, {ones_.as<float>()}, 1, 1, dy, n, 1.0f,
@@ -373,6 +416,7 @@ void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
   linear_backward(call, layer, kDown, {dx}, activate(call, s), dactivated, false);
   void* gate_room = room_for_prepared(call.base, call.rows, c.d_ff, prepared_dy_);
   void* up_room = room_for_prepared(call.base, call.rows, c.d_ff, prepared_dup_);
+  if (!status_.ok()) return;
   const bool fp32 = gate_room == nullptr;
   const Input dgate{fp32 ? dactivated : nullptr, gate_room};
   const Input dup{fp32 ? dwide2_.as<float>() : nullptr, up_room};
@@ -431,9 +475,10 @@ void TrainGraph::head_backward(const Call& call) {
   args.rows = wanted;
   args.x = dlogits.x;
   args.x_stride = c.vocab;
+  args.w[0] = transposed(call, -1, kQ);
+  if (!status_.ok()) return;
   args.x_prepared = dlogits.prepared;
   args.n_weights = 1;
-  args.w[0] = call.base.transposed(compute_, -1, kQ);
   args.y[0] = dhead;
   args.y_stride[0] = c.d_model;
   ops.linear(compute_.context, args);
@@ -459,6 +504,7 @@ void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradi
                           const TrainBatch& batch) {
   const Call call{base, batch, adapters, adapters, full, static_cast<int64_t>(batch.ids.size())};
   constexpr uint32_t kAttentionTargets = 1u << kQ | 1u << kK | 1u << kV | 1u << kO;
+  DS_CHECK(adapters == nullptr || adapters->gradient().size() == adapters->size());
   head_backward(call);
   for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) {
     backward_mlp(call, layer);

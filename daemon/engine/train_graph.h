@@ -22,14 +22,14 @@ namespace ds {
 class Adapters {
  public:
   /// `targets` bit t set = Target t is adapted in every layer. 1 <= rank <= kLoraRank. Zero.
-  Adapters(const Compute& compute, const ModelConfig& config, int64_t rank, float scale,
-           uint32_t targets);
+  static Result<std::unique_ptr<Adapters>> make(const Compute& compute, const ModelConfig& config,
+                                                int64_t rank, float scale, uint32_t targets);
 
   /// A uniform in +-1/sqrt(k) (as PEFT), B zero: the start changes nothing.
   void initialise(uint64_t seed);
 
   /// The same parameters, neither packed nor with a gradient.
-  std::unique_ptr<Adapters> copy() const;
+  Result<std::unique_ptr<Adapters>> copy() const;
 
   int64_t rank() const { return rank_; }
   float scale() const { return scale_; }
@@ -37,7 +37,8 @@ class Adapters {
   bool adapts(Target t) const { return (targets_ >> t & 1u) != 0; }
   size_t size() const { return parameters_.size(); }
   BackendVector& parameters() { return parameters_; }
-  BackendVector& gradient();  ///< zero when first asked for
+  BackendVector& gradient() { return gradient_; }  ///< empty until zero_gradient() has made it
+  Status zero_gradient();
 
   float* a_gradient(int64_t layer, Target t) { return gradient().data() + offset(layer, t); }
   float* bt_gradient(int64_t layer, Target t) {
@@ -49,11 +50,13 @@ class Adapters {
   Status set_factors(const std::vector<LoraDelta::LayerFactors>& factors);
 
   /// Refreshes the packed forms used by the passes; call after each change of parameters.
-  void pack(WeightFormat format);
+  Status pack(WeightFormat format);
   LoraPair forward_pair(int64_t layer, Target t) const;   ///< A, B; once packed
   LoraPair backward_pair(int64_t layer, Target t) const;  ///< B^T, A^T
 
  private:
+  Adapters(const Compute& compute, const ModelConfig& config, int64_t rank, float scale,
+           uint32_t targets);
   struct Packed {
     WeightView a, b, at, bt;
   };
@@ -63,7 +66,7 @@ class Adapters {
   /// visit(layer, target) of each adapted weight.
   template <class Visit>
   void each_adapted(const Visit& visit) const;
-  void lay_out_packs(WeightFormat format);
+  Status lay_out_packs(WeightFormat format);
 
   Compute compute_;
   ModelConfig config_;
@@ -101,13 +104,13 @@ class TrainGraph {
  public:
   TrainGraph(const ModelConfig& config, const Compute& compute);
 
-  /// The first failure of a plugin in the passes since the last call of this; their results are
-  /// undefined.
+  /// The first failure of a plugin or the device, or the first want of memory, in the passes since
+  /// the last call of this; their results are undefined.
   Status take_status() { return std::exchange(status_, Status()); }
 
   /// Logits of the loss rows, FP32 [loss_rows, vocab], in the memory of the backend; valid until
   /// the next call. `adapters` may be null (base alone) and must be packed. Grows its workspace
-  /// when a batch is larger than any before.
+  /// when a batch is larger than any before; null when there is no memory for that.
   float* forward(const BaseWeights& base, const Adapters* adapters, const TrainBatch& batch);
 
   /// Where the losses put d loss / d logits, in the order of the loss rows, as Ops::prepare() gives
@@ -119,11 +122,13 @@ class TrainGraph {
                 const TrainBatch& batch);
 
   /// Runs the base over `ids` and keeps the K/V of all its rows.
-  PrefixKv prefix(const BaseWeights& base, std::span<const TokenId> ids);
+  Result<PrefixKv> prefix(const BaseWeights& base, std::span<const TokenId> ids);
   /// For what the losses look up and give between forward() and backward().
   CallTables& loss_tables() { return loss_tables_; }
   /// The first `rows` of what forward() returned, where the host can read them.
   const float* host_logits(int64_t rows);
+  /// Gives back all that grows with a batch, so that a smaller one, or something else, finds room.
+  void release();
 
  private:
   struct LayerState {
@@ -136,7 +141,9 @@ class TrainGraph {
     const float* x = nullptr;
     const void* prepared = nullptr;
   };
-  void reserve(int64_t rows, int64_t loss_rows);
+  Status reserve(int64_t rows, int64_t loss_rows);
+  Status reserve_rows(int64_t rows);
+  Status reserve_loss_rows(int64_t rows);
   void linear(const Call& call, int64_t layer, std::initializer_list<Target> targets, Input input,
               std::initializer_list<float*> y, const float* residual);
   void linear_backward(const Call& call, int64_t layer, Target target, Input dy, Input x, float* dx,
@@ -151,12 +158,13 @@ class TrainGraph {
   void note(const Status& status) {
     if (status_.ok()) status_ = status;
   }
-  void set_tables(const TrainBatch& batch);
+  Status set_tables(const TrainBatch& batch);
   /// On a GPU products round where those of the base's weights do; a CPU computes in FP32.
-  void begin_attention(const TrainBatch& batch, WeightFormat base_format);
+  Status begin_attention(const TrainBatch& batch, WeightFormat base_format);
   /// K/V of each sequence's prefix at a layer go to prefix_k_ and prefix_v_.
   TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
   float* t_of(int64_t layer, Target target);
+  WeightView transposed(const Call& call, int64_t layer, Target target);
   float* norm_gradient(const Call& call, const std::string& name);
   const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x, Buffer& to);
   void* room_for_prepared(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to);

@@ -18,8 +18,8 @@ Result<std::unique_ptr<Adapters>> stored_factors(const VersionManifest& version,
   DS_ASSIGN(const int64_t rank, get_int(version.details, "rank"));
   DS_ASSIGN(const double scale, get_number(version.details, "scale"));
   DS_ASSIGN(const auto factors, tensors_to_factors(config, rank, tensors));
-  auto adapters = std::make_unique<Adapters>(compute, config, rank, static_cast<float>(scale),
-                                             group_recipe().targets);
+  DS_ASSIGN(auto adapters, Adapters::make(compute, config, rank, static_cast<float>(scale),
+                                          group_recipe().targets));
   DS_TRY(adapters->set_factors(factors));
   return adapters;
 }
@@ -61,9 +61,9 @@ Result<Candidate> low_rank_candidate(const Trained& trained, VersionManifest man
   manifest.details = {
       {"rank", adapters.rank()}, {"scale", adapters.scale()}, {"targets", adapters.targets()}};
   manifest.weight_hash = weight_hash(manifest.base_sha256, out.delta);
-  out.weights = make_weights(
-      manifest, trained.base,
-      LoraDelta::pack(*trained.base, compute, adapters.rank(), adapters.scale(), factors));
+  DS_ASSIGN(auto delta,
+            LoraDelta::pack(*trained.base, compute, adapters.rank(), adapters.scale(), factors));
+  out.weights = make_weights(manifest, trained.base, std::move(delta));
   out.manifest = std::move(manifest);
   return out;
 }
@@ -85,8 +85,8 @@ Result<Trained> trained_from(const VersionManifest& version, const Weights& serv
     DS_ASSIGN(out.adapters, stored_factors(version, checkpoint, config, compute));
   } else if (!method.full) {
     const Recipe recipe = group_recipe();
-    out.adapters =
-        std::make_unique<Adapters>(compute, config, method.rank, recipe.scale, recipe.targets);
+    DS_ASSIGN(out.adapters,
+              Adapters::make(compute, config, method.rank, recipe.scale, recipe.targets));
     out.adapters->initialise(method.seed);
   }
   if (!method.full) return out;
@@ -94,22 +94,22 @@ Result<Trained> trained_from(const VersionManifest& version, const Weights& serv
   if (out.adapters) DS_TRY(merge(*out.adapters, config, masters));
   DS_ASSIGN(out.full, FullWeights::make(compute, config, masters));
   if (out.adapters) {  // the round starts from no base that serves
-    out.full->pack(bases.format());
+    DS_TRY(out.full->pack(bases.format()));
     out.base = out.full->packed();
     out.adapters.reset();
   }
   return out;
 }
 
-Trained copy_of(const Trained& trained) {
+Result<Trained> copy_of(const Trained& trained) {
   Trained out;
   out.memory = trained.memory;
   if (trained.full) {  // its base is packed anew from the masters
-    out.full = trained.full->copy();
+    DS_ASSIGN(out.full, trained.full->copy());
     return out;
   }
   out.base = trained.base;
-  out.adapters = trained.adapters->copy();
+  DS_ASSIGN(out.adapters, trained.adapters->copy());
   return out;
 }
 

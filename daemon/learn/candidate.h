@@ -36,7 +36,7 @@ Result<Trained> trained_from(const VersionManifest& version, const Weights& serv
                              const Compute& compute);
 
 /// The same weights once more, to go back to when what a round makes of them is held.
-Trained copy_of(const Trained& trained);
+Result<Trained> copy_of(const Trained& trained);
 
 /// A version that may be published.
 struct Candidate {

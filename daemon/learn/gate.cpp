@@ -124,7 +124,9 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
   const int64_t k = std::min(kProbeTopK, vocab_);
   std::vector<int32_t> order(static_cast<size_t>(vocab_));
   const auto note = [&](const Status& status) {
-    if (!status.ok() && failure_.empty()) failure_ = status.message();
+    if (status.ok() || !failure_.empty()) return;
+    failure_ = status.message();
+    failure_code_ = status.code();
   };
   note(decoder_.score(*base, nullptr, probe_.sequences, probe_.first_target,
                       [&](size_t, int64_t, const float* row) {

@@ -22,7 +22,8 @@ struct GateLimits {
 };
 
 struct GateScores {
-  std::string failure;  ///< of a plugin while it was measured; the rest is undefined then
+  /// Of a plugin, the device or memory while it was measured; the rest is undefined then.
+  std::string failure;
   bool finite = true;
   bool changed = true;  ///< the delta differs from the parent's
   struct Item {
@@ -69,6 +70,8 @@ class GateProbe {
   GateProbe(const Compute& compute, const std::shared_ptr<const BaseWeights>& base,
             std::shared_ptr<const Tokenizer> tokenizer);
 
+  /// Whether it could not ask the base for want of memory: it has to be made anew.
+  bool wants_memory() const { return failure_code_ == Code::kResource; }
   /// Scores `candidate` against `parent`; only their base and delta count. `items` gives, per item,
   /// the sequences that it is scored on.
   GateScores measure(const Weights& parent, const Weights& candidate,
@@ -88,7 +91,8 @@ class GateProbe {
   void probe(const Weights& parent, const Weights& candidate, GateScores& scores);
   void check_canaries(const Weights& candidate, GateScores& scores);
 
-  std::string failure_;  ///< of a plugin while the base was read
+  std::string failure_;  ///< while the base was read
+  Code failure_code_ = Code::kOk;
   const int64_t vocab_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   BatchDecoder decoder_;

@@ -21,7 +21,7 @@ double quantile(std::vector<double> values, double q) {
 }  // namespace
 
 Learner::Learner(LearnerParts parts)
-    : parts_(std::move(parts)), compute_{&parts_.ops, parts_.context, &components_} {
+    : parts_(std::move(parts)), compute_{&parts_.ops, parts_.context, &components_, parts_.device} {
   compute_.context.parallel = parts_.pool.background();
   for (const auto& [number, record] : parts_.store.rounds(0)) {
     outcomes_.push_back(record);
@@ -93,7 +93,8 @@ std::vector<uint64_t> Learner::waiting() const {
 
 bool Learner::due(int64_t& wait_ms) {
   wait_ms = -1;
-  if (paused_ || !parts_.config.flag("learn.enabled") || parts_.versions.pinned() != 0)
+  if (paused_ || !parts_.config.flag("learn.enabled") || parts_.versions.pinned() != 0 ||
+      device_lost())
     return false;
   const std::vector<uint64_t> offsets = waiting();
   if (offsets.empty()) return false;
@@ -140,23 +141,39 @@ void Learner::warn_of_frozen_parts() const {
 
 /// Anchors and gate speak of the model file's own weights, whatever serves now. Once they have been
 /// asked, those weights need not stay in memory.
-void Learner::build_trainer() {
+Status Learner::build_trainer() {
+  trainer_.reset();
+  probe_.reset();
   components_.set(parts_.components.current());
   warn_of_frozen_parts();
   form_key_ = parts_.bases.form().key();
-  const auto base = parts_.bases.find(parts_.bases.file_sha256(), compute_);
-  DS_CHECK(base.ok());            // it was read from this file at start
+  DS_ASSIGN(const auto base, parts_.bases.find(parts_.bases.file_sha256(), compute_));
   const auto stopping = [this] {  // a second each on an idle machine, many under load
     std::lock_guard lock(mutex_);
     return stop_;
   };
-  trainer_ = std::make_unique<RoundTrainer>(compute_, *base, parts_.tokenizer, parts_.chat);
-  if (stopping()) return;
-  probe_ = std::make_unique<GateProbe>(compute_, *base, parts_.tokenizer);
-  if (stopping()) return;
-  trainer_->prepare(single_recipe());
-  trainer_->prepare(group_recipe());
-  trainer_->set_base(nullptr);
+  auto trainer = std::make_unique<RoundTrainer>(compute_, base, parts_.tokenizer, parts_.chat);
+  if (stopping()) return {Code::kCancelled, "the learner is stopping"};
+  auto probe = std::make_unique<GateProbe>(compute_, base, parts_.tokenizer);
+  if (stopping()) return {Code::kCancelled, "the learner is stopping"};
+  DS_TRY(finish(compute_));
+  if (trainer->prepare(single_recipe()).code() == Code::kResource) {
+    parts_.bases.drop_idle();
+    DS_TRY(trainer->prepare(single_recipe()));
+  }
+  (void)trainer->prepare(group_recipe());  // a plugin's failure is the round's to tell
+  DS_TRY(trainer->set_base(nullptr));
+  trainer_ = std::move(trainer);
+  probe_ = std::move(probe);
+  return {};
+}
+
+Status Learner::get_ready() {
+  if (device_lost())
+    return unavailable("nothing is trained since the device was lost (" +
+                       parts_.device->view().reason + "); the items wait for a new start");
+  if (trainer_ != nullptr && probe_ != nullptr && !probe_->wants_memory()) return {};
+  return build_trainer();
 }
 
 /// Between rounds: each is trained and judged with one attention and one form of the weights, and
@@ -164,7 +181,12 @@ void Learner::build_trainer() {
 void Learner::follow_plugins() {
   const std::shared_ptr<const Components> now = parts_.components.current();
   const uint64_t form = parts_.bases.form().key();
-  if (now->key() != components_.current()->key() || form != form_key_) return build_trainer();
+  if (device_lost()) return;
+  if (now->key() != components_.current()->key() || form != form_key_) {
+    const Status built = build_trainer();
+    if (!built.ok()) log(LogLevel::kWarn, "learn", built.message());
+    return;
+  }
   components_.set(now);
   // A round that began before the form changed has published on the one before.
   if (parts_.versions.current()->base->form().key() == form) return;
@@ -173,7 +195,9 @@ void Learner::follow_plugins() {
 }
 
 void Learner::loop() {
-  build_trainer();  // here, not in the constructor: the daemon is ready before the learner is
+  // Here, not in the constructor: the daemon is ready before the learner is.
+  if (const Status built = get_ready(); !built.ok() && built.code() != Code::kCancelled)
+    log(LogLevel::kWarn, "learn", built.message());
   std::unique_lock lock(mutex_);
   while (!stop_) {
     lock.unlock();
@@ -274,7 +298,8 @@ Json Learner::status() const {
   const bool busy = state_ == "training" || state_ == "gating";
   const double seconds = static_cast<double>(parts_.clock.unix_ms() - round_started_ms_) / 1000.0;
   const std::vector<double> lags(lags_s_.begin(), lags_s_.end());
-  return {{"state", paused_ ? "paused" : state_},
+  const std::string state = device_lost() ? "device lost, feedback waits" : state_;
+  return {{"state", paused_ ? "paused" : state},
           {"enabled", parts_.config.flag("learn.enabled")},
           {"method", parts_.config.text("learn.method")},
           {"pinned", parts_.versions.pinned()},

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "config.h"
@@ -48,6 +49,7 @@ struct LearnerParts {
   /// Changes a low-rank candidate between training and gate; tests plant damage here. Empty in
   /// production.
   std::function<void(Adapters&)> tamper;
+  DeviceState* device = nullptr;  ///< of `ops`; once it is lost nothing is trained. Null: the CPU
 };
 
 using OutcomeCallback = std::function<void(Result<Json>)>;
@@ -93,29 +95,37 @@ class Learner {
   Json undo_learned(const FeedbackItem& item, Commit with);
   void bring_back(const FeedbackItem& undone, Commit& commit) const;
 
-  void build_trainer();
+  /// Builds trainer and probe unless they are there; why nothing can be trained now.
+  Status get_ready();
+  Status build_trainer();
   void warn_of_frozen_parts() const;
   void follow_plugins();
   Recipe recipe_for(size_t items, const Trained& trained) const;
   uint64_t lineage_round(int64_t version) const;
   std::vector<FeedbackItem> lineage_items(int64_t version) const;
+  template <class Make>
+  std::invoke_result_t<Make> with_room(const Make& make) const;
   Result<Trained> trained_of(int64_t version);
+  Result<Candidate> candidate_of(const Trained& trained, const VersionManifest& manifest) const;
   Result<std::shared_ptr<const Weights>> servable(const Trained& trained) const;
   /// The lesson of an item, or why this model cannot learn it.
   Result<Lesson> trainable(const FeedbackItem& item) const;
   Result<Round> train_round(int64_t parent, std::vector<FeedbackItem> items,
                             const std::vector<FeedbackItem>& earlier, Trained trained,
                             uint64_t round_in_lineage);
-  void run_training(Round& round, const LearnerPlugin& learner, const std::vector<Lesson>& replay);
+  Status run_training(Round& round, const LearnerPlugin& learner,
+                      const std::vector<Lesson>& replay);
   Result<LearnerPlugin> learner_for(const LearnerMemory& memory) const;
   GateScores measure(const Round& round, const Weights& parent, const Weights& candidate);
   Json finish_round(Round& round, int64_t parent, bool gate_it);
   Json drop(Round& round, int64_t parent, const Json& gate);
+  Json put_off(std::vector<FeedbackItem> items, int64_t parent, const Status& why);
   Json hold(Round& round, int64_t parent, const std::string& outcome, const std::string& reason,
             const Json& gate);
   void set_fates(Commit& commit, const std::vector<FeedbackItem>& items, const std::string& state,
                  const std::string& version, int64_t step, const std::string& reason) const;
   bool should_drop() const;
+  bool device_lost() const { return parts_.device != nullptr && parts_.device->lost(); }
   void report(const StepReport& step);
   void publish_status(const std::string& state);
   void update_share();

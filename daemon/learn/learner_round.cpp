@@ -18,6 +18,11 @@ constexpr size_t kItemsLookedAt = 1024;  // of those that wait, when a round cho
 constexpr size_t kHeldOutTextsPerDomain = 12;
 constexpr int64_t kHeldOutTokens = 48;
 
+/// Whether the same may succeed later.
+bool passes_by(const Status& status) {
+  return status.code() == Code::kResource || status.code() == Code::kDeviceLost;
+}
+
 /// The draw key's occurrence number as the lineage counts it: the store counts what it ever got,
 /// and an item that was undone must leave no trace in the draws of its later twins.
 void count_occurrence(std::string& draw_key, std::map<std::string, int>& seen) {
@@ -59,17 +64,35 @@ std::vector<FeedbackItem> Learner::lineage_items(int64_t version) const {
   return out;
 }
 
+/// Bases that nobody decodes with, and the trainer's workspace, make room where there is none.
+template <class Make>
+std::invoke_result_t<Make> Learner::with_room(const Make& make) const {
+  auto made = make();
+  if (made.ok() || made.status().code() != Code::kResource) return made;
+  parts_.bases.drop_idle();
+  if (trainer_ != nullptr) trainer_->give_back();
+  return make();
+}
+
 Result<Trained> Learner::trained_of(int64_t version) {
   DS_ASSIGN(const VersionManifest manifest, parts_.versions.manifest(version));
   DS_ASSIGN(const auto serving, parts_.versions.find(version_name(version)));
   const Method method{parts_.config.text("learn.method") == "full",
                       parts_.config.integer("learn.rank"),
                       static_cast<uint64_t>(parts_.config.integer("learn.seed"))};
-  return trained_from(manifest, *serving, method, parts_.files, parts_.bases, compute_);
+  return with_room([&] {
+    return trained_from(manifest, *serving, method, parts_.files, parts_.bases, compute_);
+  });
+}
+
+Result<Candidate> Learner::candidate_of(const Trained& trained,
+                                        const VersionManifest& manifest) const {
+  return with_room(
+      [&] { return make_candidate(trained, manifest, compute_, parts_.bases.form()); });
 }
 
 Result<std::shared_ptr<const Weights>> Learner::servable(const Trained& trained) const {
-  DS_ASSIGN(Candidate candidate, make_candidate(trained, {}, compute_, parts_.bases.form()));
+  DS_ASSIGN(Candidate candidate, candidate_of(trained, {}));
   return std::move(candidate.weights);
 }
 
@@ -131,18 +154,18 @@ Result<Learner::Round> Learner::train_round(int64_t parent, std::vector<Feedback
   log(LogLevel::kInfo, "learn",
       "round " + std::to_string(round.number) + ": " + std::to_string(round.lessons.size()) +
           " items on v" + std::to_string(parent));
-  run_training(round, learner, replay);
+  DS_TRY(run_training(round, learner, replay));
   return round;
 }
 
-void Learner::run_training(Round& round, const LearnerPlugin& learner,
-                           const std::vector<Lesson>& replay) {
+Status Learner::run_training(Round& round, const LearnerPlugin& learner,
+                             const std::vector<Lesson>& replay) {
   Trained& trained = round.trained;
   if (!trained.base) {  // the second round of a rebuild starts from what the first has made
-    trained.full->pack(parts_.bases.format());
+    DS_TRY(trained.full->pack(parts_.bases.format()));
     trained.base = trained.full->packed();
   }
-  trainer_->set_base(trained.base);
+  (void)trainer_->set_base(trained.base);  // train() tries again and tells
   const RoundInput input{round.lessons, replay,
                          static_cast<uint64_t>(parts_.config.integer("learn.seed")),
                          round.in_lineage};
@@ -153,12 +176,13 @@ void Learner::run_training(Round& round, const LearnerPlugin& learner,
                                   });
   trained.memory = std::move(round.outcome.memory);
   round.learner = learner.provenance();
-  trainer_->set_base(nullptr);
+  (void)trainer_->set_base(nullptr);
   if (trained.full) {  // the masters are all that the next round or the candidate needs
     trained.full->release();
     trained.base.reset();
   }
   if (parts_.tamper && trained.adapters) parts_.tamper(*trained.adapters);
+  return {};
 }
 
 GateScores Learner::measure(const Round& round, const Weights& parent, const Weights& candidate) {
@@ -244,6 +268,16 @@ Json Learner::hold(Round& round, int64_t parent, const std::string& outcome,
   return record;
 }
 
+/// A round that cannot begin as things are: its items wait, with the reason.
+Json Learner::put_off(std::vector<FeedbackItem> items, int64_t parent, const Status& why) {
+  Round round;
+  round.number = parts_.store.last_round() + 1;
+  round.started_ms = parts_.clock.unix_ms();
+  round.items = std::move(items);
+  round.retry = true;
+  return hold(round, parent, "held", why.message(), {});
+}
+
 /// What a candidate comes to that may not be finished: the daemon stops, or its parent is gone.
 Json Learner::drop(Round& round, int64_t parent, const Json& gate) {
   publish_status("idle");
@@ -261,10 +295,12 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
     std::lock_guard lock(mutex_);
     state_ = "gating";
   }
-  if (!round.outcome.failure.ok()) {  // of a plugin; its items wait for one that works
+  // Of a plugin, the device or memory: the items wait for one that works.
+  const auto hold_for_later = [&](const Status& why, const Json& gate = {}) {
     round.retry = true;
-    return hold(round, parent, "held", round.outcome.failure.message(), {});
-  }
+    return hold(round, parent, "held", why.message(), gate);
+  };
+  if (!round.outcome.failure.ok()) return hold_for_later(round.outcome.failure);
   if (!round.outcome.finite)
     return hold(round, parent, "held", "the loss or its gradient became NaN or infinite", {});
   VersionManifest manifest;
@@ -274,15 +310,15 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
   manifest.round = round.number;
   manifest.created_ms = parts_.clock.unix_ms();
   manifest.items = ids_of(round.items);
-  Result<Candidate> candidate =
-      make_candidate(round.trained, std::move(manifest), compute_, parts_.bases.form());
+  Result<Candidate> candidate = candidate_of(round.trained, manifest);
+  if (!candidate.ok() && passes_by(candidate.status())) return hold_for_later(candidate.status());
   if (!candidate.ok()) return hold(round, parent, "held", candidate.status().message(), {});
 
   Json gate_record = Json::object();
   if (gate_it) {
     const Result<std::shared_ptr<const Weights>> before =
         parts_.versions.find(version_name(parent));
-    if (!before.ok()) return hold(round, parent, "held", before.status().message(), {});
+    if (!before.ok()) return hold_for_later(before.status());
     GateScores scores = measure(round, **before, *candidate->weights);
     scores.changed =
         candidate->manifest.weight_hash != (*before)->weight_hash && round.outcome.steps > 0;
@@ -290,6 +326,7 @@ Json Learner::finish_round(Round& round, int64_t parent, bool gate_it) {
                             parts_.config.number("gate.max_kl")};
     const GateVerdict verdict = judge(scores, limits);
     gate_record = to_json(scores, verdict);
+    if (!scores.failure.empty()) return hold_for_later(unavailable(scores.failure), gate_record);
     if (!verdict.pass)
       return hold(round, parent, "held", verdict.check + ": " + verdict.reason, gate_record);
   }
@@ -412,6 +449,7 @@ Json Learner::run_round() {
         {"outcome", "empty"},
         {"reason", version_name(parts_.versions.pinned()) + " is pinned: promote or unpin first"}};
   }
+  if (const Status ready = get_ready(); !ready.ok()) return failure(ready.message());
   if (const Status undone = undo_retracted(offsets); !undone.ok()) return failure(undone.message());
   offsets = waiting();
   const size_t take = deterministic ? min_items : kMaxItemsPerRound;
@@ -428,9 +466,12 @@ Json Learner::run_round() {
   epoch_at_start_ = parts_.versions.lineage_epoch();
   const int64_t parent = parts_.versions.current_number();
   Result<Trained> trained = trained_of(parent);
+  if (!trained.ok() && passes_by(trained.status()))
+    return put_off(std::move(items), parent, trained.status());
   if (!trained.ok()) return failure(trained.status().message());
   Result<Round> round = train_round(parent, std::move(items), lineage_items(parent),
                                     std::move(trained).value(), lineage_round(parent));
+  if (!round.ok()) publish_status("idle");
   if (!round.ok()) return failure(round.status().message());
   if (round->outcome.stopped) return drop(*round, parent, {});
   return finish_round(*round, parent, true);

@@ -4,7 +4,7 @@
 namespace ds {
 
 Status LearnerSession::give_vectors(std::span<float> weights, std::span<float> gradient) {
-  vectors_ = std::make_unique<RoundVectors>(compute_, weights, gradient);
+  DS_ASSIGN(vectors_, RoundVectors::over(compute_, weights, gradient));
   return vectors_->restore(learner_.vectors()).in(std::string(learner_.name()));
 }
 
@@ -28,8 +28,9 @@ Result<std::vector<ds_draw>> LearnerSession::draws(uint64_t step) {
   return learner_.draws(at_, samples);
 }
 
-void LearnerSession::passed(uint32_t slot) {
-  if (slot > 0) vectors_->move_gradient_to(slot);  // drawn by one that combines: it has vectors
+Status LearnerSession::passed(uint32_t slot) {
+  if (slot == 0) return {};
+  return vectors_->move_gradient_to(slot);  // drawn by one that combines: it has vectors
 }
 
 Status LearnerSession::combine() const {

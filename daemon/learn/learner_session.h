@@ -35,7 +35,7 @@ class LearnerSession {
   }
   /// The gradient that the passes have just made is that of `slot`. Slot 0, where it stays, is
   /// last.
-  void passed(uint32_t slot);
+  Status passed(uint32_t slot);
   Status combine() const;
   Status stepped(double loss, double gradient_norm) const;
   Result<LearnerMemory> end() const;

@@ -156,7 +156,7 @@ Status Learner::rebuild_round(const Rebuild& plan, const std::vector<FeedbackIte
   Trained before;
   std::shared_ptr<const Weights> parent;
   if (plan.gate_each) {
-    before = copy_of(last.trained);
+    DS_ASSIGN(before, copy_of(last.trained));
     const bool on_base = plan.parent == 1 && earlier.empty();
     DS_ASSIGN(parent, on_base ? parts_.versions.find(version_name(1)) : servable(last.trained));
   }
@@ -199,6 +199,7 @@ Json Learner::undo_learned(const FeedbackItem& item, Commit with) {
   set_fates(last.with, plan->unfinished, "queued", "", 0, "its round is formed anew");
   last.with.remove.push_back({item.domain, item.draw_key, item.offset});
   if (!plan->rounds.empty()) {
+    if (const Status ready = get_ready(); !ready.ok()) return failure("undo: " + ready.message());
     if (parts_.versions.pinned() != 0)
       return failure("undo: " + version_name(parts_.versions.pinned()) +
                      " is pinned and would have to change; unpin first");

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <numeric>
 
@@ -97,7 +96,7 @@ class Losses {
   /// made.
   Status weigh_summed(StepLoss& loss) {
     if (layout_.summed.empty()) return {};
-    bring();
+    DS_TRY(bring());
     cross_entropy(false);
     fetch();
     DS_TRY(finish(compute_));
@@ -110,10 +109,11 @@ class Losses {
     return {};
   }
 
-  void enqueue(bool gradient) {
-    bring();
+  Status enqueue(bool gradient) {
+    DS_TRY(bring());
     cross_entropy(gradient);
     if (!kl_.empty()) divergence(gradient);
+    return {};
   }
 
   /// Waits for them, and for whatever else has been enqueued since.
@@ -141,7 +141,7 @@ class Losses {
     size_t target, weight, logprob, argmax, kl_index, kl_logprob, kl_weight, kl;
   };
 
-  void bring() {
+  Status bring() {
     tables_.clear();
     const auto rows = static_cast<size_t>(layout_.ce_rows);
     at_.target = tables_.append(std::span<const int32_t>(target_).first(rows));
@@ -149,7 +149,7 @@ class Losses {
     at_.logprob = tables_.room(rows);
     at_.argmax = tables_.room(rows);
     if (!kl_.empty()) append_stored();
-    tables_.bring(*compute_.ops, compute_.context);
+    return tables_.bring(*compute_.ops, compute_.context);
   }
 
   void append_stored() {
@@ -229,12 +229,18 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
                    Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient) {
   const Layout layout = lay_out(terms);
   float* logits = graph.forward(base, adapters, layout.batch);
+  if (logits == nullptr) {
+    StepLoss none;
+    none.failure = graph.take_status();
+    return none;
+  }
   Losses losses(graph, compute, base.config().vocab, terms, layout, logits);
   StepLoss loss;
   loss.tokens = static_cast<int64_t>(layout.batch.ids.size());
   loss.failure = losses.weigh_summed(loss);
   if (!loss.failure.ok()) return loss;
-  losses.enqueue(gradient);
+  loss.failure = losses.enqueue(gradient);
+  if (!loss.failure.ok()) return loss;
   if (gradient) graph.backward(base, adapters, full, layout.batch);
   loss.failure = losses.read(loss);
   return loss;
@@ -282,8 +288,15 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
   return out;
 }
 
-double AdamW::step(std::span<float> parameters, std::span<const float> gradient, float lr,
-                   float beta2, float clip) {
+Result<AdamW> AdamW::make(const Compute& compute, size_t parameters) {
+  DS_ASSIGN(BackendVector m, BackendVector::make(compute, parameters));
+  DS_ASSIGN(BackendVector v, BackendVector::make(compute, parameters));
+  DS_ASSIGN(Buffer squares, Buffer::make(*compute.ops, sizeof(double)));
+  return AdamW(compute, std::move(m), std::move(v), std::move(squares));
+}
+
+Result<double> AdamW::step(std::span<float> parameters, std::span<const float> gradient, float lr,
+                           float beta2, float clip) {
   DS_CHECK(parameters.size() == m_.size() && gradient.size() == m_.size());
   const Ops& ops = *compute_.ops;
   ops.dot(compute_.context, std::ssize(gradient), gradient.data(), gradient.data(),
@@ -302,7 +315,7 @@ double AdamW::step(std::span<float> parameters, std::span<const float> gradient,
   ops.adamw(compute_.context, args);
   double squares = 0;
   ops.download(compute_.context, &squares, squares_.data(), sizeof squares);
-  if (!finish(compute_).ok()) return std::numeric_limits<double>::quiet_NaN();
+  DS_TRY(finish(compute_));
   const double norm = std::sqrt(squares);
   if (std::isfinite(norm)) ++step_;
   return norm;

@@ -71,7 +71,8 @@ struct StepLoss {
   std::vector<double> kl_mean;                  ///< one per KL term
   std::vector<double> logprob;                  ///< one per sequence of `summed`
   int64_t tokens = 0;                           ///< rows through forward and backward
-  Status failure;                               ///< of SequenceLoss::derivative
+  /// Of SequenceLoss::derivative, of the device, or for want of memory; then the rest is undefined.
+  Status failure;
 };
 
 /// Forward, losses, and (when `adapters` or `full` is given and `gradient`) backward into them.
@@ -89,17 +90,16 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
 /// AdamW with global-norm clipping over one vector of parameters, where they are.
 class AdamW {
  public:
-  AdamW(const Compute& compute, size_t parameters)
-      : compute_(compute),
-        m_(compute, parameters),
-        v_(compute, parameters),
-        squares_(*compute.ops, sizeof(double)) {}
+  static Result<AdamW> make(const Compute& compute, size_t parameters);
   /// One step from the gradient; returns its norm before clipping. NaN or infinity: nothing is
-  /// changed and the norm returned is not finite.
-  double step(std::span<float> parameters, std::span<const float> gradient, float lr, float beta2,
-              float clip);
+  /// changed and the norm returned is not finite. Fails as the backend does.
+  Result<double> step(std::span<float> parameters, std::span<const float> gradient, float lr,
+                      float beta2, float clip);
 
  private:
+  AdamW(const Compute& compute, BackendVector m, BackendVector v, Buffer squares)
+      : compute_(compute), m_(std::move(m)), v_(std::move(v)), squares_(std::move(squares)) {}
+
   Compute compute_;
   BackendVector m_, v_;
   Buffer squares_;

@@ -17,6 +17,7 @@ namespace ds {
 
 // Tokens of a step, which bound its memory: 0.7 MB each with SmolLM2-135M, and 0.2 MB per target.
 constexpr int64_t kStepTokens = 2048;
+constexpr int64_t kLeastStepTokens = 32;  // where there is no memory for more: one sequence
 constexpr int64_t kLessonTokens = 1024;
 constexpr int64_t kAnchorTokens = 512;  // of these beside a full step
 constexpr size_t kSlots = 4;            // gradient slots of the plugin ABI
@@ -60,13 +61,13 @@ struct RoundTrainer::Step {
   std::array<Slot, kSlots> slots;
   std::deque<Sequence> sequences;  // stable addresses: the terms point at them
   std::deque<StoredTopK> stored;
-  int64_t tokens = 0;
+  int64_t tokens = 0, most_tokens = kStepTokens;
 
   bool empty() const {
     return std::ranges::all_of(slots, [](const Slot& s) { return s.empty(); });
   }
   bool has_room(const Sequence& s, int64_t extra = 0) const {
-    return tokens + std::ssize(s.ids) <= kStepTokens + extra;
+    return tokens + std::ssize(s.ids) <= most_tokens + extra;
   }
   const Sequence* keep(Sequence s) {
     tokens += std::ssize(s.ids);

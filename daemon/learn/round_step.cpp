@@ -19,16 +19,18 @@ class RoundTrainer::StepBuilder {
     if (draw.term == DS_TERM_CE) add_cross_entropy(draw);
     if (draw.term == DS_TERM_KL_BASE) add_kl(draw, of_base_);
     if (draw.term == DS_TERM_KL_PARENT) add_kl(draw, of_parent_);
-    if (draw.term == DS_TERM_SEQUENCE) add_summed(draw);
+    if (draw.term == DS_TERM_SEQUENCE) DS_TRY(add_summed(draw));
     if (step_.tokens <= 4 * kStepTokens) return {};
     return {Code::kPlugin, std::string(round_.session.learner().name()) +
                                ": draws sequences of more than " + std::to_string(4 * kStepTokens) +
                                " tokens for a step"};
   }
   /// Computes the distributions that KL terms point at and nobody has needed before.
-  void fill() {
-    fill(of_base_, nullptr);
-    if (!of_parent_.empty()) fill(of_parent_, trainer_.parent_of(round_));
+  Status fill() {
+    DS_TRY(fill(of_base_, nullptr));
+    if (of_parent_.empty()) return {};
+    DS_ASSIGN(const Adapters* parent, trainer_.parent_of(round_));
+    return fill(of_parent_, parent);
   }
 
  private:
@@ -105,7 +107,7 @@ class RoundTrainer::StepBuilder {
   }
 
   /// The answer to the lesson's own question, or its rejected one.
-  void add_summed(const ds_draw& draw) {
+  Status add_summed(const ds_draw& draw) {
     Step::Slot& slot = step_.slots[draw.slot];
     Entry& entry = round_.entries[index_];
     Sequence own = entry.own;
@@ -121,19 +123,24 @@ class RoundTrainer::StepBuilder {
     }
     if (at == nullptr) at = step_.keep(std::move(own));
     std::optional<double>& before = entry.parent_sum[draw.rejected != 0 ? 1 : 0];
-    if (!before) before = trainer_.parent_logprob(round_, *at);
+    if (!before) {
+      DS_ASSIGN(before, trainer_.parent_logprob(round_, *at));
+    }
     slot.terms.summed.sequences.push_back(at);
     slot.stats.push_back(
         {draw.key, 0, *before, static_cast<uint32_t>(at->targets()), draw.rejected != 0});
+    return {};
   }
 
-  void fill(const Missing& missing, const Adapters* adapters) {
+  Status fill(const Missing& missing, const Adapters* adapters) {
     std::vector<const Sequence*> sequences;
     for (const auto& [sequence, side] : missing) sequences.push_back(sequence);
     const BaseWeights& base = *trainer_.base_;
     std::vector<StoredTopK> stored =
         store_top_k(trainer_.graph_, base, adapters, sequences, base.config().vocab);
+    DS_TRY(trainer_.graph_.take_status());
     for (size_t i = 0; i < missing.size(); ++i) *missing[i].second = std::move(stored[i]);
+    return {};
   }
 
   static constexpr uint32_t kMostWordings = 16;
@@ -145,28 +152,45 @@ class RoundTrainer::StepBuilder {
   Missing of_base_, of_parent_;
 };
 
-Status RoundTrainer::build_step(const Recipe& recipe, Round& round, uint64_t index, Step& step) {
-  DS_ASSIGN(const std::vector<ds_draw> draws, round.session.draws(index));
+Status RoundTrainer::build_step(const Recipe& recipe, Round& round, std::span<const ds_draw> draws,
+                                Step& step) {
+  step.most_tokens = step_tokens_;
   StepBuilder builder(*this, recipe, round, step);
   for (const ds_draw& draw : draws) DS_TRY(builder.add(draw));
-  builder.fill();
-  return {};
+  return builder.fill();
+}
+
+/// A step of what was drawn, of half as much as long as there is no memory for it.
+Status RoundTrainer::run_draws(const Recipe& recipe, Round& round, std::span<const ds_draw> draws,
+                               Step& step, StepTotal& total) {
+  for (;;) {
+    Status done = build_step(recipe, round, draws, step);
+    if (done.ok() && !step.empty()) done = run_step(recipe, round, step, total);
+    if (done.code() != Code::kResource || step_tokens_ <= kLeastStepTokens) return done;
+    DS_TRY(finish(compute_));  // a device that has failed has no memory either
+    give_back();               // what is missing may be another's
+    step_tokens_ /= 2;
+    step = {};
+    total = {};
+  }
 }
 
 /// The weights that the round began with, beside the base; null = the base alone.
-Adapters* RoundTrainer::parent_of(Round& round) const {
-  if (round.parent != nullptr && !round.parent_packed) round.parent->pack(base_->format());
+Result<Adapters*> RoundTrainer::parent_of(Round& round) const {
+  if (round.parent != nullptr && !round.parent_packed) DS_TRY(round.parent->pack(base_->format()));
   round.parent_packed = true;
   return round.parent.get();
 }
 
 /// Summed log-probability of the targets under them.
-double RoundTrainer::parent_logprob(Round& round, const Sequence& sequence) {
+Result<double> RoundTrainer::parent_logprob(Round& round, const Sequence& sequence) {
   Terms terms;
   terms.cross_entropy.push_back({&sequence, 1.0f});
-  return run_terms(graph_, compute_, *base_, parent_of(round), nullptr, terms, false)
-      .items[0]
-      .sum_logprob;
+  DS_ASSIGN(Adapters* const parent, parent_of(round));
+  const StepLoss loss = run_terms(graph_, compute_, *base_, parent, nullptr, terms, false);
+  DS_TRY(graph_.take_status());
+  DS_TRY(Status(loss.failure));
+  return loss.items[0].sum_logprob;
 }
 
 /// Read free from the training forward: what each lesson's wordings looked like, and how far
@@ -203,7 +227,7 @@ void RoundTrainer::note_results(const Recipe& recipe, Round& round, const Step& 
 /// Forward and backward of all slots, the highest first, so that slot 0's gradient is the one that
 /// stays where the optimizer takes it.
 Status RoundTrainer::run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total) {
-  round.what.zero_gradient();
+  DS_TRY(round.what.zero_gradient());
   for (size_t s = kSlots; s-- > 0;) {
     Step::Slot& slot = step.slots[s];
     if (slot.empty()) continue;
@@ -218,7 +242,7 @@ Status RoundTrainer::run_step(const Recipe& recipe, Round& round, Step& step, St
     note_results(recipe, round, step, s, loss);
     total.loss += loss.total;
     total.tokens += loss.tokens;
-    round.session.passed(static_cast<uint32_t>(s));
+    DS_TRY(round.session.passed(static_cast<uint32_t>(s)));
   }
   return round.session.combine();
 }

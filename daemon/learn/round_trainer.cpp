@@ -57,17 +57,20 @@ RoundTrainer::RoundTrainer(const Compute& compute, std::shared_ptr<const BaseWei
       tokenizer_(std::move(tokenizer)),
       chat_(std::move(chat)),
       context_(base->config().context),
+      step_tokens_(kStepTokens),
       graph_(base->config(), compute) {
   if (chat_.available()) system_ids_ = chat_.default_system_ids(*tokenizer_);
   if (!system_ids_.empty()) system_ = std::make_unique<PrefixKv>();
-  set_base(std::move(base));
+  (void)set_base(std::move(base));
 }
 
-void RoundTrainer::set_base(std::shared_ptr<const BaseWeights> base) {
+Status RoundTrainer::set_base(std::shared_ptr<const BaseWeights> base) {
   base_ = std::move(base);
-  if (base_ == nullptr || system_ == nullptr || system_of_.lock() == base_) return;
-  *system_ = graph_.prefix(*base_, system_ids_);
+  if (base_ == nullptr || system_ == nullptr || system_of_.lock() == base_) return {};
+  system_of_.reset();
+  DS_ASSIGN(*system_, graph_.prefix(*base_, system_ids_));
   system_of_ = base_;
+  return {};
 }
 
 Status RoundTrainer::check(const Lesson& lesson) const {
@@ -114,9 +117,10 @@ Sequence RoundTrainer::sequence_of(std::span<const ChatMessage> context,
   return out;
 }
 
-void RoundTrainer::build_anchors(int64_t tokens) {
-  if (anchors_.contains(tokens) || !chat_.available()) return;
-  std::vector<Anchor>& anchors = anchors_[tokens];
+Status RoundTrainer::build_anchors(int64_t tokens) {
+  if (anchors_.contains(tokens) || !chat_.available()) return {};
+  DS_TRY(set_base(base_));
+  std::vector<Anchor> anchors;
   std::vector<std::vector<TokenId>> prompts;
   for (const std::string_view prompt : anchor_prompts()) {
     const ChatMessage message{"user", std::string(prompt)};
@@ -126,12 +130,8 @@ void RoundTrainer::build_anchors(int64_t tokens) {
   }
   BatchDecoder decoder(base_->config(), compute_,
                        base_->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16);
-  const auto decoded = decoder.greedy(*base_, nullptr, prompts, tokens, chat_.end_of_turn());
-  if (!decoded.ok()) {  // the first pass of the round meets it too, and reports it
-    anchors_.erase(tokens);
-    return;
-  }
-  const auto& answers = *decoded;
+  DS_ASSIGN(const auto answers,
+            decoder.greedy(*base_, nullptr, prompts, tokens, chat_.end_of_turn()));
   std::vector<const Sequence*> sequences;
   for (size_t i = 0; i < prompts.size(); ++i) {
     Anchor anchor;
@@ -145,7 +145,10 @@ void RoundTrainer::build_anchors(int64_t tokens) {
   for (const Anchor& a : anchors) sequences.push_back(&a.sequence);
   std::vector<StoredTopK> stored =
       store_top_k(graph_, *base_, nullptr, sequences, base_->config().vocab);
+  DS_TRY(graph_.take_status());
   for (size_t i = 0; i < anchors.size(); ++i) anchors[i].stored = std::move(stored[i]);
+  anchors_.emplace(tokens, std::move(anchors));
+  return {};
 }
 
 void RoundTrainer::add_lesson(const Recipe& recipe, Round& round, const Lesson& lesson,
@@ -229,7 +232,10 @@ void RoundTrainer::lay_out(const Recipe& recipe, const RoundInput& input, Round&
 /// The weights as they are now, and the learner's vectors over them.
 Status RoundTrainer::begin_round(const Recipe& recipe, const RoundInput& input, int64_t steps_max,
                                  Round& round) const {
-  if (const Adapters* now = round.what.adapters(); now != nullptr) round.parent = now->copy();
+  DS_TRY(round.what.zero_gradient());
+  if (const Adapters* now = round.what.adapters(); now != nullptr) {
+    DS_ASSIGN(round.parent, now->copy());
+  }
   if (round.session.learner().uses_vectors())
     DS_TRY(round.session.give_vectors(round.what.weights(), round.what.gradients()));
   return round.session.begin(input.number, static_cast<uint64_t>(steps_max), recipe.replay_ratio);
@@ -238,14 +244,17 @@ Status RoundTrainer::begin_round(const Recipe& recipe, const RoundInput& input, 
 /// The optimizer's step and what the learner makes of it; false = the round is over.
 bool RoundTrainer::finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
                                StepReport& report, RoundOutcome& outcome) const {
-  report.gradient_norm =
+  const Result<double> norm =
       optimizer.step(round.what.weights(), round.what.gradients(), lr, recipe.beta2, recipe.clip);
-  outcome.finite = std::isfinite(report.gradient_norm);
+  outcome.failure = norm.status();
+  if (!norm.ok()) return false;
+  report.gradient_norm = *norm;
+  outcome.finite = std::isfinite(*norm);
   if (!outcome.finite) return false;
   outcome.failure = round.session.stepped(report.loss, report.gradient_norm);
   if (!outcome.failure.ok()) return false;
-  round.what.pack(base_->format());
-  return true;
+  outcome.failure = round.what.pack(base_->format());
+  return outcome.failure.ok();
 }
 
 void RoundTrainer::end_round(Round& round, RoundOutcome& outcome) const {
@@ -254,29 +263,41 @@ void RoundTrainer::end_round(Round& round, RoundOutcome& outcome) const {
   outcome.failure = memory.status();
   if (memory.ok()) outcome.memory = std::move(memory).value();
   // It may have changed the weights.
-  if (round.session.learner().uses_vectors()) round.what.pack(base_->format());
+  if (memory.ok() && round.session.learner().uses_vectors())
+    outcome.failure = round.what.pack(base_->format());
 }
 
 RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& learner, Trainable what,
                                  const RoundInput& input,
                                  const std::function<bool(const StepReport&)>& on_step) {
   DS_CHECK(base_ != nullptr);
-  prepare(recipe);
-  what.pack(base_->format());
+  RoundOutcome outcome = run_round(recipe, learner, what, input, on_step);
+  if (outcome.failure.code() == Code::kResource)
+    give_back();  // the next try needs other things first
+  return outcome;
+}
+
+RoundOutcome RoundTrainer::run_round(const Recipe& recipe, const LearnerPlugin& learner,
+                                     Trainable what, const RoundInput& input,
+                                     const std::function<bool(const StepReport&)>& on_step) {
+  RoundOutcome outcome;
+  outcome.failure = set_base(base_);
+  if (outcome.failure.ok()) outcome.failure = prepare(recipe);
+  if (outcome.failure.ok()) outcome.failure = what.pack(base_->format());
+  if (!outcome.failure.ok()) return outcome;
   Round round(what, learner, compute_, Rng::mix(input.seed, input.number));
   lay_out(recipe, input, round);
   const auto lessons = std::ssize(input.fresh);
   const int64_t steps_max = std::max(recipe.max_steps, recipe.max_steps_per_lesson * lessons);
-  RoundOutcome outcome;
   outcome.failure = begin_round(recipe, input, steps_max, round);
-  AdamW optimizer(compute_, what.weights().size());
+  Result<AdamW> optimizer = AdamW::make(compute_, what.weights().size());
+  if (outcome.failure.ok()) outcome.failure = optimizer.status();
   for (int64_t index = 0; outcome.failure.ok() && index < steps_max; ++index) {
+    const Result<std::vector<ds_draw>> draws = round.session.draws(static_cast<uint64_t>(index));
     Step step;
-    outcome.failure = build_step(recipe, round, static_cast<uint64_t>(index), step);
-    if (!outcome.failure.ok() || step.empty()) break;  // nothing drawn: the learner is done
     StepTotal total;
-    outcome.failure = run_step(recipe, round, step, total);
-    if (!outcome.failure.ok()) break;
+    outcome.failure = draws.ok() ? run_draws(recipe, round, *draws, step, total) : draws.status();
+    if (!outcome.failure.ok() || step.empty()) break;  // nothing drawn: the learner is done
     outcome.tokens += total.tokens;
     outcome.steps = index + 1;
     if (index == 0) outcome.first_loss = total.loss;
@@ -287,7 +308,7 @@ RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& lear
       on_step(report);
       break;
     }
-    if (!finish_step(recipe, round, optimizer, learning_rate(recipe, index, steps_max), report,
+    if (!finish_step(recipe, round, *optimizer, learning_rate(recipe, index, steps_max), report,
                      outcome))
       break;
     outcome.stopped = !on_step(report);

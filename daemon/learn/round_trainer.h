@@ -75,13 +75,11 @@ class Trainable {
   std::span<float> gradients() const {
     return full_ != nullptr ? full_->gradient().all() : adapters_->gradient().all();
   }
-  void zero_gradient() const {
-    if (full_ != nullptr) return full_->zero_gradient();
-    adapters_->gradient().zero();
+  Status zero_gradient() const {
+    return full_ != nullptr ? full_->zero_gradient() : adapters_->zero_gradient();
   }
-  void pack(WeightFormat format) const {
-    if (full_ != nullptr) return full_->pack(format);
-    adapters_->pack(format);
+  Status pack(WeightFormat format) const {
+    return full_ != nullptr ? full_->pack(format) : adapters_->pack(format);
   }
 
  private:
@@ -100,7 +98,8 @@ struct RoundOutcome {
   bool converged = false;  ///< every fresh lesson met the stop rule
   bool stopped = false;    ///< on_step said so
   bool finite = true;
-  Status failure;  ///< of a plugin; the weights are as the last good step left them
+  Status failure;  ///< of a plugin, the device or memory; the weights are as the last good step
+                   ///< left them
   double first_loss = 0, last_loss = 0;
   LearnerMemory memory;
 };
@@ -120,12 +119,15 @@ class RoundTrainer {
 
   /// Builds what every round needs (the base's answers to the anchor prompts); train() does it if
   /// nobody has, an idle learner does it before.
-  void prepare(const Recipe& recipe) { build_anchors(recipe.anchor_tokens); }
+  Status prepare(const Recipe& recipe) { return build_anchors(recipe.anchor_tokens); }
 
   /// The weights that the next rounds start from, before any adapters: the system turn and the
   /// contrasts are theirs. Null lets go of them until the next call, which must come before
-  /// train().
-  void set_base(std::shared_ptr<const BaseWeights> base);
+  /// train(). What fails is tried again by train().
+  Status set_base(std::shared_ptr<const BaseWeights> base);
+
+  /// Gives back the workspace of the passes, which make it anew: for whoever is short of memory.
+  void give_back() { graph_.release(); }
 
   /// Trains `what` on the fresh lessons as `learner` says. `on_step` is called after each step;
   /// false ends the round early.
@@ -157,20 +159,25 @@ class RoundTrainer {
     int64_t tokens = 0;
   };
   class StepBuilder;
-  void build_anchors(int64_t tokens);
+  RoundOutcome run_round(const Recipe& recipe, const LearnerPlugin& learner, Trainable what,
+                         const RoundInput& input,
+                         const std::function<bool(const StepReport&)>& on_step);
+  Status build_anchors(int64_t tokens);
   void lay_out(const Recipe& recipe, const RoundInput& input, Round& round) const;
   void add_lesson(const Recipe& recipe, Round& round, const Lesson& lesson, uint32_t pool) const;
   void add_contrasts(const Recipe& recipe, Round& round, std::span<const std::string> avoid) const;
   void add_anchors(const Recipe& recipe, Round& round) const;
   Status begin_round(const Recipe& recipe, const RoundInput& input, int64_t steps_max,
                      Round& round) const;
-  Status build_step(const Recipe& recipe, Round& round, uint64_t index, Step& step);
+  Status build_step(const Recipe& recipe, Round& round, std::span<const ds_draw> draws, Step& step);
+  Status run_draws(const Recipe& recipe, Round& round, std::span<const ds_draw> draws, Step& step,
+                   StepTotal& total);
   Status run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total);
   bool finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
                    StepReport& report, RoundOutcome& outcome) const;
   void end_round(Round& round, RoundOutcome& outcome) const;
-  Adapters* parent_of(Round& round) const;
-  double parent_logprob(Round& round, const Sequence& sequence);
+  Result<Adapters*> parent_of(Round& round) const;
+  Result<double> parent_logprob(Round& round, const Sequence& sequence);
   static void note_results(const Recipe& recipe, Round& round, const Step& step, size_t slot,
                            const StepLoss& loss);
 
@@ -179,6 +186,7 @@ class RoundTrainer {
   std::shared_ptr<const Tokenizer> tokenizer_;
   ChatTemplate chat_;
   int64_t context_;
+  int64_t step_tokens_;  ///< of a step; fewer once the device had no memory for as many
   TrainGraph graph_;
   std::vector<TokenId> system_ids_;
   std::unique_ptr<PrefixKv> system_;  // by the weights of `system_of_`; sequences point at it

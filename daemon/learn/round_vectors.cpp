@@ -17,18 +17,25 @@ bool writable(int32_t handle) { return handle != DS_VEC_PARENT; }
 
 RoundVectors::RoundVectors(const Compute& compute, std::span<float> weights,
                            std::span<float> gradient)
-    : compute_(compute),
-      weights_(weights),
-      gradient_(gradient),
-      sum_(*compute.ops, sizeof(double)) {
+    : compute_(compute), weights_(weights), gradient_(gradient) {
   DS_CHECK(weights.size() == gradient.size());
-  compute_.ops->copy(compute_.context, add(DS_VEC_PARENT).data(), weights.data(),
-                     static_cast<int64_t>(weights.size_bytes()));
   table_ = {sizeof table_, 0, this, make, copy, scale, axpy, multiply, dot};
 }
 
-BackendVector& RoundVectors::add(int32_t handle) {
-  return owned_[handle] = BackendVector(compute_, weights_.size());
+Result<std::unique_ptr<RoundVectors>> RoundVectors::over(const Compute& compute,
+                                                         std::span<float> weights,
+                                                         std::span<float> gradient) {
+  std::unique_ptr<RoundVectors> out(new RoundVectors(compute, weights, gradient));
+  DS_ASSIGN(out->sum_, Buffer::make(*compute.ops, sizeof(double)));
+  DS_TRY(out->add(DS_VEC_PARENT));
+  compute.ops->copy(compute.context, out->at(DS_VEC_PARENT), weights.data(),
+                    static_cast<int64_t>(weights.size_bytes()));
+  return out;
+}
+
+Status RoundVectors::add(int32_t handle) {
+  DS_ASSIGN(owned_[handle], BackendVector::make(compute_, weights_.size()));
+  return {};
 }
 
 void RoundVectors::begin_step() {
@@ -38,10 +45,12 @@ void RoundVectors::begin_step() {
   }
 }
 
-void RoundVectors::move_gradient_to(uint32_t slot) {
+Status RoundVectors::move_gradient_to(uint32_t slot) {
   const auto handle = static_cast<int32_t>(slot);
+  if (!owned_.contains(handle)) DS_TRY(add(handle));
   (void)copy(this, DS_VEC_GRADIENT0, handle);
   (void)scale(this, 0.0f, DS_VEC_GRADIENT0);
+  return {};
 }
 
 Status RoundVectors::restore(const Named& named) {
@@ -50,8 +59,9 @@ Status RoundVectors::restore(const Named& named) {
       return {Code::kCorrupt, "vector " + name + ": " + std::to_string(values.size()) +
                                   " numbers, the weights are " + std::to_string(weights_.size())};
     }
-    names_[name] = next_;
-    add(next_++).set(values);
+    DS_TRY(add(next_));
+    owned_.at(next_).set(values);
+    names_[name] = next_++;
   }
   return {};
 }
@@ -70,14 +80,14 @@ float* RoundVectors::at(int32_t handle) {
   return owned_.at(handle).data();
 }
 
-/// Whether all of them are vectors. A slot that nothing was drawn into is one, too: zero.
-bool RoundVectors::have(std::initializer_list<int32_t> handles) {
+/// DS_OK if all of them are vectors. A slot that nothing was drawn into is one, too: zero.
+ds_code RoundVectors::have(std::initializer_list<int32_t> handles) {
   for (const int32_t h : handles) {
     if (h == DS_VEC_GRADIENT0 || h == DS_VEC_WEIGHTS || owned_.contains(h)) continue;
-    if (h <= DS_VEC_GRADIENT0 || h > DS_VEC_GRADIENT0 + 3) return false;
-    add(h);
+    if (h <= DS_VEC_GRADIENT0 || h > DS_VEC_GRADIENT0 + 3) return DS_E_ARG;
+    if (!add(h).ok()) return DS_E_NOMEM;
   }
-  return true;
+  return DS_OK;
 }
 
 ds_code RoundVectors::make(void* ctx, ds_str name, int32_t* handle) {
@@ -89,15 +99,16 @@ ds_code RoundVectors::make(void* ctx, ds_str name, int32_t* handle) {
     return DS_OK;
   }
   if (self.owned_.size() > kMostVectors) return DS_E_NOMEM;
+  if (!self.add(self.next_).ok()) return DS_E_NOMEM;
   *handle = self.next_++;
-  self.add(*handle);
   if (!text.empty()) self.names_.emplace(text, *handle);
   return DS_OK;
 }
 
 ds_code RoundVectors::copy(void* ctx, int32_t from, int32_t to) {
   auto& self = *static_cast<RoundVectors*>(ctx);
-  if (!self.have({from, to}) || !writable(to)) return DS_E_ARG;
+  if (!writable(to)) return DS_E_ARG;
+  if (const ds_code there = self.have({from, to}); there != DS_OK) return there;
   if (from == to) return DS_OK;
   self.compute_.ops->copy(self.compute_.context, self.at(to), self.at(from),
                           static_cast<int64_t>(self.weights_.size_bytes()));
@@ -106,7 +117,8 @@ ds_code RoundVectors::copy(void* ctx, int32_t from, int32_t to) {
 
 ds_code RoundVectors::scale(void* ctx, float a, int32_t x) {
   auto& self = *static_cast<RoundVectors*>(ctx);
-  if (!self.have({x}) || !writable(x)) return DS_E_ARG;
+  if (!writable(x)) return DS_E_ARG;
+  if (const ds_code there = self.have({x}); there != DS_OK) return there;
   self.compute_.ops->axpby(self.compute_.context, std::ssize(self.weights_), 0.0f, self.at(x), a,
                            self.at(x));
   return DS_OK;
@@ -114,7 +126,8 @@ ds_code RoundVectors::scale(void* ctx, float a, int32_t x) {
 
 ds_code RoundVectors::axpy(void* ctx, float a, int32_t x, int32_t y) {
   auto& self = *static_cast<RoundVectors*>(ctx);
-  if (!self.have({x, y}) || !writable(y)) return DS_E_ARG;
+  if (!writable(y)) return DS_E_ARG;
+  if (const ds_code there = self.have({x, y}); there != DS_OK) return there;
   self.compute_.ops->axpby(self.compute_.context, std::ssize(self.weights_), a, self.at(x), 1.0f,
                            self.at(y));
   return DS_OK;
@@ -122,7 +135,8 @@ ds_code RoundVectors::axpy(void* ctx, float a, int32_t x, int32_t y) {
 
 ds_code RoundVectors::multiply(void* ctx, float a, int32_t x, int32_t z, int32_t y) {
   auto& self = *static_cast<RoundVectors*>(ctx);
-  if (!self.have({x, z, y}) || !writable(y)) return DS_E_ARG;
+  if (!writable(y)) return DS_E_ARG;
+  if (const ds_code there = self.have({x, z, y}); there != DS_OK) return there;
   self.compute_.ops->multiply_add(self.compute_.context, std::ssize(self.weights_), a, self.at(x),
                                   self.at(z), self.at(y));
   return DS_OK;
@@ -130,7 +144,8 @@ ds_code RoundVectors::multiply(void* ctx, float a, int32_t x, int32_t z, int32_t
 
 ds_code RoundVectors::dot(void* ctx, int32_t x, int32_t y, double* out) {
   auto& self = *static_cast<RoundVectors*>(ctx);
-  if (out == nullptr || !self.have({x, y})) return DS_E_ARG;
+  if (out == nullptr) return DS_E_ARG;
+  if (const ds_code there = self.have({x, y}); there != DS_OK) return there;
   const Ops& ops = *self.compute_.ops;
   ops.dot(self.compute_.context, std::ssize(self.weights_), self.at(x), self.at(y),
           self.sum_.as<double>());

@@ -6,6 +6,7 @@
 
 #include <initializer_list>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -21,13 +22,15 @@ class RoundVectors {
  public:
   /// `weights` and `gradient` (slot 0) have equal sizes, lie in the memory of the backend and
   /// outlive it. The weights as they are now become DS_VEC_PARENT.
-  RoundVectors(const Compute& compute, std::span<float> weights, std::span<float> gradient);
+  static Result<std::unique_ptr<RoundVectors>> over(const Compute& compute,
+                                                    std::span<float> weights,
+                                                    std::span<float> gradient);
   RoundVectors(const RoundVectors&) = delete;
 
   /// Slots 1 to 3 are zero again.
   void begin_step();
   /// The gradient that the passes have left in slot 0 becomes that of `slot`; slot 0 is zero.
-  void move_gradient_to(uint32_t slot);
+  Status move_gradient_to(uint32_t slot);
 
   /// Vectors that the learner has named, to be kept with the version.
   using Named = std::map<std::string, std::vector<float>>;
@@ -39,9 +42,10 @@ class RoundVectors {
   const ds_vectors* table() const { return &table_; }
 
  private:
-  BackendVector& add(int32_t handle);
+  RoundVectors(const Compute& compute, std::span<float> weights, std::span<float> gradient);
+  Status add(int32_t handle);
   float* at(int32_t handle);
-  bool have(std::initializer_list<int32_t> handles);
+  ds_code have(std::initializer_list<int32_t> handles);
 
   static ds_code make(void* ctx, ds_str name, int32_t* handle);
   static ds_code copy(void* ctx, int32_t from, int32_t to);

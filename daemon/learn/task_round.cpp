@@ -42,18 +42,21 @@ class TaskRound {
     if (session_.learner().uses_vectors())
       out.failure = session_.give_vectors(mlp_.parameters(), gradient_);
     if (out.failure.ok()) out.failure = session_.begin(number, max_steps, replay_ratio);
-    AdamW optimizer(compute_, gradient_.size());
+    Result<AdamW> optimizer = AdamW::make(compute_, gradient_.size());
+    if (out.failure.ok()) out.failure = optimizer.status();
     for (uint64_t step = 0; out.failure.ok() && step < max_steps; ++step) {
       double loss = 0;
       bool drawn = false;
       out.failure = pass(step, loss, drawn);
       if (!out.failure.ok() || !drawn) break;
-      const double norm =
-          optimizer.step(mlp_.parameters(), gradient_, kLearningRate, kBeta2, kClip);
-      out.finite = std::isfinite(norm);
+      const Result<double> norm =
+          optimizer->step(mlp_.parameters(), gradient_, kLearningRate, kBeta2, kClip);
+      out.failure = norm.status();
+      if (!norm.ok()) return out;
+      out.finite = std::isfinite(*norm);
       if (!out.finite) return out;
       ++out.steps;
-      out.failure = session_.stepped(loss, norm);
+      out.failure = session_.stepped(loss, *norm);
     }
     if (!out.failure.ok()) return out;
     Result<LearnerMemory> memory = session_.end();
@@ -96,8 +99,7 @@ class TaskRound {
       session_.samples[rows[i]].loss = -logprob[i];
       session_.samples[rows[i]].flags |= DS_SAMPLE_SEEN;
     }
-    session_.passed(slot);
-    return {};
+    return session_.passed(slot);
   }
 
   const Compute& compute_;

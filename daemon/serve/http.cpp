@@ -62,6 +62,8 @@ ApiError api_error(const Status& status) {
       error.status = 429, error.type = "rate_limit_error", error.retry_after_s = 1;
       break;
     case Code::kUnavailable:
+    case Code::kResource:
+    case Code::kDeviceLost:
       error.status = 503, error.type = "server_error", error.retry_after_s = 1;
       break;
     case Code::kUnsupported:

@@ -52,7 +52,8 @@ Json error_json(const ApiError& error);
 /// A message may quote what was sent, which may be megabytes: of a long one only beginning and end.
 std::string shortened(const std::string& message);
 /// HTTP status and type by Code: invalid 400, not_found 404, permission 403, conflict 409 (not to
-/// be retried), busy 429, unavailable 503, unsupported 501, deadline 504, others 500.
+/// be retried), busy 429, unavailable, resource and device_lost 503, unsupported 501, deadline 504,
+/// others 500.
 ApiError api_error(const Status& status);
 
 /// The one answer to one request. Shared by the connection and whoever is to answer; methods do

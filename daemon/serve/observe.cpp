@@ -30,6 +30,29 @@ Json gate_summary(const Json& learning) {
   return {{"promoted", 0}, {"held", 0}, {"rolled_back", 0}};
 }
 
+DeviceState::View device_view(const ServerParts& parts) {
+  return parts.device != nullptr ? parts.device->view() : DeviceState::View();
+}
+
+/// {name, state, reason, since_ms}: what it is meant to compute on, and whether it does.
+Json device_summary(const ServerParts& parts) {
+  using Phase = DeviceState::Phase;
+  const DeviceState::View now = device_view(parts);
+  Json out = {{"name", parts.isa},
+              {"state", now.phase == Phase::kComputes ? "ok"
+                        : now.phase == Phase::kLost   ? "lost"
+                                                      : "cpu_serves"}};
+  if (now.phase == Phase::kComputes) return out;
+  out["reason"] = now.reason;
+  out["since_ms"] = now.since_ms;
+  return out;
+}
+
+Json health(const ServerParts& parts) {
+  if (device_view(parts).phase == DeviceState::Phase::kComputes) return {{"status", "ok"}};
+  return {{"status", "degraded"}, {"device", device_summary(parts)}};
+}
+
 Result<Json> status(Service& service) {
   ServerParts& parts = service.parts;
   const auto current = parts.versions.current();
@@ -45,6 +68,7 @@ Result<Json> status(Service& service) {
               {"uptime_s", (parts.clock.monotonic_ns() - service.started_ns) * kSecondsPerNs},
               {"host", host.nodename},
               {"isa", parts.isa},
+              {"device", device_summary(parts)},
               {"pid", getpid()},
               {"data_dir", parts.data_dir},
               {"model",
@@ -125,9 +149,14 @@ void events(Service& service, RouteCall& call, const ResponderPtr& to) {
 
 void ready(Service& service, const ResponderPtr& to) {
   const std::string version = service.parts.versions.current()->version;
-  if (!service.draining) return to->json({{"ready", true}, {"version", version}});
-  ApiError error{503, "the daemon is stopping", "server_error", "", "shutting_down", 1};
-  to->error(error);
+  const DeviceState::View device = device_view(service.parts);
+  if (service.draining)
+    return to->error({503, "the daemon is stopping", "server_error", "", "shutting_down", 1});
+  if (device.phase == DeviceState::Phase::kLost)
+    return to->error({503, device.reason, "server_error", "", "device_lost", 1});
+  Json answer = {{"ready", true}, {"version", version}};
+  if (device.phase == DeviceState::Phase::kOnHost) answer["degraded"] = true;
+  to->json(answer);
 }
 
 }  // namespace
@@ -164,9 +193,8 @@ void register_collectors(const std::shared_ptr<Service>& service) {
 }
 
 void add_status_routes(Router& router, Service& service) {
-  router.add("GET", "/health", kRead, BodyKind::kNone, [](RouteCall&, const ResponderPtr& to) {
-    to->json({{"status", "ok"}});
-  });
+  router.add("GET", "/health", kRead, BodyKind::kNone,
+             [&](RouteCall&, const ResponderPtr& to) { to->json(health(service.parts)); });
   router.add("GET", "/ready", kRead, BodyKind::kNone,
              [&](RouteCall&, const ResponderPtr& to) { ready(service, to); });
   router.add("GET", "/metrics", kRead, BodyKind::kNone,

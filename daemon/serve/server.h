@@ -53,6 +53,7 @@ struct ServerParts {
   /// {path, files, bytes}; may take long.
   std::function<Result<Json>(const std::string& path)> backup = {};
   Plugins* plugins = nullptr;  ///< null: their routes answer 501
+  const DeviceState* device = nullptr;  ///< what `isa` names; null: it never fails
 };
 
 struct ServerOptions {

@@ -26,7 +26,7 @@ class AttentionBench {
   void paged(const char* row, int64_t batch, int64_t rows, int64_t keys) {
     const int64_t width = (keys + kKvPageTokens - 1) / kKvPageTokens;
     const auto q = random(batch * rows * kHeads * kDim);
-    const Buffer out(*compute_.ops, q.bytes());
+    const Buffer out = room(q.bytes());
     const auto k = random_pages(batch * width), v = random_pages(batch * width);
     std::vector<int32_t> starts, lengths, table;
     for (int64_t b = 0; b <= batch; ++b) starts.push_back(static_cast<int32_t>(b * rows));
@@ -80,10 +80,11 @@ class AttentionBench {
   static constexpr float kScale = 0.125f;
   static constexpr int kCalls = 30;
 
-  Buffer floats(int64_t n) const { return {*compute_.ops, static_cast<size_t>(n) * sizeof(float)}; }
+  Buffer room(size_t bytes) const { return Buffer::make(*compute_.ops, bytes).value(); }
+  Buffer floats(int64_t n) const { return room(static_cast<size_t>(n) * sizeof(float)); }
   template <typename T>
   Buffer sent(const std::vector<T>& x) const {
-    Buffer to(*compute_.ops, x.size() * sizeof(T));
+    Buffer to = room(x.size() * sizeof(T));
     compute_.ops->upload(compute_.context, to.data(), x.data(),
                          static_cast<int64_t>(x.size() * sizeof(T)));
     return to;

@@ -103,7 +103,7 @@ struct Bench {
   /// Mean KL(base || tuned) on the base's answers to the unrelated questions, nats/token: moves
   /// long before an answer flips.
   double drift(Adapters& adapters) {
-    adapters.pack(machine.compute, WeightFormat::kBF16);
+    DS_CHECK(adapters.pack(WeightFormat::kBF16).ok());
     double sum = 0;
     for (size_t i = 0; i < kept.size(); ++i) {
       Terms one;
@@ -167,8 +167,8 @@ struct Bench {
     double heldout = 0, drift = 0;
   };
   Scores evaluate(Adapters& adapters, const std::vector<bench::Fact>& facts) {
-    const auto delta = LoraDelta::pack(*model.base, machine.compute, adapters.rank(),
-                                       adapters.scale(), *adapters.factors());
+    const auto delta = *LoraDelta::pack(*model.base, machine.compute, adapters.rank(),
+                                        adapters.scale(), *adapters.factors());
     std::vector<std::string> questions;
     for (const auto& f : facts) {
       questions.push_back(f.question);
@@ -248,13 +248,20 @@ struct Bench {
     total.tokens += o.tokens, total.steps += o.steps;
   }
 
+  std::unique_ptr<Adapters> fresh_adapters(uint64_t seed) const {
+    auto out = Adapters::make(machine.compute, model.base->config(), recipe.rank, recipe.scale,
+                              recipe.targets)
+                   .value();
+    out->initialise(seed);
+    return out;
+  }
+
   /// Each fact alone, from the base.
   void single(const std::vector<bench::Fact>& facts) {
     Total total;
     for (size_t i = 0; i < facts.size(); ++i) {
-      Adapters adapters(machine.compute, model.base->config(), recipe.rank, recipe.scale,
-                        recipe.targets);
-      adapters.initialise(i);
+      const auto made = fresh_adapters(i);
+      Adapters& adapters = *made;
       const Lesson lesson = lesson_of(facts[i]);
       Total one;
       train(adapters, {&lesson, 1}, {}, i, 1, one);
@@ -268,9 +275,8 @@ struct Bench {
 
   /// Groups of `group` facts, one round each on the same adapters, rehearsing the earlier ones.
   void rounds(const std::vector<bench::Fact>& facts, size_t group, const char* name) {
-    Adapters adapters(machine.compute, model.base->config(), recipe.rank, recipe.scale,
-                      recipe.targets);
-    adapters.initialise(1);
+    const auto made = fresh_adapters(1);
+    Adapters& adapters = *made;
     std::vector<Lesson> lessons;
     for (const auto& f : facts) lessons.push_back(lesson_of(f));
     Total total;

@@ -57,9 +57,9 @@ struct Training {
       : compute(compute),
         base(base),
         graph(base.config(), compute),
-        adapters(compute, base.config(), 8, 2.0f, (1u << kTargets) - 1),
-        optimizer(compute, adapters.size()) {
-    adapters.initialise(1);
+        adapters(Adapters::make(compute, base.config(), 8, 2.0f, (1u << kTargets) - 1).value()),
+        optimizer(AdamW::make(compute, adapters->size()).value()) {
+    adapters->initialise(1);
     for (int64_t i = 0; i < 8; ++i) {
       sequences.push_back({some_ids(65 + i, base.config().vocab), 1 + i, nullptr});
     }
@@ -70,16 +70,17 @@ struct Training {
     }
   }
   int64_t step() {
-    adapters.pack(base.format());
-    adapters.gradient().zero();
-    const StepLoss loss = run_terms(graph, compute, base, &adapters, nullptr, terms, true);
-    optimizer.step(adapters.parameters().all(), adapters.gradient().all(), 1e-4f, 0.99f, 1.0f);
+    DS_CHECK(adapters->pack(base.format()).ok() && adapters->zero_gradient().ok());
+    const StepLoss loss = run_terms(graph, compute, base, adapters.get(), nullptr, terms, true);
+    DS_CHECK(
+        optimizer.step(adapters->parameters().all(), adapters->gradient().all(), 1e-4f, 0.99f, 1.0f)
+            .ok());
     return loss.tokens;
   }
   Compute compute;
   const BaseWeights& base;
   TrainGraph graph;
-  Adapters adapters;
+  std::unique_ptr<Adapters> adapters;
   AdamW optimizer;
   std::vector<Sequence> sequences;
   Terms terms;

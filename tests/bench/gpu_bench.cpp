@@ -96,8 +96,9 @@ class Serving {
         width_((tokens + kKvPageTokens - 1) / kKvPageTokens),
         pages_(base_->config(), compute, KvDtype::kBF16, batch * width_),
         forward_(base_->config(), compute, max_rows),
-        logits_(Buffer::pinned(
-            *compute.ops, static_cast<size_t>(batch * base_->config().vocab) * sizeof(float))) {
+        logits_(Buffer::pinned(*compute.ops,
+                               static_cast<size_t>(batch * base_->config().vocab) * sizeof(float))
+                    .value()) {
     table_.resize(static_cast<size_t>(batch * width_));
     std::iota(table_.begin(), table_.end(), 0);
   }
@@ -136,44 +137,39 @@ class Training {
       : gpu_(compute),
         base_(std::move(base)),
         graph_(base_->config(), gpu_),
-        adapters_(gpu_, base_->config(), 8, 2.0f, (1u << kTargets) - 1) {
+        adapters_(Adapters::make(gpu_, base_->config(), 8, 2.0f, (1u << kTargets) - 1).value()) {
     for (int64_t b = 0; b < batch; ++b)
       sequences_.push_back({some_ids(tokens + 1, base_->config().vocab, b), 1, nullptr});
     for (const Sequence& s : sequences_) terms_.cross_entropy.push_back({&s, 1.0f});
-    adapters_.initialise(1);
-    if (full) {
-      auto made = FullWeights::make(gpu_, base_->config(), tensors);
-      DS_CHECK(made.ok());
-      weights_ = std::move(*made);
-    }
-    optimizer_.emplace(gpu_, trained().weights().size());
+    adapters_->initialise(1);
+    if (full) weights_ = FullWeights::make(gpu_, base_->config(), tensors).value();
+    optimizer_ = AdamW::make(gpu_, trained().weights().size()).value();
   }
 
   /// Seconds of its passes, which are followed by the optimizer.
   double step() {
     const Trainable what = trained();
     const auto start = std::chrono::steady_clock::now();
-    what.pack(base_->format());
-    what.zero_gradient();
+    DS_CHECK(what.pack(base_->format()).ok() && what.zero_gradient().ok());
     const StepLoss loss =
         run_terms(graph_, gpu_, what.over(*base_), what.adapters(), what.gradient(), terms_, true);
     DS_CHECK(loss.failure.ok() && graph_.take_status().ok() && std::isfinite(loss.total));
     const double passes =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const double norm = optimizer_->step(what.weights(), what.gradients(), 1e-5f, 0.99f, 1.0f);
-    DS_CHECK(std::isfinite(norm));
+    const auto norm = optimizer_->step(what.weights(), what.gradients(), 1e-5f, 0.99f, 1.0f);
+    DS_CHECK(norm.ok() && std::isfinite(*norm));
     return passes;
   }
 
  private:
-  Trainable trained() { return weights_ != nullptr ? Trainable(*weights_) : Trainable(adapters_); }
+  Trainable trained() { return weights_ != nullptr ? Trainable(*weights_) : Trainable(*adapters_); }
 
   const Compute gpu_;
   const std::shared_ptr<const BaseWeights> base_;
   std::vector<Sequence> sequences_;
   Terms terms_;
   TrainGraph graph_;
-  Adapters adapters_;
+  std::unique_ptr<Adapters> adapters_;
   std::unique_ptr<FullWeights> weights_;  ///< null: the adapters are trained
   std::optional<AdamW> optimizer_;
 };

@@ -67,7 +67,7 @@ Pair attention(const Ops& ops, const OpContext& context, int64_t keys) {
   const SequenceSpan span{0, 1, keys - 1, ids.data()};
   const int32_t row = 0;
   StepTables tables;
-  tables.set(ops, context, {&row, 1}, {&span, 1}, {&row, 1}, {});
+  DS_CHECK(tables.set(ops, context, {&row, 1}, {&span, 1}, {&row, 1}, {}).ok());
   const AttentionArgs args{
       kHeads,           q.data(),       out.data(),           0.125f, 1, 1, keys, tables.starts(),
       tables.lengths(), tables.table(), tables.table_width(), kv};

@@ -277,7 +277,7 @@ NamedTensors drifted(const LoadedModel& model, const Compute& compute, const Nam
   DS_CHECK(made.ok());
   FullWeights& full = **made;
   TrainGraph graph(model.file->config(), compute);
-  AdamW optimizer(compute, full.size());
+  AdamW optimizer = AdamW::make(compute, full.size()).value();
   size_t next = 0;
   for (int step = 0; step < kSteps; ++step) {
     std::vector<Sequence> sequences;
@@ -287,11 +287,10 @@ NamedTensors drifted(const LoadedModel& model, const Compute& compute, const Nam
       sequences.push_back({{at, at + static_cast<int64_t>(kTokens)}, 1, nullptr});
     }
     for (const Sequence& s : sequences) terms.cross_entropy.push_back({&s, 1.0f / kSequences});
-    full.pack(WeightFormat::kF32);
-    full.zero_gradient();
+    DS_CHECK(full.pack(WeightFormat::kF32).ok() && full.zero_gradient().ok());
     const StepLoss loss =
         run_terms(graph, compute, *full.packed(), nullptr, &full.gradient(), terms, true);
-    optimizer.step(full.masters(), full.gradient().all(), rate, 0.99f, 1.0f);
+    DS_CHECK(optimizer.step(full.masters(), full.gradient().all(), rate, 0.99f, 1.0f).ok());
     if (step % 25 == 0) std::printf("  step %d loss %.3f\n", step, loss.total);
     std::fflush(stdout);
   }

@@ -33,14 +33,16 @@ class PlantedCandidates : public testing::Test {
     return l;
   }
 
-  static Adapters adapters() {
+  static std::unique_ptr<Adapters> adapters() {
     const Recipe r = group_recipe();
-    return Adapters(world->machine.compute, world->model.base->config(), r.rank, r.scale,
-                    r.targets);
+    return Adapters::make(world->machine.compute, world->model.base->config(), r.rank, r.scale,
+                          r.targets)
+        .value();
   }
 
   static std::vector<float> train(const std::vector<Lesson>& lessons, int64_t steps = 20) {
-    Adapters a = adapters();
+    const auto made = adapters();
+    Adapters& a = *made;
     a.initialise(3);
     Recipe recipe = group_recipe();
     recipe.max_steps = steps;
@@ -77,10 +79,11 @@ class PlantedCandidates : public testing::Test {
   /// Scores of a candidate with these parameters; `domain` optional.
   static GateVerdict gate(const std::vector<float>& parameters,
                           const std::vector<HeldOut>& domains = {}) {
-    Adapters a = adapters();
+    const auto made = adapters();
+    Adapters& a = *made;
     a.parameters().set(parameters);
-    const auto delta = LoraDelta::pack(*world->model.base, world->machine.compute, a.rank(),
-                                       a.scale(), *a.factors());
+    const auto delta = *LoraDelta::pack(*world->model.base, world->machine.compute, a.rank(),
+                                        a.scale(), *a.factors());
     std::vector<std::pair<std::string, HeldOut>> items;
     for (const Lesson& l : world->lessons) {
       HeldOut h;
@@ -102,18 +105,18 @@ class PlantedCandidates : public testing::Test {
   /// Moves the good candidate up the loss of `ids` until `done` says so.
   static std::vector<float> damage(const std::vector<TokenId>& ids, int64_t first_target, float lr,
                                    int steps) {
-    Adapters a = adapters();
+    const auto made = adapters();
+    Adapters& a = *made;
     a.parameters().set(world->good);
     TrainGraph graph(world->model.base->config(), world->machine.compute);
-    AdamW optimizer(world->machine.compute, a.parameters().size());
+    AdamW optimizer = AdamW::make(world->machine.compute, a.size()).value();
     const Sequence sequence{ids, first_target, nullptr};
     Terms terms;
     terms.cross_entropy.push_back({&sequence, -1.0f});
     for (int i = 0; i < steps; ++i) {
-      a.pack(world->model.base->format());
-      a.gradient().zero();
+      DS_CHECK(a.pack(world->model.base->format()).ok() && a.zero_gradient().ok());
       run_terms(graph, world->machine.compute, *world->model.base, &a, nullptr, terms, true);
-      optimizer.step(a.parameters().all(), a.gradient().all(), lr, 0.99f, 1.0f);
+      DS_CHECK(optimizer.step(a.parameters().all(), a.gradient().all(), lr, 0.99f, 1.0f).ok());
     }
     return *a.parameters().read();
   }
@@ -133,7 +136,8 @@ TEST_F(PlantedCandidates, NaN) {
 }
 
 TEST_F(PlantedCandidates, AnEmptyDeltaTeachesNothing) {
-  Adapters a = adapters();
+  const auto made = adapters();
+  Adapters& a = *made;
   a.initialise(3);  // B is zero
   const GateVerdict v = gate(*a.parameters().read());
   EXPECT_FALSE(v.pass);

@@ -128,6 +128,7 @@ class House {
   std::function<void(Adapters&)> tamper;  // set before a round; survives reopen()
   std::function<void(int64_t step)> on_step;
   std::function<int64_t(bool at_once)> tasks;  // in place of TaskModels::train(); before reopen()
+  DeviceState* device = nullptr;               // likewise; null: nobody asks
   std::unique_ptr<ReplayStore> store;
   std::unique_ptr<Versions> versions;
   std::unique_ptr<Learner> learner;
@@ -161,7 +162,7 @@ class House {
                      config,
                      w.machine.pool,
                      *w.machine.compute.ops,
-                     {},
+                     {nullptr, w.machine.compute.context.stream, w.machine.compute.context.device},
                      w.machine.components,
                      plugins_,
                      metrics_,
@@ -172,7 +173,8 @@ class House {
                      [this](bool at_once) { return tasks ? tasks(at_once) : -1; },
                      [this](Adapters& a) {
                        if (tamper) tamper(a);
-                     }});
+                     },
+                     device});
     learner->start();
   }
 

@@ -31,6 +31,9 @@ class RoundVectorsTest : public testing::Test {
   Compute compute(const ds_parallel* parallel) const {
     return {&cpu_ops(best_cpu_isa()), {parallel}, nullptr};
   }
+  std::unique_ptr<RoundVectors> vectors_on(const ds_parallel* parallel) {
+    return RoundVectors::over(compute(parallel), weights_, gradient_).value();
+  }
   std::vector<float> weights_, gradient_;
   Pool pool_{0};
 };
@@ -38,8 +41,8 @@ class RoundVectorsTest : public testing::Test {
 TEST_F(RoundVectorsTest, OperationsEqualTheOracle) {
   const std::vector<double> w(weights_.begin(), weights_.end());
   const std::vector<double> g(gradient_.begin(), gradient_.end());
-  RoundVectors vectors(compute(pool_.engine()), weights_, gradient_);
-  const ds_vectors& v = *vectors.table();
+  const auto vectors = vectors_on(pool_.engine());
+  const ds_vectors& v = *vectors->table();
   int32_t x = 0;
   ASSERT_EQ(v.make(v.ctx, {nullptr, 0}, &x), DS_OK);
   double zero = 1;
@@ -59,17 +62,17 @@ TEST_F(RoundVectorsTest, OperationsEqualTheOracle) {
 }
 
 TEST_F(RoundVectorsTest, SumsDoNotDependOnTheThreads) {
-  RoundVectors many(compute(pool_.engine()), weights_, gradient_);
-  RoundVectors one(compute(serial_parallel()), weights_, gradient_);
+  const auto many = vectors_on(pool_.engine());
+  const auto one = vectors_on(serial_parallel());
   double a = 0, b = 0;
-  many.table()->dot(many.table()->ctx, DS_VEC_WEIGHTS, DS_VEC_GRADIENT0, &a);
-  one.table()->dot(one.table()->ctx, DS_VEC_WEIGHTS, DS_VEC_GRADIENT0, &b);
+  many->table()->dot(many->table()->ctx, DS_VEC_WEIGHTS, DS_VEC_GRADIENT0, &a);
+  one->table()->dot(one->table()->ctx, DS_VEC_WEIGHTS, DS_VEC_GRADIENT0, &b);
   EXPECT_EQ(a, b);
 }
 
 TEST_F(RoundVectorsTest, TheParentStaysAndSlotsMove) {
-  RoundVectors vectors(compute(pool_.engine()), weights_, gradient_);
-  const ds_vectors& v = *vectors.table();
+  const auto vectors = vectors_on(pool_.engine());
+  const ds_vectors& v = *vectors->table();
   double before = 0, after = 0, gradient = 0, moved = 0;
   v.dot(v.ctx, DS_VEC_PARENT, DS_VEC_PARENT, &before);
   v.dot(v.ctx, DS_VEC_GRADIENT0, DS_VEC_GRADIENT0, &gradient);
@@ -80,35 +83,35 @@ TEST_F(RoundVectorsTest, TheParentStaysAndSlotsMove) {
   EXPECT_EQ(v.dot(v.ctx, 4, 4, &moved), DS_E_ARG);
   EXPECT_EQ(v.dot(v.ctx, 2, 2, &moved), DS_OK);
   EXPECT_EQ(moved, 0) << "nothing was drawn into slot 2";
-  vectors.move_gradient_to(2);
+  ASSERT_TRUE(vectors->move_gradient_to(2).ok());
   v.dot(v.ctx, 2, 2, &moved);
   EXPECT_EQ(moved, gradient);
   v.dot(v.ctx, 0, 0, &moved);
   EXPECT_EQ(moved, 0);
-  vectors.begin_step();
+  vectors->begin_step();
   v.dot(v.ctx, 2, 2, &moved);
   EXPECT_EQ(moved, 0);
 }
 
 TEST_F(RoundVectorsTest, NamedOnesComeBackAndOthersAreRefused) {
-  RoundVectors first(compute(pool_.engine()), weights_, gradient_);
+  const auto first = vectors_on(pool_.engine());
   int32_t x = 0, again = 0;
-  const ds_vectors& v = *first.table();
+  const ds_vectors& v = *first->table();
   ASSERT_EQ(v.make(v.ctx, {"fisher", 6}, &x), DS_OK);
   ASSERT_EQ(v.copy(v.ctx, DS_VEC_WEIGHTS, x), DS_OK);
   ASSERT_EQ(v.make(v.ctx, {"fisher", 6}, &again), DS_OK);
   EXPECT_EQ(x, again);
-  RoundVectors second(compute(pool_.engine()), weights_, gradient_);
-  ASSERT_TRUE(second.restore(*first.named()).ok());
-  const ds_vectors& s = *second.table();
+  const auto second = vectors_on(pool_.engine());
+  ASSERT_TRUE(second->restore(*first->named()).ok());
+  const ds_vectors& s = *second->table();
   ASSERT_EQ(s.make(s.ctx, {"fisher", 6}, &x), DS_OK);
   double kept = 0, want = 0;
   s.dot(s.ctx, x, x, &kept);
   v.dot(v.ctx, DS_VEC_WEIGHTS, DS_VEC_WEIGHTS, &want);
   EXPECT_EQ(kept, want);
 
-  RoundVectors third(compute(pool_.engine()), weights_, gradient_);
-  EXPECT_THAT(third.restore({{"fisher", {1, 2}}}).message(),
+  const auto third = vectors_on(pool_.engine());
+  EXPECT_THAT(third->restore({{"fisher", {1, 2}}}).message(),
               HasSubstr("fisher: 2 numbers, the weights are 56388"));
 }
 

@@ -58,7 +58,7 @@ class Serving {
     const OpContext context{serial_parallel()};
     const std::vector<int32_t> ids(static_cast<size_t>(end - begin + 1));
     StepTables tables;
-    tables.set(ops, context, ids, spans, ids, {});
+    DS_CHECK(tables.set(ops, context, ids, spans, ids, {}).ok());
     ServingAttention serving;
     Status done = serving.begin(attention_, ops, context, kHeads, 0.25f, tables, kv, pages_n_ + 1);
     if (done.ok())

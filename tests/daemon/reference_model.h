@@ -82,7 +82,7 @@ inline Components default_components() {
 }
 
 /// One pool, backend and set of components per test program. $DS_TEST_DEVICE, cuda:0 for one, takes
-/// the place of the CPU.
+/// the place of the CPU, by the backend of this build or the file $DS_TEST_BACKEND.
 struct Machine {
   explicit Machine(CpuIsa isa = best_cpu_isa())
       : pool(0),
@@ -90,7 +90,9 @@ struct Machine {
         compute{&cpu_ops(isa), {pool.engine(), nullptr}, &components} {
     const char* name = std::getenv("DS_TEST_DEVICE");
     if (name == nullptr) return;
-    auto opened = Device::open(name, std::string(DS_BIN_DIR) + "/../lib/libds_cuda.so");
+    const char* backend = std::getenv("DS_TEST_BACKEND");
+    auto opened = Device::open(
+        name, backend != nullptr ? backend : std::string(DS_BIN_DIR) + "/../lib/libds_cuda.so");
     if (!opened.ok()) std::fprintf(stderr, "%s\n", opened.status().message().c_str());
     DS_CHECK(opened.ok());
     device = std::move(*opened);

@@ -46,6 +46,7 @@ ServerParts parts_of(Served& served) {
   parts.data_dir = served.run.path();
   parts.isa = "test";
   parts.plugins = served.plugins;
+  parts.device = &served.device;
   parts.learn.status = [&served] {
     return Json{{"state", served.paused ? "paused" : "idle"}, {"gate", {{"promoted", 3}}}};
   };

@@ -100,6 +100,7 @@ class Served {
   Plugins* const plugins;  ///< or null
   std::unique_ptr<Engine> engine;
   std::atomic<bool> paused{false};
+  DeviceState device{system_clock_seam()};
   std::unique_ptr<Server> server;
 };
 

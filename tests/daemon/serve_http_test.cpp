@@ -43,6 +43,29 @@ TEST_F(ServeHttp, HealthReadyAndKeepAlive) {
   EXPECT_EQ(ready.headers.at("content-type"), "application/json");
 }
 
+/// Not ready from the failure of the GPU to the moment when the CPU serves, and degraded from then
+/// on.
+TEST(ServeDevice, HealthAndReadyFollowTheGpu) {
+  test::Served served;
+  HttpClient client = served.tcp();
+  EXPECT_EQ(client.get("/ds/v1/status").json()["device"],
+            Json({{"name", "test"}, {"state", "ok"}}));
+  served.device.lose("an illegal address");
+  const HttpAnswer lost = client.get("/ready");
+  EXPECT_EQ(lost.status, 503);
+  EXPECT_EQ(lost.error("code"), "device_lost");
+  EXPECT_EQ(lost.headers.at("retry-after"), "1");
+  EXPECT_EQ(client.get("/health").json()["status"], "degraded");
+  served.device.lose("a later one");
+  served.device.serve_on_host();
+  EXPECT_EQ(client.get("/ready").json(),
+            Json({{"ready", true}, {"version", "v1"}, {"degraded", true}}));
+  const Json health = client.get("/health").json();
+  EXPECT_EQ(health["status"], "degraded");
+  EXPECT_EQ(health["device"]["state"], "cpu_serves");
+  EXPECT_EQ(health["device"]["reason"], "an illegal address");
+}
+
 TEST_F(ServeHttp, HeadHasNoBody) {
   HttpClient client = served->tcp();
   EXPECT_EQ(client.ask("HEAD", "/health").status, 200);

@@ -31,7 +31,7 @@ inline std::shared_ptr<const LoraDelta> random_delta(const BaseWeights& base,
       if (poisoned) layer[t].b[0] = std::numeric_limits<float>::quiet_NaN();
     }
   }
-  return LoraDelta::pack(base, compute, kRank, 2.0f, factors);
+  return LoraDelta::pack(base, compute, kRank, 2.0f, factors).value();
 }
 
 constexpr int64_t kPoisonedVersion = 13;

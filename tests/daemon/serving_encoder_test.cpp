@@ -45,7 +45,7 @@ class ServingEncoder : public testing::Test {
   /// Gradients of the mean loss of `ids_`.
   NamedTensors gradients() {
     TrainGraph graph(model_.base->config(), machine_.compute);
-    FullGradients full(machine_.compute, model_.base->config());
+    FullGradients full = FullGradients::make(machine_.compute, model_.base->config()).value();
     const Sequence sequence{ids_, 1, nullptr};
     Terms terms;
     terms.cross_entropy.push_back({&sequence, 1.0f});

@@ -120,7 +120,7 @@ TEST_F(SmolLm2, GradientsMatchAutograd) {
   const test::LoadedModel model = test::load_model(path, machine.compute, WeightFormat::kF32);
   TrainGraph graph(model.base->config(), machine.compute);
   const Batch batch = reference_batch(training);
-  FullGradients full(machine.compute, model.base->config());
+  FullGradients full = FullGradients::make(machine.compute, model.base->config()).value();
   const StepLoss loss =
       run_terms(graph, machine.compute, *model.base, nullptr, &full, batch.terms, true);
   EXPECT_NEAR(loss.total, training["loss0"].get<double>(), 1e-3 * training["loss0"].get<double>());
@@ -147,7 +147,8 @@ TEST_F(SmolLm2, LoraTrajectoryMatches) {
   const ModelConfig& c = model.base->config();
   TrainGraph graph(c, machine.compute);
   const Batch batch = reference_batch(training);
-  Adapters adapters(machine.compute, c, 8, 2.0f, (1u << kTargets) - 1);
+  const auto made = Adapters::make(machine.compute, c, 8, 2.0f, (1u << kTargets) - 1).value();
+  Adapters& adapters = *made;
   auto factors = *adapters.factors();
   for (size_t layer = 0; layer < factors.size(); ++layer) {
     for (int t = 0; t < kTargets; ++t) {
@@ -161,16 +162,17 @@ TEST_F(SmolLm2, LoraTrajectoryMatches) {
     }
   }
   ASSERT_TRUE(adapters.set_factors(factors).ok());
-  AdamW optimizer(machine.compute, adapters.size());
+  AdamW optimizer = AdamW::make(machine.compute, adapters.size()).value();
   const Json& losses = training["lora"]["losses"];
   for (size_t step = 0; step < losses.size(); ++step) {
-    adapters.pack(model.base->format());
-    adapters.gradient().zero();
+    DS_CHECK(adapters.pack(model.base->format()).ok() && adapters.zero_gradient().ok());
     const StepLoss loss =
         run_terms(graph, machine.compute, *model.base, &adapters, nullptr, batch.terms, true);
     const double want = losses[step].get<double>();
     EXPECT_NEAR(loss.total, want, 0.01 * want) << "step " << step;
-    optimizer.step(adapters.parameters().all(), adapters.gradient().all(), 1e-3f, 0.999f, 1.0f);
+    const auto norm =
+        optimizer.step(adapters.parameters().all(), adapters.gradient().all(), 1e-3f, 0.999f, 1.0f);
+    ASSERT_TRUE(norm.ok()) << norm.status().message();
   }
 }
 
@@ -188,16 +190,17 @@ TEST_F(SmolLm2, FullFineTuningTrajectoryMatches) {
   auto full = FullWeights::make(machine.compute, c, tensors);
   ASSERT_TRUE(full.ok());
   TrainGraph graph(c, machine.compute);
-  AdamW optimizer(machine.compute, (*full)->size());
+  AdamW optimizer = AdamW::make(machine.compute, (*full)->size()).value();
   const Json& losses = training["full"]["losses"];
   for (size_t step = 0; step < losses.size(); ++step) {
-    (*full)->pack(WeightFormat::kF32);
-    (*full)->zero_gradient();
+    DS_CHECK((*full)->pack(WeightFormat::kF32).ok() && (*full)->zero_gradient().ok());
     const StepLoss loss = run_terms(graph, machine.compute, *(*full)->packed(), nullptr,
                                     &(*full)->gradient(), batch.terms, true);
     const double want = losses[step].get<double>();
     EXPECT_NEAR(loss.total, want, 0.01 * want) << "step " << step;
-    optimizer.step((*full)->masters(), (*full)->gradient().all(), 5e-5f, 0.999f, 1.0f);
+    const auto norm =
+        optimizer.step((*full)->masters(), (*full)->gradient().all(), 5e-5f, 0.999f, 1.0f);
+    ASSERT_TRUE(norm.ok()) << norm.status().message();
   }
 }
 

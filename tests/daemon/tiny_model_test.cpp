@@ -66,7 +66,7 @@ TEST_P(TinyModel, GreedyTokensMatch) {
 
 TEST_P(TinyModel, LossAndEveryGradientMatch) {
   TrainGraph graph(model.base->config(), machine->compute);
-  FullGradients gradients(machine->compute, model.base->config());
+  FullGradients gradients = FullGradients::make(machine->compute, model.base->config()).value();
   const Sequence sequence{ids, 1, nullptr};
   Terms terms;
   terms.cross_entropy.push_back({&sequence, 1.0f});
@@ -112,13 +112,15 @@ struct Dpo {
 TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
   const BaseWeights& base = *model.base;
   TrainGraph graph(base.config(), machine->compute);
-  Adapters adapters(machine->compute, base.config(), 3, 2.0f, (1u << kTargets) - 1);
+  const auto made =
+      Adapters::make(machine->compute, base.config(), 3, 2.0f, (1u << kTargets) - 1).value();
+  Adapters& adapters = *made;
   adapters.initialise(7);
   Rng rng(11);
   std::vector<float> start = *adapters.parameters().read();
   for (float& p : start) p += 0.05f * static_cast<float>(rng.uniform() - 0.5);
   adapters.parameters().set(start);
-  const auto prefix = graph.prefix(base, std::span(ids).subspan(0, 5));
+  const auto prefix = graph.prefix(base, std::span(ids).subspan(0, 5)).value();
   const Sequence a{{ids.begin() + 5, ids.begin() + 20}, 4, &prefix};
   const Sequence b{{ids.begin() + 20, ids.begin() + 40}, 10, nullptr};
   const Sequence c{{ids.begin() + 40, ids.begin() + 52}, 6, &prefix};
@@ -134,13 +136,12 @@ TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
     return pair.derivative(logprob, out);
   };
   const auto loss_at = [&] {
-    adapters.pack(base.format());
+    DS_CHECK(adapters.pack(base.format()).ok());
     const StepLoss loss =
         run_terms(graph, machine->compute, base, &adapters, nullptr, terms, false);
     return loss.total + pair.loss(loss.logprob);
   };
-  adapters.pack(base.format());
-  adapters.gradient().zero();
+  DS_CHECK(adapters.pack(base.format()).ok() && adapters.zero_gradient().ok());
   run_terms(graph, machine->compute, base, &adapters, nullptr, terms, true);
   const std::vector<float> gradient = *adapters.gradient().read();
   double norm = 0;

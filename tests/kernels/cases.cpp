@@ -365,8 +365,8 @@ Case memory_case(int64_t n) {
   return simple(
       sized("upload, copy, zero, download", n, 1), 0.0, normal(n, 21), Floats(2 * n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        const Buffer first(ops, static_cast<size_t>(4 * n)),
-            second(ops, static_cast<size_t>(4 * n));
+        const Buffer first = Buffer::make(ops, static_cast<size_t>(4 * n)).value(),
+                     second = Buffer::make(ops, static_cast<size_t>(4 * n)).value();
         auto* const pinned = static_cast<float*>(ops.allocate_pinned(4 * n));
         std::copy(in.begin(), in.end(), pinned);
         ops.upload(c, first.data(), pinned, 4 * n);

@@ -27,7 +27,9 @@ enum class Code {
   kPermission,   // not allowed for this caller
   kCancelled,
   kDeadline,
-  kPlugin,       // a plugin broke its contract
+  kPlugin,      // a plugin broke its contract
+  kResource,    // not enough memory; less at once, or less beside it, may fit
+  kDeviceLost,  // what computes has failed for good, and its memory with it
 };
 
 /// Stable lower-case name used in wire errors and logs, e.g. "not_found".
@@ -46,6 +48,10 @@ constexpr std::string_view code_name(Code code) {
     case Code::kCancelled: return "cancelled";
     case Code::kDeadline: return "deadline";
     case Code::kPlugin: return "plugin";
+    case Code::kResource:
+      return "resource";
+    case Code::kDeviceLost:
+      return "device_lost";
   }
   return "unknown";
 }
@@ -77,6 +83,7 @@ inline Status corrupt(std::string m) { return {Code::kCorrupt, std::move(m)}; }
 inline Status io_error(std::string m) { return {Code::kIo, std::move(m)}; }
 inline Status busy(std::string m) { return {Code::kBusy, std::move(m)}; }
 inline Status unavailable(std::string m) { return {Code::kUnavailable, std::move(m)}; }
+inline Status no_memory(std::string m) { return {Code::kResource, std::move(m)}; }
 inline Status unsupported(std::string m) { return {Code::kUnsupported, std::move(m)}; }
 
 template <typename T>
