@@ -267,7 +267,8 @@ void attend_rows(const StreamState& s, const AttentionArgs& a, const KeySelectio
   if (r.n_runs == 1) return;
   const dim3 heads(static_cast<unsigned>(a.max_rows), static_cast<unsigned>(a.n_heads),
                    static_cast<unsigned>(a.batch));
-  const auto weights = static_cast<size_t>(r.n_runs) * sizeof(float);
+  // Whole fours: compiled, the loop over them reads four at a time.
+  const auto weights = static_cast<size_t>(ceil_div(r.n_runs, 4) * 4) * sizeof(float);
   if (!allow_shared(join_runs, static_cast<int64_t>(weights))) return;
   launch_next("attention of rows", join_runs, heads, kJoinThreads, weights, s.stream(), r);
 }
