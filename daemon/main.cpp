@@ -130,14 +130,14 @@ ReplayStore::Options store_options(const Arguments& a, const Config& config) {
   return o;
 }
 
-EngineOptions engine_options(const Config& config, const ModelConfig& model, bool fp32) {
+EngineOptions engine_options(const Config& config, const ModelConfig& model, KvDtype kv_dtype) {
   EngineOptions o;
   o.context = std::min(config.integer("serve.context"), model.context);
   o.max_running = config.integer("serve.max_running");
   o.max_waiting = config.integer("serve.max_waiting");
   o.prefill_chunk = config.integer("serve.prefill_chunk");
   o.prefix_cache = config.flag("serve.prefix_cache");
-  o.kv_dtype = fp32 ? KvDtype::kF32 : KvDtype::kBF16;
+  o.kv_dtype = kv_dtype;
   return o;
 }
 
@@ -267,12 +267,10 @@ struct LoadedModel {
   std::unique_ptr<ModelFile> file;
   std::shared_ptr<const Tokenizer> tokenizer;
   ChatTemplate chat;
-  bool fp32 = false;
 };
 
 Result<LoadedModel> load_model(const std::string& path, const Config& config) {
   LoadedModel m;
-  m.fp32 = config.text("serve.precision") == "fp32";
   DS_ASSIGN(m.file, ModelFile::open(path));
   Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::create(m.file->tokenizer());
   if (!tokenizer.ok()) return tokenizer.status().in(path);
@@ -389,8 +387,9 @@ Result<End> serve(const Arguments& a, Config& config, EventBus& events, ReplaySt
   versions->on_change([&](const Json& event) { events.publish("version", event); });
   TaskModels tasks(store, files, config, *plugins, pool, cpu_ops(best_cpu_isa()), events, clock);
   DS_TRY(tasks.open());
-  Engine engine(engine_options(config, model.file->config(), model.fp32), machine->engine, pool,
-                *versions, model.tokenizer, metrics, clock);
+  Engine engine(engine_options(config, model.file->config(),
+                               kv_dtype(*machine->engine.ops, form.format)),
+                machine->engine, pool, *versions, model.tokenizer, metrics, clock);
   machine->tell_from_now_on(engine);
   Learner learner({*versions,
                    store,

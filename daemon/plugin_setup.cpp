@@ -44,7 +44,10 @@ IsolationOptions isolation(const Config& config, Metrics& metrics, EventBus& eve
 }
 
 WeightFormat packed_format(const Config& config) {
-  return config.text("serve.precision") == "fp32" ? WeightFormat::kF32 : WeightFormat::kBF16;
+  const std::string precision = config.text("serve.precision");
+  if (precision == "fp32") return WeightFormat::kF32;
+  if (precision == "tf32") return WeightFormat::kTF32;
+  return precision == "fp16" ? WeightFormat::kF16 : WeightFormat::kBF16;
 }
 
 WeightForm quantized_form(const Config& config, const ComponentsSlot& slot,

@@ -29,7 +29,22 @@ struct OpContext {
 ///   kF32   [ceil(n/16)][k][16]                 float
 ///   kBF16  [ceil(n/16)][ceil(k/2)][16][2]      bfloat16, neighbouring k in a 32-bit lane
 /// CUDA: [n][k] row-major, rows padded with zeros to a multiple of 16 bytes.
-enum class WeightFormat : uint8_t { kF32 = 0, kBF16 = 1 };
+/// It is the element of both operands of a product, too, whose sums are FP32. kF16: what is beyond
+/// 65504 becomes that (saturates). kTF32: as kF32 in memory, products of more than a few rows round
+/// operands to TF32. The CPU has kF16 and kTF32 as kF32, in layout and products.
+enum class WeightFormat : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kTF32 = 3 };
+constexpr bool is_f32(WeightFormat f) { return f == WeightFormat::kF32 || f == WeightFormat::kTF32; }
+/// Of the backward pass, beside this one of the forward pass: gradients want the range of BF16.
+constexpr WeightFormat backward_format(WeightFormat forward) {
+  return forward == WeightFormat::kF16 ? WeightFormat::kBF16 : forward;
+}
+
+/// Where rows for linear layers go, as prepare() gives them.
+struct PreparedRows {
+  void* data = nullptr;  ///< null: nobody wants them
+  WeightFormat format = WeightFormat::kBF16;
+  int32_t* saturated = nullptr;  ///< += how many values saturated; null: nobody counts
+};
 
 struct WeightView {
   WeightFormat format = WeightFormat::kBF16;
@@ -74,8 +89,9 @@ struct PackItem {
 };
 
 /// The low-rank factors of one weight [n, k] in training, and their four packs: A and B for the
-/// forward pass, B^T and A^T for the backward pass.
+/// forward pass in `format`, B^T and A^T for the backward pass in backward_format(format).
 struct FactorPack {
+  WeightFormat format = WeightFormat::kBF16;
   int64_t n = 0, k = 0;
   const float* a = nullptr;   ///< [rank, k]
   const float* bt = nullptr;  ///< [rank, n]
@@ -107,14 +123,14 @@ struct LinearArgs {
   const LoraSlots* lora = nullptr;
   Epilogue epilogue = Epilogue::kNone;
   const float* residual = nullptr;  ///< [rows, n_0], stride y_stride[0]
-  /// With kSwiglu: y_0 as prepare() gives it, or null. Where it is given and host_memory is false,
+  /// With kSwiglu: y_0 as prepare() gives it for such weights, or null. Where it is given and host_memory is false,
   /// y[0] may be null. Only of more than Ops::fused_rows rows.
   void* y_prepared = nullptr;
 };
 
 /// Paged K/V of one layer: pages of 32 tokens, [page][kv_head][32][head_dim]. (ABI v1 layout.)
 constexpr int64_t kKvPageTokens = 32;
-enum class KvDtype : uint8_t { kF32 = 0, kBF16 = 1 };
+enum class KvDtype : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2 };  ///< kF16: on a GPU alone
 
 struct KvView {
   KvDtype dtype = KvDtype::kBF16;
@@ -173,7 +189,9 @@ struct TrainAttentionArgs {
   float *dq = nullptr, *dk = nullptr, *dv = nullptr;     ///< backward: overwritten
   const TrainSequence* sequences = nullptr;
   int64_t n_sequences = 0;
-  bool round = false;  ///< products may round their operands to BF16; sums stay FP32
+  /// Products may round their operands to this, the backward pass to its backward_format(); sums
+  /// stay FP32.
+  WeightFormat operands = WeightFormat::kF32;
 };
 
 /// Which keys each row reads: those of row r (of the call) and kv head h are at
@@ -224,6 +242,7 @@ struct OuterArgs {
   /// those, and where host_memory is false, what is given so need not be there in FP32; the CPU
   /// reads FP32 alone. dy of up to 16 columns is FP32 in any case.
   const void *dy_prepared = nullptr, *x_prepared = nullptr;
+  bool tf32 = false;  ///< products of FP32 may round their operands to TF32
 };
 
 /// Decoupled weight decay (Loshchilov and Hutter 2019), bias-corrected moments. The gradient is
@@ -283,22 +302,21 @@ struct Ops {
   void (*pack_all)(const OpContext&, int64_t count, const PackItem* items);
   /// Packs the factors of `count` weights; rows and columns of the packs beyond `rank` are zero.
   /// The array is in the memory of the backend, as what it points to.
-  void (*pack_factors)(const OpContext&, WeightFormat, int64_t rank, int64_t count,
-                       const FactorPack* factors);
+  void (*pack_factors)(const OpContext&, int64_t rank, int64_t count, const FactorPack* factors);
 
   // Shared input of linear layers, converted once; 0 bytes: linear converts it itself, or need not.
-  // Ops with an output `prepared` give their result in that form for BF16 weights, too, if it is
-  // not null; beside it the FP32 result may be null where host_memory is false.
+  // Ops with an output `prepared` give their result in that form, too (a plain pointer: for BF16
+  // weights), if it is not null; beside it the FP32 result may be null where host_memory is false.
   int64_t (*prepared_bytes)(WeightFormat, int64_t rows, int64_t k);
-  void (*prepare)(const OpContext&, WeightFormat, int64_t rows, int64_t k, const float* x,
-                  int64_t x_stride, void* prepared);
+  void (*prepare)(const OpContext&, int64_t rows, int64_t k, const float* x, int64_t x_stride,
+                  const PreparedRows& to);
   void (*linear)(const OpContext&, const LinearArgs&);
 
   void (*outer_accumulate)(const OpContext&, const OuterArgs&);
 
   /// y = x * rsqrt(mean(x^2) + eps) * w; rstd [rows] is kept for backward (may be null).
   void (*rmsnorm)(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w,
-                  float eps, float* y, float* rstd, void* prepared);
+                  float eps, float* y, float* rstd, const PreparedRows& prepared);
   /// dx += gradient with respect to x; dw (or null) += gradient with respect to w.
   void (*rmsnorm_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy,
                            const float* x, const float* w, const float* rstd, float* dx, float* dw);
@@ -321,7 +339,7 @@ struct Ops {
 
   /// y = silu(gate) * up, all [rows, d].
   void (*swiglu)(const OpContext&, int64_t rows, int64_t d, const float* gate, const float* up,
-                 float* y, void* prepared);
+                 float* y, const PreparedRows& prepared);
   /// dgate and dup overwritten; they may alias gate and up.
   void (*swiglu_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy,
                           const float* gate, const float* up, float* dgate, float* dup,

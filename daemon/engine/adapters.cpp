@@ -113,22 +113,23 @@ Status Adapters::set_factors(const std::vector<LoraDelta::LayerFactors>& factors
 }
 
 /// Places of all packs in one piece of memory, and the list of them for pack_factors().
-Status Adapters::lay_out_packs(WeightFormat format) {
+Status Adapters::lay_out_packs(const OperandFormats& formats) {
   const Ops& ops = *compute_.ops;
   constexpr int64_t kAlign = 256;
   int64_t bytes = 0;
   std::vector<FactorPack> list;
   std::vector<int64_t> begins;
-  const auto place = [&](int64_t n, int64_t k) {
+  const auto place = [&](WeightFormat format, int64_t n, int64_t k) {
     begins.push_back(bytes);
     bytes += (ops.packed_bytes(format, n, k) + kAlign - 1) / kAlign * kAlign;
   };
-  each_adapted([&](int64_t, Target t) {
+  each_adapted([&](int64_t layer, Target t) {
     const auto [n, k] = target_shape(config_, t);
-    place(kLoraRank, k);
-    place(n, kLoraRank);
-    place(kLoraRank, n);
-    place(k, kLoraRank);
+    const WeightFormat forward = formats.forward(layer, t), backward = backward_format(forward);
+    place(forward, kLoraRank, k);
+    place(forward, n, kLoraRank);
+    place(backward, kLoraRank, n);
+    place(backward, k, kLoraRank);
   });
   packed_.clear();  // until all of it is there
   DS_TRY(packs_.grow(ops, static_cast<size_t>(bytes)));
@@ -138,6 +139,7 @@ Status Adapters::lay_out_packs(WeightFormat format) {
     const auto [n, k] = target_shape(config_, t);
     const auto at = [&] { return static_cast<void*>(packs_.data() + begins[next++]); };
     FactorPack f;
+    f.format = formats.forward(layer, t);
     f.n = n;
     f.k = k;
     f.a = parameters_.data() + offset(layer, t);
@@ -147,23 +149,24 @@ Status Adapters::lay_out_packs(WeightFormat format) {
     f.bt_packed = at();
     f.at_packed = at();
     list.push_back(f);
-    packed[static_cast<size_t>(layer * kTargets + t)] = {{format, kLoraRank, k, f.a_packed},
-                                                         {format, n, kLoraRank, f.b_packed},
-                                                         {format, k, kLoraRank, f.at_packed},
-                                                         {format, kLoraRank, n, f.bt_packed}};
+    const WeightFormat backward = backward_format(f.format);
+    packed[static_cast<size_t>(layer * kTargets + t)] = {{f.format, kLoraRank, k, f.a_packed},
+                                                         {f.format, n, kLoraRank, f.b_packed},
+                                                         {backward, k, kLoraRank, f.at_packed},
+                                                         {backward, kLoraRank, n, f.bt_packed}};
   });
   const auto list_bytes = list.size() * sizeof(FactorPack);
   DS_TRY(pack_list_.grow(ops, list_bytes));
   ops.upload(compute_.context, pack_list_.data(), list.data(), static_cast<int64_t>(list_bytes));
   packed_ = std::move(packed);
-  format_ = format;
+  formats_ = formats;
   return {};
 }
 
-Status Adapters::pack(WeightFormat format) {
-  if (packed_.empty() || format_ != format) DS_TRY(lay_out_packs(format));
+Status Adapters::pack(const OperandFormats& formats) {
+  if (packed_.empty() || !(formats_ == formats)) DS_TRY(lay_out_packs(formats));
   const auto count = static_cast<int64_t>(pack_list_.bytes() / sizeof(FactorPack));
-  compute_.ops->pack_factors(compute_.context, format, rank_, count, pack_list_.as<FactorPack>());
+  compute_.ops->pack_factors(compute_.context, rank_, count, pack_list_.as<FactorPack>());
   return {};
 }
 

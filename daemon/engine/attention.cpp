@@ -64,7 +64,8 @@ Status ServingAttention::begin(const Attention& attention, const Ops& ops, const
   rows_view_.set(tables.starts(), kAbiI32, {batch + 1}, device_);
   lengths_view_.set(tables.lengths(), kAbiI32, {batch}, device_);
   table_view_.set(tables.table(), kAbiI32, {batch, tables.table_width()}, device_);
-  const ds_dtype element = kv.dtype == KvDtype::kF32 ? kAbiF32 : kAbiBf16;
+  static constexpr ds_dtype kElements[] = {kAbiF32, kAbiBf16, kAbiF16};  // in the order of KvDtype
+  const ds_dtype element = kElements[static_cast<size_t>(kv.dtype)];
   for (TensorView* pages : {&k_, &v_})
     pages->set(nullptr, element, {n_pages, kv.n_kv_heads, kKvPageTokens, d}, device_);
   kv_ = {};
@@ -108,7 +109,7 @@ Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const
 Status TrainingAttention::begin(std::shared_ptr<const Attention> attention, const Ops& ops,
                                 const OpContext& context, int64_t n_heads, int64_t n_kv_heads,
                                 int64_t head_dim, float scale, std::span<const Sequence> sequences,
-                                int64_t rows, bool round) {
+                                int64_t rows, WeightFormat operands) {
   attention_ = std::move(attention);
   const ds_device device = device_of(context);
   const size_t batch = sequences.size();
@@ -134,7 +135,8 @@ Status TrainingAttention::begin(std::shared_ptr<const Attention> attention, cons
   rows_view_.set(rows_.data(), kAbiI32, {std::ssize(rows_)});
   train_ = {};
   train_.size = sizeof train_;
-  train_.flags = round ? DS_TRAIN_ROUND_BF16 : 0;
+  if (operands == WeightFormat::kBF16) train_.flags = DS_TRAIN_ROUND_BF16;
+  if (operands == WeightFormat::kF16) train_.flags = DS_TRAIN_ROUND_FP16;
   train_.k = k_.get();
   train_.v = v_.get();
   for (size_t b = 0; b < batch; ++b) {

@@ -75,11 +75,11 @@ class TrainingAttention {
     float *dq = nullptr, *dk = nullptr, *dv = nullptr;
   };
 
-  /// `round`: products may round their operands to BF16. Bytes of `saved` per layer are in
-  /// saved_bytes() after it.
+  /// `operands`: what products may round theirs to. Bytes of `saved` per layer are in saved_bytes()
+  /// after it.
   Status begin(std::shared_ptr<const Attention> attention, const Ops& ops, const OpContext& context,
                int64_t n_heads, int64_t n_kv_heads, int64_t head_dim, float scale,
-               std::span<const Sequence> sequences, int64_t rows, bool round);
+               std::span<const Sequence> sequences, int64_t rows, WeightFormat operands);
   size_t saved_bytes() const { return saved_bytes_; }
   const Attention& attention() const { return *attention_; }
   /// prefix_k / prefix_v: of each sequence at this layer, null where it has none.

@@ -172,6 +172,26 @@ class BaseWeights::Builder {
     for (int64_t i = 0; i < c.n_layers; ++i) DS_TRY(layer(c, i));
     return rope(c);
   }
+  /// Those that somebody has asked for.
+  Status second_packs(const ModelConfig& c, const Parameters& parameters) {
+    const auto again = [&](std::vector<std::unique_ptr<Linear>>& packs, bool transposed) -> Status {
+      for (size_t i = 0; i < packs.size(); ++i) {
+        if (packs[i] == nullptr) continue;
+        const bool is_head = i + 1 == packs.size();
+        const std::string head = c.tied_head ? kEmbeddingName : kHeadName;
+        const float* source =
+            parameters(is_head ? head
+                               : weight_name(static_cast<int64_t>(i) / kTargets,
+                                             static_cast<Target>(i % kTargets)));
+        const WeightView& view = packs[i]->view;
+        DS_ASSIGN(to_pack_.emplace_back(), room_for(compute_, view.format, view.n, view.k, source,
+                                                    transposed, *packs[i]));
+      }
+      return {};
+    };
+    DS_TRY(again(stores_[0]->transposed, true));
+    return again(stores_[0]->in_bf16, false);
+  }
   std::vector<PackItem>& to_pack() { return to_pack_; }
 
  private:
@@ -217,10 +237,15 @@ class BaseWeights::Builder {
     return store == stores_[0] ? compute_ : on_cpu_;
   }
 
+  WeightFormat format_of(const Store* store) const {
+    return store == stores_[0] ? form_.format : host_form(form_).format;
+  }
+
   Status pack(int64_t n, int64_t k, const float* source, const Place<Linear>& place) {
     for (Store* store : stores_) {
       if (store == nullptr) continue;
-      DS_ASSIGN(*place(*store), pack_linear(compute_of(store), form_.format, n, k, source, false));
+      DS_ASSIGN(*place(*store),
+                pack_linear(compute_of(store), format_of(store), n, k, source, false));
     }
     return {};
   }
@@ -276,7 +301,8 @@ class BaseWeights::Builder {
 
 std::shared_ptr<BaseWeights::Store> BaseWeights::empty_store(const ModelConfig& config) {
   auto store = std::make_shared<Store>();
-  store->transposed.resize(static_cast<size_t>(config.n_layers * kTargets + 1));
+  for (auto* packs : {&store->transposed, &store->in_bf16})
+    packs->resize(static_cast<size_t>(config.n_layers * kTargets + 1));
   return store;
 }
 
@@ -298,6 +324,7 @@ Result<std::shared_ptr<const BaseWeights>> BaseWeights::build(const ModelConfig&
   std::shared_ptr<BaseWeights> host;
   if (copy == HostCopy::kKept && !compute.ops->host_memory) {
     host = std::make_shared<BaseWeights>(*base);
+    host->form_ = host_form(form);
     host->serial_ = next_serial();
     host->store_ = empty_store(c);
   }
@@ -328,17 +355,7 @@ Status BaseWeights::repack(const Compute& compute, const Parameters& parameters)
   Builder builder(compute, form_, read, Builder::Where::kBackend, *store_, nullptr);
   DS_TRY(builder.all(config_));
   std::vector<PackItem>& items = builder.to_pack();
-  for (size_t i = 0; i < store_->transposed.size(); ++i) {
-    if (store_->transposed[i] == nullptr) continue;
-    Linear& out = *store_->transposed[i];
-    const bool is_head = i + 1 == store_->transposed.size();
-    const std::string head = config_.tied_head ? kEmbeddingName : kHeadName;
-    const auto layer = static_cast<int64_t>(i) / kTargets;
-    const auto target = static_cast<Target>(i % kTargets);
-    const float* source = parameters(is_head ? head : weight_name(layer, target));
-    DS_ASSIGN(items.emplace_back(),
-              room_for(compute, form_.format, out.view.n, out.view.k, source, true, out));
-  }
+  DS_TRY(builder.second_packs(config_, parameters));
   const size_t bytes = items.size() * sizeof(PackItem);
   const PackItem* list = items.data();
   if (!compute.ops->host_memory) {
@@ -370,18 +387,42 @@ std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quant
   return out;
 }
 
+/// On a CPU FP16 would be FP32 in memory, twice as much to read for each token.
+WeightForm BaseWeights::host_form(const WeightForm& form) {
+  WeightForm out = form;
+  out.format = backward_format(form.format);
+  return out;
+}
+
 Result<WeightView> BaseWeights::transposed(const Compute& compute, int64_t layer,
                                            Target target) const {
+  const auto turned = [](const WeightView& w) {
+    return WeightView{w.format, w.k, w.n, w.data, !w.transposed};
+  };
+  const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
+  const WeightFormat format = backward_format(form_.format);
+  if (!compute.ops->reads_transposed || source.quant != nullptr)
+    return second_pack(compute, layer, target, true, format);
+  if (format == form_.format) return turned(source.view);
+  DS_ASSIGN(const WeightView rounded, in_bf16(compute, layer, target));
+  return turned(rounded);
+}
+
+Result<WeightView> BaseWeights::in_bf16(const Compute& compute, int64_t layer,
+                                        Target target) const {
+  return second_pack(compute, layer, target, false, WeightFormat::kBF16);
+}
+
+Result<WeightView> BaseWeights::second_pack(const Compute& compute, int64_t layer, Target target,
+                                            bool transposed, WeightFormat format) const {
   const Ops& ops = *compute.ops;
   const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
-  const auto [format, n, k, data, turned] = source.view;
-  if (ops.reads_transposed && source.quant == nullptr)
-    return WeightView{format, k, n, data, !turned};
-  auto& transposed = store_->transposed;
+  const int64_t n = source.view.n, k = source.view.k;
+  auto& packs = transposed ? store_->transposed : store_->in_bf16;
   const size_t index =
-      layer < 0 ? transposed.size() - 1 : static_cast<size_t>(layer * kTargets + target);
-  std::lock_guard lock(store_->transposed_mutex);
-  if (!transposed[index]) {
+      layer < 0 ? packs.size() - 1 : static_cast<size_t>(layer * kTargets + target);
+  std::lock_guard lock(store_->second_mutex);
+  if (!packs[index]) {
     DS_ASSIGN(const Buffer rows, Buffer::make(ops, static_cast<size_t>(n * k) * sizeof(float)));
     if (source.quant != nullptr) {
       // A format that cannot be read back is refused at load (self-test).
@@ -389,11 +430,26 @@ Result<WeightView> BaseWeights::transposed(const Compute& compute, int64_t layer
     } else {
       ops.unpack(compute.context, source.view, rows.as<float>());
     }
-    DS_ASSIGN(Linear made, pack_there(compute, format, k, n, rows.as<float>(), true));
+    DS_ASSIGN(Linear made, pack_there(compute, format, transposed ? k : n, transposed ? n : k,
+                                      rows.as<float>(), transposed));
     DS_TRY(finish(compute));  // others read it on their streams, and `rows` ends here
-    transposed[index] = std::make_unique<Linear>(std::move(made));
+    packs[index] = std::make_unique<Linear>(std::move(made));
   }
-  return transposed[index]->view;
+  return packs[index]->view;
+}
+
+KvDtype kv_dtype(const Ops& ops, WeightFormat format) {
+  if (is_f32(format)) return KvDtype::kF32;
+  if (format == WeightFormat::kBF16) return KvDtype::kBF16;
+  return ops.host_memory ? KvDtype::kF32 : KvDtype::kF16;
+}
+
+Result<void*> prepared_room(const Ops& ops, WeightFormat format, int64_t rows, int64_t k,
+                            Buffer& to) {
+  const int64_t bytes = ops.prepared_bytes(format, rows, k);
+  if (bytes == 0) return nullptr;
+  DS_TRY(to.grow(ops, static_cast<size_t>(bytes)));
+  return static_cast<void*>(to.data());
 }
 
 Status run_linear(const Compute& compute, const BaseWeights& base,
@@ -413,12 +469,13 @@ Status run_linear(const Compute& compute, const BaseWeights& base,
                                          {quant.data(), weights.size()}, args, scratch);
   }
   const int64_t k = args.w[0].k;
-  const int64_t bytes = compute.ops->prepared_bytes(base.format(), args.rows, k);
-  if (bytes > 0 && args.x_prepared == nullptr) {
-    DS_TRY(scratch.prepared.grow(*compute.ops, static_cast<size_t>(bytes)));
-    compute.ops->prepare(compute.context, base.format(), args.rows, k, args.x, args.x_stride,
-                         scratch.prepared.data());
-    args.x_prepared = scratch.prepared.data();
+  if (args.x_prepared == nullptr) {
+    DS_ASSIGN(void* const room,
+              prepared_room(*compute.ops, base.format(), args.rows, k, scratch.prepared));
+    if (room != nullptr)
+      compute.ops->prepare(compute.context, args.rows, k, args.x, args.x_stride,
+                           {room, base.format()});
+    args.x_prepared = room;
   }
   compute.ops->linear(compute.context, args);
   return {};

@@ -7,12 +7,21 @@
 #include "log.h"
 
 namespace ds {
+namespace {
+
+/// A CPU in a GPU's place has the weights' copies in BF16 and the pages as well.
+KvDtype pages_dtype(const EngineOptions& options, const Compute& c) {
+  const bool stands_in = c.ops->host_memory && options.kv_dtype == KvDtype::kF16;
+  return stands_in ? KvDtype::kBF16 : options.kv_dtype;
+}
+
+}  // namespace
 
 StepPlace::StepPlace(const ModelConfig& config, const EngineOptions& options, const Compute& c,
                      int64_t kv_pages)
     : compute(c),
       cache(kv_pages, options.prefix_cache),
-      pages(config, c, options.kv_dtype, kv_pages),
+      pages(config, c, pages_dtype(options, c), kv_pages),
       forward(config, c, options.max_running + options.prefill_chunk),
       logits_bytes(static_cast<size_t>(forward.max_rows() * config.vocab) * sizeof(float)) {}
 

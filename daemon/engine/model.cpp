@@ -50,17 +50,19 @@ Result<std::shared_ptr<const LoraDelta>> LoraDelta::pack(const BaseWeights& base
     return delta;
   };
   const auto delta = empty();
-  DS_TRY(delta->fill(base, compute, factors));
+  DS_TRY(delta->fill(base.config(), base.format(), compute, factors));
   DS_TRY(finish(compute));
   if (!compute.ops->host_memory) {
     const auto host = empty();
-    DS_TRY(host->fill(base, {&host_ops(compute), {compute.context.parallel}}, factors));
+    const WeightFormat format = base.host() != nullptr ? base.host()->format() : base.format();
+    DS_TRY(host->fill(base.config(), format, {&host_ops(compute), {compute.context.parallel}},
+                      factors));
     delta->host_ = host;
   }
   return std::shared_ptr<const LoraDelta>(delta);
 }
 
-Status LoraDelta::fill(const BaseWeights& base, const Compute& compute,
+Status LoraDelta::fill(const ModelConfig& config, WeightFormat format, const Compute& compute,
                        const std::vector<LayerFactors>& factors) {
   const int64_t rank = rank_;
   std::vector<float> padded;
@@ -68,13 +70,13 @@ Status LoraDelta::fill(const BaseWeights& base, const Compute& compute,
     for (int t = 0; t < kTargets; ++t) {
       const Factors& f = factors[layer][t];
       if (f.a.empty()) continue;
-      const auto [n, k] = target_shape(base.config(), static_cast<Target>(t));
+      const auto [n, k] = target_shape(config, static_cast<Target>(t));
       DS_CHECK(static_cast<int64_t>(f.a.size()) == rank * k &&
                static_cast<int64_t>(f.b.size()) == n * rank);
       padded.assign(static_cast<size_t>(kLoraRank * k), 0.0f);
       std::transform(f.a.begin(), f.a.end(), padded.begin(), round_to_bf16);
       DS_ASSIGN(layers_[layer][t].a,
-                pack_linear(compute, base.format(), kLoraRank, k, padded.data(), false));
+                pack_linear(compute, format, kLoraRank, k, padded.data(), false));
       padded.assign(static_cast<size_t>(n * kLoraRank), 0.0f);
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t r = 0; r < rank; ++r) {
@@ -83,7 +85,7 @@ Status LoraDelta::fill(const BaseWeights& base, const Compute& compute,
         }
       }
       DS_ASSIGN(layers_[layer][t].b,
-                pack_linear(compute, base.format(), n, kLoraRank, padded.data(), false));
+                pack_linear(compute, format, n, kLoraRank, padded.data(), false));
     }
   }
   return {};
@@ -265,23 +267,14 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   DS_ASSIGN(const Input to_mlp, norm(base, batch, w.mlp_norm));
   fused = {};
   if (to_mlp.prepared != nullptr) {
-    DS_ASSIGN(fused.y_prepared, prepared_there(base, rows, c.d_ff, activated_prepared_));
+    DS_ASSIGN(fused.y_prepared,
+              prepared_room(ops, base.format(), rows, c.d_ff, activated_prepared_));
   }
   float* activated = fused.y_prepared == nullptr ? activated_.as<float>() : nullptr;
   DS_TRY(linear({kGate, kUp}, base, layer, batch, to_mlp, {activated}, Epilogue::kSwiglu, nullptr,
                 fused));
   return linear({kDown}, base, layer, batch, {activated, fused.y_prepared}, {x},
                 Epilogue::kResidual, x, {});
-}
-
-/// Room for rows as prepare() gives them; null where linear() takes FP32.
-Result<void*> Forward::prepared_there(const BaseWeights& base, int64_t rows, int64_t k,
-                                      Buffer& to) {
-  const Ops& ops = *compute_.ops;
-  const int64_t bytes = ops.prepared_bytes(base.format(), rows, k);
-  if (bytes == 0) return nullptr;
-  DS_TRY(to.grow(ops, static_cast<size_t>(bytes)));
-  return static_cast<void*>(to.data());
 }
 
 Result<Forward::Input> Forward::norm(const BaseWeights& base, const StepBatch& batch,
@@ -294,11 +287,11 @@ Result<Forward::Input> Forward::norm(const BaseWeights& base, const StepBatch& b
   const bool fp32 = ops.host_memory || batch.watch != nullptr;
   void* prepared = nullptr;
   if (!fp32) {
-    DS_ASSIGN(prepared, prepared_there(base, rows, d, scratch_.prepared));
+    DS_ASSIGN(prepared, prepared_room(ops, base.format(), rows, d, scratch_.prepared));
   }
   float* normed = prepared == nullptr ? normed_.as<float>() : nullptr;
   ops.rmsnorm(compute_.context, rows, d, x_.as<float>(), weight.data(), config_.norm_eps, normed,
-              nullptr, prepared);
+              nullptr, {prepared, base.format()});
   return Input{normed, prepared};
 }
 
@@ -316,7 +309,7 @@ Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
     args.norm_eps = c.norm_eps;
   } else {
     ops.rmsnorm(compute_.context, wanted, c.d_model, rows_.as<float>(), base.final_norm().data(),
-                c.norm_eps, normed_.as<float>(), nullptr, nullptr);
+                c.norm_eps, normed_.as<float>(), nullptr, {});
     args.x = normed_.as<float>();
   }
   args.y[0] = logits;
@@ -338,7 +331,7 @@ Status Forward::enqueue(const BaseWeights& base, const StepBatch& batch, const C
   for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
   if (hidden != nullptr) {
     ops.rmsnorm(compute_.context, tables_.rows(), c.d_model, x, base.final_norm().data(),
-                c.norm_eps, hidden, nullptr, nullptr);
+                c.norm_eps, hidden, nullptr, {});
   }
   if (logits == nullptr) return {};
   return head(base, std::ssize(batch.logit_rows), logits);

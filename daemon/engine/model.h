@@ -18,6 +18,7 @@
 #include "ds/status.h"
 #include "engine/components.h"
 #include "engine/device_state.h"
+#include "engine/operand_formats.h"
 #include "engine/quantizer.h"
 #include "engine/step_recordings.h"
 #include "engine/step_tables.h"
@@ -45,8 +46,6 @@ Status finish(const Compute& compute);
 /// The CPU's, in whose place a GPU may compute.
 const Ops& host_ops(const Compute& compute);
 
-/// The seven linear layers of a block, in the order used by every per-target array.
-enum Target : int { kQ, kK, kV, kO, kGate, kUp, kDown, kTargets };
 /// HF module path inside a layer: "self_attn.q_proj", ..., "mlp.down_proj".
 std::string_view target_path(Target target);
 /// "model.layers.3.mlp.up_proj.weight".
@@ -142,9 +141,11 @@ class BaseWeights {
   const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
   const float* rope_sin() const { return store_->rope_sin.data(); }
 
-  /// W^T for the backward pass: the weight itself where the backend can read it so, else a pack
-  /// that is built at the first call and kept for life. `layer` -1 is the head.
+  /// W^T for the backward pass, in its format: the weight itself where the backend can read it so,
+  /// else a pack that is built at the first call and kept for life. `layer` -1 is the head.
   Result<WeightView> transposed(const Compute& compute, int64_t layer, Target target) const;
+  /// W in BF16, for what falls back from FP16; built and kept likewise.
+  Result<WeightView> in_bf16(const Compute& compute, int64_t layer, Target target) const;
 
  private:
   /// The tensor's elements: its own memory, or `scratch` filled with them; the host's or, from
@@ -160,18 +161,29 @@ class BaseWeights {
     Linear embedding, head;
     BackendFloats final_norm, rope_cos, rope_sin;
     Buffer pack_list;  ///< of repack()
-    std::mutex transposed_mutex;
-    std::vector<std::unique_ptr<Linear>> transposed;  ///< [layers * kTargets + 1]
+    std::mutex second_mutex;
+    /// [layers * kTargets + 1], the head's last; null: nobody has asked for it.
+    std::vector<std::unique_ptr<Linear>> transposed, in_bf16;
   };
   class Builder;
   static std::shared_ptr<Store> empty_store(const ModelConfig& config);
+  static WeightForm host_form(const WeightForm& form);
+  Result<WeightView> second_pack(const Compute& compute, int64_t layer, Target target,
+                                 bool transposed, WeightFormat format) const;
   ModelConfig config_;
   std::string sha256_;
   uint64_t serial_ = next_serial();
   WeightForm form_;
-  std::shared_ptr<Store> store_;  ///< read only, but for `transposed`
+  std::shared_ptr<Store> store_;  ///< read only, but for the second packs
   std::shared_ptr<const BaseWeights> host_;
 };
+
+/// The dtype of the pages that such weights are served with.
+KvDtype kv_dtype(const Ops& ops, WeightFormat format);
+
+/// Room for rows as prepare() gives them in `to`; null where linear layers take FP32.
+Result<void*> prepared_room(const Ops& ops, WeightFormat format, int64_t rows, int64_t k,
+                            Buffer& to);
 
 /// args on the given weights, whose places in it this fills: by Ops, or by the base's quantizer.
 /// Fails only as a plugin does. A shared input that was prepared for Ops may be in args.x_prepared.
@@ -205,7 +217,7 @@ class LoraDelta {
   struct Pair {
     Linear a, b;
   };
-  Status fill(const BaseWeights& base, const Compute& compute,
+  Status fill(const ModelConfig& config, WeightFormat format, const Compute& compute,
               const std::vector<LayerFactors>& factors);
   uint64_t serial_ = next_serial();
   int64_t rank_ = 0;
@@ -317,7 +329,6 @@ class Forward {
   Status linear(std::initializer_list<Target> targets, const BaseWeights& base, int64_t layer,
                 const StepBatch& batch, const Input& input, std::initializer_list<float*> y,
                 Epilogue epilogue, const float* residual, const Fused& fused);
-  Result<void*> prepared_there(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to);
   /// RMSNorm of x_, at the latest when the layer reads it.
   Result<Input> norm(const BaseWeights& base, const StepBatch& batch, const BackendFloats& weight);
   int64_t logits_bytes(const StepBatch& batch) const;

@@ -50,8 +50,8 @@ void prepare_for(const Ops& ops, const OpContext& context, LinearArgs& args, Buf
   const WeightView& w = args.w[0];
   const int64_t bytes = ops.prepared_bytes(w.format, args.rows, w.k);
   if (bytes == 0) return;
-  ops.prepare(context, w.format, args.rows, w.k, args.x, args.x_stride,
-              room.at_least(static_cast<size_t>(bytes)));
+  ops.prepare(context, args.rows, w.k, args.x, args.x_stride,
+              {room.at_least(static_cast<size_t>(bytes)), w.format});
   args.x_prepared = room.data();
 }
 
@@ -293,7 +293,7 @@ Status Quantizer::linear(const Ops& ops, const OpContext& context,
     float* y = args.y[0] + r * args.y_stride[0];
     const float* made = plain.y[0] + r * plain.y_stride[0];
     if (swiglu) {
-      ops.swiglu(context, 1, n, made, plain.y[1] + r * n, y, nullptr);
+      ops.swiglu(context, 1, n, made, plain.y[1] + r * n, y, {});
     } else {
       const float* residual = args.residual + r * args.y_stride[0];
       for (int64_t i = 0; i < n; ++i) y[i] = residual[i] + made[i];

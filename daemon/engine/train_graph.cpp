@@ -86,53 +86,112 @@ void TrainGraph::release() {
   for (Buffer* b : {&picked_, &head_in_, &head_rstd_, &logits_, &prepared_, &prepared_dy_,
                     &prepared_dup_, &prepared_dlogits_})
     *b = Buffer();
+  saturated_ = {};
   tables_ = {};
   loss_tables_ = {};
   dlogits_prepared_ = nullptr;
   max_rows_ = max_loss_rows_ = 0;
 }
 
+const OperandFormats& TrainGraph::formats(const BaseWeights& base) {
+  if (formats_.n_inputs() == 1 || formats_.format() != base.format()) {
+    formats_ = OperandFormats(base.format(), config_.n_layers);
+    saturated_ = {};
+  }
+  return formats_;
+}
+
+TrainGraph::Operand TrainGraph::forward_operand(int64_t layer, Target reader) {
+  const WeightFormat format = formats_.forward(layer, reader);
+  const bool counts = format == WeightFormat::kF16 && saturated_.bytes() > 0;
+  return {format, counts ? saturated_.as<int32_t>() + formats_.input(layer, reader) : nullptr};
+}
+
+/// Zeros, where anything is counted: the CPU's FP16 is FP32.
+Status TrainGraph::reserve_saturation() {
+  const Ops& ops = *compute_.ops;
+  if (formats_.format() != WeightFormat::kF16 || ops.host_memory || saturated_.bytes() > 0)
+    return {};
+  DS_TRY(saturated_.grow(ops, formats_.n_inputs() * sizeof(int32_t)));
+  ops.zero(compute_.context, saturated_.data(), static_cast<int64_t>(saturated_.bytes()));
+  counted_.assign(formats_.n_inputs(), 0);
+  settled_ = counted_;
+  return {};
+}
+
+void TrainGraph::fetch_saturation() {
+  if (saturated_.bytes() == 0) return;
+  compute_.ops->download(compute_.context, counted_.data(), saturated_.data(),
+                         static_cast<int64_t>(saturated_.bytes()));
+}
+
+int64_t TrainGraph::settle_saturation() {
+  int64_t total = 0;
+  if (saturated_.bytes() == 0) return total;
+  for (size_t i = 0; i < counted_.size(); ++i) {
+    if (counted_[i] == settled_[i]) continue;
+    total += counted_[i] - settled_[i];
+    formats_.fall_back(i);
+  }
+  settled_ = counted_;
+  return total;
+}
+
 /// x as linear() wants it, in `to`; null where it needs nothing.
-const void* TrainGraph::prepare(WeightFormat format, int64_t rows, int64_t k, const float* x,
+const void* TrainGraph::prepare(const Operand& as, int64_t rows, int64_t k, const float* x,
                                 Buffer& to) {
-  const int64_t bytes = compute_.ops->prepared_bytes(format, rows, k);
-  if (bytes == 0) return nullptr;
-  note(to.grow(*compute_.ops, static_cast<size_t>(bytes)));
-  if (!status_.ok()) return nullptr;
-  compute_.ops->prepare(compute_.context, format, rows, k, x, k, to.data());
-  return to.data();
+  const Result<void*> room = prepared_room(*compute_.ops, as.format, rows, k, to);
+  note(room.status());
+  if (!status_.ok() || *room == nullptr) return nullptr;
+  compute_.ops->prepare(compute_.context, rows, k, x, k, {*room, as.format, as.saturated});
+  return *room;
 }
 
 /// Where an op leaves rows that only linear layers read, ready for them; null: it leaves FP32. The
 /// CPU's ops would make both.
-void* TrainGraph::room_for_prepared(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to) {
-  const Ops& ops = *compute_.ops;
-  const int64_t bytes = ops.host_memory ? 0 : ops.prepared_bytes(base.format(), rows, k);
-  if (bytes == 0) return nullptr;
-  note(to.grow(ops, static_cast<size_t>(bytes)));
-  return to.data();
+PreparedRows TrainGraph::room_for_prepared(const Operand& as, int64_t rows, int64_t k,
+                                           Buffer& to) {
+  if (compute_.ops->host_memory) return {};
+  const Result<void*> room = prepared_room(*compute_.ops, as.format, rows, k, to);
+  note(room.status());
+  return {room.ok() ? *room : nullptr, as.format, as.saturated};
 }
 
 /// RMSNorm of d_model columns as the input of linear layers.
-TrainGraph::Input TrainGraph::norm(const Call& call, const float* x, const BackendFloats& weight,
-                                   float* rstd) {
-  void* prepared = room_for_prepared(call.base, call.rows, config_.d_model, prepared_);
-  float* normed = prepared == nullptr ? normed_.as<float>() : nullptr;
+TrainGraph::Input TrainGraph::norm(const Call& call, const Operand& as, const float* x,
+                                   const BackendFloats& weight, float* rstd) {
+  const PreparedRows prepared = room_for_prepared(as, call.rows, config_.d_model, prepared_);
+  float* normed = prepared.data == nullptr ? normed_.as<float>() : nullptr;
   compute_.ops->rmsnorm(compute_.context, call.rows, config_.d_model, x, weight.data(),
                         config_.norm_eps, normed, rstd, prepared);
-  return {normed, prepared};
+  return {normed, prepared.data};
 }
 
-TrainGraph::Input TrainGraph::activate(const Call& call, const LayerState& state) {
-  void* prepared = room_for_prepared(call.base, call.rows, config_.d_ff, prepared_);
-  float* activated = prepared == nullptr ? activated_.as<float>() : nullptr;
+TrainGraph::Input TrainGraph::activate(const Call& call, const Operand& as,
+                                       const LayerState& state) {
+  const PreparedRows prepared = room_for_prepared(as, call.rows, config_.d_ff, prepared_);
+  float* activated = prepared.data == nullptr ? activated_.as<float>() : nullptr;
   compute_.ops->swiglu(compute_.context, call.rows, config_.d_ff, state.gate.as<float>(),
                        state.up.as<float>(), activated, prepared);
-  return {activated, prepared};
+  return {activated, prepared.data};
 }
 
 float* TrainGraph::t_of(int64_t layer, Target target) {
   return layers_[static_cast<size_t>(layer)].t.as<float>() + target * max_rows_ * kLoraRank;
+}
+
+/// As run_linear, in BF16 where FP16 could not hold the input.
+Status TrainGraph::linear_one(const Call& call, const Linear& weight, int64_t layer, Target target,
+                              LinearArgs& args) {
+  const Linear* const one[] = {&weight};
+  if (weight.quant != nullptr || formats_.forward(layer, target) == weight.view.format)
+    return run_linear(compute_, call.base, one, args, scratch_);
+  DS_ASSIGN(args.w[0], call.base.in_bf16(compute_, layer, target));
+  args.n_weights = 1;
+  args.bias[0] = weight.bias.data();
+  args.y_stride[0] = weight.view.n;
+  compute_.ops->linear(compute_.context, args);
+  return {};
 }
 
 void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<Target> targets,
@@ -141,11 +200,11 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
   const int64_t k = target_shape(config_, *targets.begin()).second;
   const Linear* first = &call.base.layer(layer).linear[*targets.begin()];
   if (input.prepared == nullptr && first->quant == nullptr)
-    input.prepared = prepare(call.base.format(), call.rows, k, input.x, prepared_);
+    input.prepared =
+        prepare(forward_operand(layer, *targets.begin()), call.rows, k, input.x, prepared_);
   if (!status_.ok()) return;
   for (size_t i = 0; i < targets.size(); ++i) {
     const Target target = targets.begin()[i];
-    const Linear* weight = &call.base.layer(layer).linear[target];
     LinearArgs args;
     args.rows = call.rows;
     args.x = input.x;
@@ -162,11 +221,12 @@ void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<T
     }
     args.epilogue = residual != nullptr ? Epilogue::kResidual : Epilogue::kNone;
     args.residual = residual;
-    note(run_linear(compute_, call.base, {&weight, 1}, args, scratch_));
+    note(linear_one(call, call.base.layer(layer).linear[target], layer, target, args));
   }
 }
 
-Status TrainGraph::begin_attention(const TrainBatch& batch, WeightFormat base_format) {
+/// On a GPU attention rounds as the linear layers do, with kTF32 not at all.
+Status TrainGraph::begin_attention(const TrainBatch& batch) {
   const ModelConfig& c = config_;
   std::vector<TrainingAttention::Sequence> sequences;
   for (const TrainBatch::Sequence& s : batch.sequences)
@@ -174,7 +234,7 @@ Status TrainGraph::begin_attention(const TrainBatch& batch, WeightFormat base_fo
   DS_TRY(attention_.begin(
       components_->attention, *compute_.ops, compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
       1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids),
-      base_format == WeightFormat::kBF16 && !compute_.ops->host_memory));
+      compute_.ops->host_memory ? WeightFormat::kF32 : formats_.format()));
   for (LayerState& s : layers_) DS_TRY(s.saved.grow(*compute_.ops, attention_.saved_bytes()));
   return {};
 }
@@ -206,7 +266,8 @@ void TrainGraph::forward_layer(const Call& call, int64_t layer) {
   float* next = layer + 1 < c.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
                                        : x_.as<float>();
 
-  linear(call, layer, {kQ, kK, kV}, norm(call, s.x.as<float>(), w.attention_norm, nullptr),
+  linear(call, layer, {kQ, kK, kV},
+         norm(call, forward_operand(layer, kQ), s.x.as<float>(), w.attention_norm, nullptr),
          {s.q.as<float>(), s.k.as<float>(), s.v.as<float>()}, nullptr);
   ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), false, s.q.as<float>());
@@ -218,9 +279,11 @@ void TrainGraph::forward_layer(const Call& call, int64_t layer) {
   }
   linear(call, layer, {kO}, {s.attended.as<float>()}, {s.mid.as<float>()}, s.x.as<float>());
 
-  linear(call, layer, {kGate, kUp}, norm(call, s.mid.as<float>(), w.mlp_norm, nullptr),
+  linear(call, layer, {kGate, kUp},
+         norm(call, forward_operand(layer, kGate), s.mid.as<float>(), w.mlp_norm, nullptr),
          {s.gate.as<float>(), s.up.as<float>()}, nullptr);
-  linear(call, layer, {kDown}, activate(call, s), {next}, s.mid.as<float>());
+  linear(call, layer, {kDown}, activate(call, forward_operand(layer, kDown), s), {next},
+         s.mid.as<float>());
 }
 
 void TrainGraph::head_forward(const Call& call) {
@@ -232,15 +295,19 @@ void TrainGraph::head_forward(const Call& call) {
   float* picked = picked_.as<float>();
   ops.gather_rows(compute_.context, wanted, c.d_model, loss_rows_, x_.as<float>(), picked);
   ops.rmsnorm(compute_.context, wanted, c.d_model, picked, call.base.final_norm().data(),
-              c.norm_eps, head_in_.as<float>(), head_rstd_.as<float>(), nullptr);
-  dlogits_prepared_ = room_for_prepared(call.base, wanted, c.vocab, prepared_dlogits_);
+              c.norm_eps, head_in_.as<float>(), head_rstd_.as<float>(), {});
+  dlogits_prepared_ =
+      room_for_prepared(backward_operand(), wanted, c.vocab, prepared_dlogits_).data;
   LinearArgs args;
   args.rows = wanted;
   args.x = head_in_.as<float>();
   args.x_stride = c.d_model;
   args.y[0] = logits_.as<float>();
-  const Linear* head = &call.base.head();
-  note(run_linear(compute_, call.base, {&head, 1}, args, scratch_));
+  const Linear& head = call.base.head();
+  if (head.quant == nullptr)
+    args.x_prepared =
+        prepare(forward_operand(-1, kQ), wanted, c.d_model, args.x, scratch_.prepared);
+  if (status_.ok()) note(linear_one(call, head, -1, kQ, args));
 }
 
 Status TrainGraph::set_tables(const TrainBatch& batch) {
@@ -272,7 +339,9 @@ float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
     DS_TRY(reserve(rows, static_cast<int64_t>(batch.loss_rows.size())));
     DS_TRY(set_tables(batch));
     components_ = compute_.components->current();
-    return begin_attention(batch, base.format());
+    (void)formats(base);
+    DS_TRY(reserve_saturation());
+    return begin_attention(batch);
   };
   if (const Status begun = begin(); !begun.ok()) {
     note(begun);
@@ -347,7 +416,7 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   const auto [n, k] = target_shape(config_, target);
   const bool adapted = call.gradients != nullptr && call.gradients->adapts(target);
   if (dy.prepared == nullptr)
-    dy.prepared = prepare(call.base.format(), call.rows, n, dy.x, prepared_dy_);
+    dy.prepared = prepare(backward_operand(), call.rows, n, dy.x, prepared_dy_);
   LoraSlots slots;
   LinearArgs args;
   args.rows = call.rows;
@@ -380,7 +449,7 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target,
   if (call.full == nullptr) return;
   // The CPU sums in FP32 and reads nothing prepared.
   if (x.prepared == nullptr && !ops.host_memory)
-    x.prepared = prepare(call.base.format(), call.rows, k, x.x, prepared_);
+    x.prepared = prepare(backward_operand(), call.rows, k, x.x, prepared_);
   if (!status_.ok()) return;
   outer(call, dy, n, n, x, k, 1.0f, call.full->of(weight_name(layer, target)));
   if (call.base.layer(layer).linear[target].bias.empty()) return;
@@ -402,6 +471,7 @@ void TrainGraph::outer(const Call& call, Input dy, int64_t n, int64_t dy_stride,
   args.x_prepared = x.prepared;
   args.scale = scale;
   args.out = out;
+  args.tf32 = formats_.format() == WeightFormat::kTF32;
   compute_.ops->outer_accumulate(compute_.context, args);
 }
 
@@ -413,16 +483,18 @@ void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
   const LayerWeights& w = call.base.layer(layer);
   float *dx = dx_.as<float>(), *dactivated = dwide_.as<float>(), *dnormed = dnormed_.as<float>();
 
-  linear_backward(call, layer, kDown, {dx}, activate(call, s), dactivated, false);
-  void* gate_room = room_for_prepared(call.base, call.rows, c.d_ff, prepared_dy_);
-  void* up_room = room_for_prepared(call.base, call.rows, c.d_ff, prepared_dup_);
+  linear_backward(call, layer, kDown, {dx}, activate(call, backward_operand(), s), dactivated,
+                  false);
+  void* gate_room = room_for_prepared(backward_operand(), call.rows, c.d_ff, prepared_dy_).data;
+  void* up_room = room_for_prepared(backward_operand(), call.rows, c.d_ff, prepared_dup_).data;
   if (!status_.ok()) return;
   const bool fp32 = gate_room == nullptr;
   const Input dgate{fp32 ? dactivated : nullptr, gate_room};
   const Input dup{fp32 ? dwide2_.as<float>() : nullptr, up_room};
   ops.swiglu_backward(ctx, call.rows, c.d_ff, dactivated, s.gate.as<float>(), s.up.as<float>(),
                       const_cast<float*>(dgate.x), const_cast<float*>(dup.x), gate_room, up_room);
-  const Input normed = norm(call, s.mid.as<float>(), w.mlp_norm, rstd_.as<float>());
+  const Input normed =
+      norm(call, backward_operand(), s.mid.as<float>(), w.mlp_norm, rstd_.as<float>());
   linear_backward(call, layer, kGate, dgate, normed, dnormed, false);
   linear_backward(call, layer, kUp, dup, normed, dnormed, true);
   float* dnorm = norm_gradient(call, layer_name(layer, "post_attention_layernorm.weight"));
@@ -452,7 +524,8 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
            call.base.rope_sin(), true, dq_.as<float>());
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), true, dk_.as<float>());
-  const Input normed = norm(call, s.x.as<float>(), w.attention_norm, rstd_.as<float>());
+  const Input normed =
+      norm(call, backward_operand(), s.x.as<float>(), w.attention_norm, rstd_.as<float>());
   linear_backward(call, layer, kQ, {dq_.as<float>()}, normed, dnormed, false);
   linear_backward(call, layer, kK, {dk_.as<float>()}, normed, dnormed, true);
   linear_backward(call, layer, kV, {dv_.as<float>()}, normed, dnormed, true);
@@ -470,7 +543,7 @@ void TrainGraph::head_backward(const Call& call) {
   if (wanted == 0) return;
   Input dlogits{logits_.as<float>(), dlogits_prepared_};
   if (dlogits.prepared == nullptr)
-    dlogits.prepared = prepare(call.base.format(), wanted, c.vocab, dlogits.x, prepared_dlogits_);
+    dlogits.prepared = prepare(backward_operand(), wanted, c.vocab, dlogits.x, prepared_dlogits_);
   LinearArgs args;
   args.rows = wanted;
   args.x = dlogits.x;
@@ -486,7 +559,7 @@ void TrainGraph::head_backward(const Call& call) {
   if (call.full != nullptr) {
     Input head_in{head_in_.as<float>()};
     if (!ops.host_memory)
-      head_in.prepared = prepare(call.base.format(), wanted, c.d_model, head_in.x, prepared_);
+      head_in.prepared = prepare(backward_operand(), wanted, c.d_model, head_in.x, prepared_);
     Call picked = call;
     picked.rows = wanted;
     outer(picked, dlogits, c.vocab, c.vocab, head_in, c.d_model, 1.0f,

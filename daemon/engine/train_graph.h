@@ -50,7 +50,8 @@ class Adapters {
   Status set_factors(const std::vector<LoraDelta::LayerFactors>& factors);
 
   /// Refreshes the packed forms used by the passes; call after each change of parameters.
-  Status pack(WeightFormat format);
+  Status pack(const OperandFormats& formats);
+  Status pack(WeightFormat format) { return pack(OperandFormats(format, config_.n_layers)); }
   LoraPair forward_pair(int64_t layer, Target t) const;   ///< A, B; once packed
   LoraPair backward_pair(int64_t layer, Target t) const;  ///< B^T, A^T
 
@@ -66,7 +67,7 @@ class Adapters {
   /// visit(layer, target) of each adapted weight.
   template <class Visit>
   void each_adapted(const Visit& visit) const;
-  Status lay_out_packs(WeightFormat format);
+  Status lay_out_packs(const OperandFormats& formats);
 
   Compute compute_;
   ModelConfig config_;
@@ -75,8 +76,8 @@ class Adapters {
   uint32_t targets_;
   std::vector<int64_t> offsets_;
   BackendVector parameters_, gradient_;
-  std::vector<Packed> packed_;  ///< [layers * kTargets], of `format_`
-  WeightFormat format_ = WeightFormat::kBF16;
+  std::vector<Packed> packed_;  ///< [layers * kTargets], of `formats_`
+  OperandFormats formats_{WeightFormat::kBF16, 0};
   Buffer packs_, pack_list_;  ///< all of them, and what pack_factors() is told
 };
 
@@ -103,6 +104,13 @@ struct TrainBatch {
 class TrainGraph {
  public:
   TrainGraph(const ModelConfig& config, const Compute& compute);
+
+  /// What the products over such a base multiply; adapters are packed so.
+  const OperandFormats& formats(const BaseWeights& base);
+  /// How many inputs of linear layers have saturated in FP16 since the last call, as of the last
+  /// fetch_saturation(), which finish() has completed. What read them falls back.
+  int64_t settle_saturation();
+  void fetch_saturation();
 
   /// The first failure of a plugin or the device, or the first want of memory, in the passes since
   /// the last call of this; their results are undefined.
@@ -141,11 +149,21 @@ class TrainGraph {
     const float* x = nullptr;
     const void* prepared = nullptr;
   };
+  /// Which rows are prepared: as the operands of what, and where saturation is counted.
+  struct Operand {
+    WeightFormat format;
+    int32_t* saturated = nullptr;
+  };
+  Operand forward_operand(int64_t layer, Target reader);
+  Operand backward_operand() const { return {formats_.backward()}; }
   Status reserve(int64_t rows, int64_t loss_rows);
   Status reserve_rows(int64_t rows);
   Status reserve_loss_rows(int64_t rows);
+  Status reserve_saturation();
   void linear(const Call& call, int64_t layer, std::initializer_list<Target> targets, Input input,
               std::initializer_list<float*> y, const float* residual);
+  Status linear_one(const Call& call, const Linear& weight, int64_t layer, Target target,
+                    LinearArgs& args);
   void linear_backward(const Call& call, int64_t layer, Target target, Input dy, Input x, float* dx,
                        bool accumulate);
   void outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
@@ -160,20 +178,24 @@ class TrainGraph {
   }
   Status set_tables(const TrainBatch& batch);
   /// On a GPU products round where those of the base's weights do; a CPU computes in FP32.
-  Status begin_attention(const TrainBatch& batch, WeightFormat base_format);
+  Status begin_attention(const TrainBatch& batch);
   /// K/V of each sequence's prefix at a layer go to prefix_k_ and prefix_v_.
   TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
   float* t_of(int64_t layer, Target target);
   WeightView transposed(const Call& call, int64_t layer, Target target);
   float* norm_gradient(const Call& call, const std::string& name);
-  const void* prepare(WeightFormat format, int64_t rows, int64_t k, const float* x, Buffer& to);
-  void* room_for_prepared(const BaseWeights& base, int64_t rows, int64_t k, Buffer& to);
-  Input norm(const Call& call, const float* x, const BackendFloats& weight, float* rstd);
-  Input activate(const Call& call, const LayerState& state);
+  const void* prepare(const Operand& as, int64_t rows, int64_t k, const float* x, Buffer& to);
+  PreparedRows room_for_prepared(const Operand& as, int64_t rows, int64_t k, Buffer& to);
+  Input norm(const Call& call, const Operand& as, const float* x, const BackendFloats& weight,
+             float* rstd);
+  Input activate(const Call& call, const Operand& as, const LayerState& state);
 
   ModelConfig config_;
   Compute compute_;
   Status status_;
+  OperandFormats formats_{WeightFormat::kBF16, 0};
+  Buffer saturated_;                      ///< int32 [inputs], summed up since formats_ was made
+  std::vector<int32_t> counted_, settled_;  ///< of those: as fetched, as settled
   std::shared_ptr<const Components> components_;  ///< of the last forward()
   TextEncoding encoding_;
   TrainingAttention attention_;

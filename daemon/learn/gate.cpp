@@ -115,7 +115,7 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
     : vocab_(base->config().vocab),
       tokenizer_(std::move(tokenizer)),
       decoder_(base->config(), compute,
-               base->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16) {
+               kv_dtype(*compute.ops, base->format())) {
   probe_.domain = "base";
   for (const std::string_view text : probe_texts()) {
     probe_.sequences.push_back(tokenizer_->encode(text, false));

@@ -24,8 +24,11 @@ Status LearnerSession::begin(uint64_t number, uint64_t max_steps, float replay_r
 
 Result<std::vector<ds_draw>> LearnerSession::draws(uint64_t step) {
   at_.step = step;
-  if (vectors_ != nullptr) vectors_->begin_step();
   return learner_.draws(at_, samples);
+}
+
+void LearnerSession::begin_passes() {
+  if (vectors_ != nullptr) vectors_->begin_step();
 }
 
 Status LearnerSession::passed(uint32_t slot) {

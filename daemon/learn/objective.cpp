@@ -73,7 +73,8 @@ class Losses {
  public:
   Losses(TrainGraph& graph, const Compute& compute, int64_t vocab, const Terms& terms,
          const Layout& layout, float* logits)
-      : compute_(compute),
+      : graph_(graph),
+        compute_(compute),
         vocab_(vocab),
         terms_(terms),
         layout_(layout),
@@ -207,8 +208,10 @@ class Losses {
     const auto rows = static_cast<size_t>(layout_.ce_rows);
     tables_.fetch(*compute_.ops, compute_.context, at_.logprob, std::span(logprob_).first(rows));
     tables_.fetch(*compute_.ops, compute_.context, at_.argmax, std::span(argmax_).first(rows));
+    graph_.fetch_saturation();
   }
 
+  TrainGraph& graph_;
   const Compute& compute_;
   const int64_t vocab_;
   const Terms& terms_;

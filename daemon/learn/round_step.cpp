@@ -176,8 +176,9 @@ Status RoundTrainer::run_draws(const Recipe& recipe, Round& round, std::span<con
 }
 
 /// The weights that the round began with, beside the base; null = the base alone.
-Result<Adapters*> RoundTrainer::parent_of(Round& round) const {
-  if (round.parent != nullptr && !round.parent_packed) DS_TRY(round.parent->pack(base_->format()));
+Result<Adapters*> RoundTrainer::parent_of(Round& round) {
+  if (round.parent != nullptr && !round.parent_packed)
+    DS_TRY(round.parent->pack(graph_.formats(*base_)));
   round.parent_packed = true;
   return round.parent.get();
 }
@@ -228,6 +229,7 @@ void RoundTrainer::note_results(const Recipe& recipe, Round& round, const Step& 
 /// stays where the optimizer takes it.
 Status RoundTrainer::run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total) {
   DS_TRY(round.what.zero_gradient());
+  round.session.begin_passes();
   for (size_t s = kSlots; s-- > 0;) {
     Step::Slot& slot = step.slots[s];
     if (slot.empty()) continue;

@@ -129,7 +129,7 @@ Status RoundTrainer::build_anchors(int64_t tokens) {
     prompts.push_back(std::move(ids).value());
   }
   BatchDecoder decoder(base_->config(), compute_,
-                       base_->format() == WeightFormat::kF32 ? KvDtype::kF32 : KvDtype::kBF16);
+                       kv_dtype(*compute_.ops, base_->format()));
   DS_ASSIGN(const auto answers,
             decoder.greedy(*base_, nullptr, prompts, tokens, chat_.end_of_turn()));
   std::vector<const Sequence*> sequences;
@@ -243,7 +243,7 @@ Status RoundTrainer::begin_round(const Recipe& recipe, const RoundInput& input, 
 
 /// The optimizer's step and what the learner makes of it; false = the round is over.
 bool RoundTrainer::finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
-                               StepReport& report, RoundOutcome& outcome) const {
+                               StepReport& report, RoundOutcome& outcome) {
   const Result<double> norm =
       optimizer.step(round.what.weights(), round.what.gradients(), lr, recipe.beta2, recipe.clip);
   outcome.failure = norm.status();
@@ -253,18 +253,20 @@ bool RoundTrainer::finish_step(const Recipe& recipe, Round& round, AdamW& optimi
   if (!outcome.finite) return false;
   outcome.failure = round.session.stepped(report.loss, report.gradient_norm);
   if (!outcome.failure.ok()) return false;
-  outcome.failure = round.what.pack(base_->format());
+  report.saturated = graph_.settle_saturation();
+  if (report.saturated > 0) round.parent_packed = false;  // what falls back is packed anew
+  outcome.failure = round.what.pack(graph_.formats(*base_));
   return outcome.failure.ok();
 }
 
-void RoundTrainer::end_round(Round& round, RoundOutcome& outcome) const {
+void RoundTrainer::end_round(Round& round, RoundOutcome& outcome) {
   if (!outcome.failure.ok() || !outcome.finite || outcome.stopped) return;
   Result<LearnerMemory> memory = round.session.end();
   outcome.failure = memory.status();
   if (memory.ok()) outcome.memory = std::move(memory).value();
   // It may have changed the weights.
   if (memory.ok() && round.session.learner().uses_vectors())
-    outcome.failure = round.what.pack(base_->format());
+    outcome.failure = round.what.pack(graph_.formats(*base_));
 }
 
 RoundOutcome RoundTrainer::train(const Recipe& recipe, const LearnerPlugin& learner, Trainable what,
@@ -283,7 +285,7 @@ RoundOutcome RoundTrainer::run_round(const Recipe& recipe, const LearnerPlugin& 
   RoundOutcome outcome;
   outcome.failure = set_base(base_);
   if (outcome.failure.ok()) outcome.failure = prepare(recipe);
-  if (outcome.failure.ok()) outcome.failure = what.pack(base_->format());
+  if (outcome.failure.ok()) outcome.failure = what.pack(graph_.formats(*base_));
   if (!outcome.failure.ok()) return outcome;
   Round round(what, learner, compute_, Rng::mix(input.seed, input.number));
   lay_out(recipe, input, round);

@@ -78,8 +78,8 @@ class Trainable {
   Status zero_gradient() const {
     return full_ != nullptr ? full_->zero_gradient() : adapters_->zero_gradient();
   }
-  Status pack(WeightFormat format) const {
-    return full_ != nullptr ? full_->pack(format) : adapters_->pack(format);
+  Status pack(const OperandFormats& formats) const {
+    return full_ != nullptr ? full_->pack(formats.format()) : adapters_->pack(formats);
   }
 
  private:
@@ -91,6 +91,7 @@ struct StepReport {
   int64_t step = 0, tokens = 0;
   double loss = 0, gradient_norm = 0;
   int64_t learned = 0, lessons = 0;  ///< fresh lessons that meet the stop rule
+  int64_t saturated = 0;             ///< inputs of linear layers that FP16 could not hold
 };
 
 struct RoundOutcome {
@@ -174,9 +175,9 @@ class RoundTrainer {
                    StepTotal& total);
   Status run_step(const Recipe& recipe, Round& round, Step& step, StepTotal& total);
   bool finish_step(const Recipe& recipe, Round& round, AdamW& optimizer, float lr,
-                   StepReport& report, RoundOutcome& outcome) const;
-  void end_round(Round& round, RoundOutcome& outcome) const;
-  Result<Adapters*> parent_of(Round& round) const;
+                   StepReport& report, RoundOutcome& outcome);
+  void end_round(Round& round, RoundOutcome& outcome);
+  Result<Adapters*> parent_of(Round& round);
   Result<double> parent_logprob(Round& round, const Sequence& sequence);
   static void note_results(const Recipe& recipe, Round& round, const Step& step, size_t slot,
                            const StepLoss& loss);

@@ -71,6 +71,7 @@ class TaskRound {
     DS_ASSIGN(const std::vector<ds_draw> draws, session_.draws(step));
     drawn = !draws.empty();
     std::ranges::fill(gradient_, 0.0f);
+    session_.begin_passes();
     for (uint32_t slot = kSlots; slot-- > 0;) DS_TRY(pass_slot(draws, slot, loss));
     return session_.combine();
   }

@@ -27,16 +27,19 @@ constexpr bool kHasTiles = false;
 
 enum class Operand : uint8_t { kF32, kBF16, kDot };  // packed weights and how x meets them
 
+/// All but BF16 is FP32 here.
+DS_INLINE bool is_panel_f32(WeightFormat format) { return format != WeightFormat::kBF16; }
+
 DS_INLINE Operand operand_of(WeightFormat format) {
 #ifdef __AVX512BF16__
-  return format == WeightFormat::kF32 ? Operand::kF32 : Operand::kDot;
+  return is_panel_f32(format) ? Operand::kF32 : Operand::kDot;
 #else
-  return format == WeightFormat::kF32 ? Operand::kF32 : Operand::kBF16;
+  return is_panel_f32(format) ? Operand::kF32 : Operand::kBF16;
 #endif
 }
 
 DS_INLINE int64_t panel_bytes(WeightFormat format, int64_t k) {
-  return format == WeightFormat::kF32 ? k * 64 : ceil_div(k, 2) * 64;
+  return is_panel_f32(format) ? k * 64 : ceil_div(k, 2) * 64;
 }
 DS_INLINE const char* panel_of(const WeightView& w, int64_t panel) {
   return static_cast<const char*>(w.data) + panel * panel_bytes(w.format, w.k);
@@ -151,7 +154,7 @@ inline void expand_block(WeightFormat format, const char* const* panels, int cou
                          int64_t n, float* out) {
   for (int p = 0; p < count; ++p) {
     float* to = out + p * 16;
-    if (format == WeightFormat::kF32) {
+    if (is_panel_f32(format)) {
       const auto* from = reinterpret_cast<const float*>(panels[p]) + k0 * 16;
       for (int64_t i = 0; i < n; ++i) store(to + i * kGroupLanes, load(from + i * 16));
       continue;
@@ -184,7 +187,7 @@ inline void multiply_exact(WeightFormat format, const char* const* panels, int c
                            float* acc) {
   if (rows > kStreamRows) {
     expand_rows(format, panels, count, in, row, rows, k, block, acc);
-  } else if (format == WeightFormat::kF32) {
+  } else if (is_panel_f32(format)) {
     stream_rows<Operand::kF32>(panels, count, in, row, rows, k, acc);
   } else {
     stream_rows<Operand::kBF16>(panels, count, in, row, rows, k, acc);
@@ -243,7 +246,7 @@ DS_INLINE F16 add_low_rank(F16 value, const LoraPair& pair, int64_t panel, const
   const char* b = panel_of(pair.b, panel);
   alignas(64) float scaled[kLoraRank];
   store(scaled, load(t) * set(pair.scale));
-  if (pair.b.format == WeightFormat::kF32) {
+  if (is_panel_f32(pair.b.format)) {
 #pragma GCC unroll 16
     for (int j = 0; j < kLoraRank; ++j) {
       value = fma(load(reinterpret_cast<const float*>(b) + j * 16), set(scaled[j]), value);
@@ -351,8 +354,8 @@ inline Input input_of(const LinearArgs& a) {
           dot ? ceil_div(a.w[0].k, 2) : a.x_stride};
 }
 
-inline void prepare(const OpContext& context, WeightFormat format, int64_t rows, int64_t k,
-                    const float* x, int64_t x_stride, void* prepared);
+inline void prepare(const OpContext& context, int64_t rows, int64_t k, const float* x,
+                    int64_t x_stride, const PreparedRows& rounded);
 
 inline void linear(const OpContext& context, const LinearArgs& a) {
   if (a.rows == 0 || a.n_weights == 0) return;
@@ -382,7 +385,7 @@ inline void linear(const OpContext& context, const LinearArgs& a) {
                 smaller(rows_each, a.rows - row));
   });
   if (a.y_prepared != nullptr)
-    prepare(context, WeightFormat::kBF16, a.rows, a.w[0].n, a.y[0], a.y_stride[0], a.y_prepared);
+    prepare(context, a.rows, a.w[0].n, a.y[0], a.y_stride[0], {a.y_prepared, a.w[0].format, nullptr});
 }
 
 }  // namespace ds::DS_ISA

@@ -80,7 +80,7 @@ inline void cross_entropy(const OpContext& context, const CrossEntropyArgs& a) {
     for (int64_t r = begin; r < end; ++r) cross_entropy_row(a, r);
   });
   if (a.prepared != nullptr)
-    prepare(context, WeightFormat::kBF16, a.rows, a.vocab, a.logits, a.stride, a.prepared);
+    prepare(context, a.rows, a.vocab, a.logits, a.stride, {a.prepared});
 }
 
 /// The rest's mass is summed without the top k (their logits are -inf meanwhile), never as 1 - sum:
@@ -126,7 +126,7 @@ inline void kl_topk(const OpContext& context, const KlTopkArgs& a) {
     for (int64_t r = begin; r < end; ++r) kl_topk_row(a, r);
   });
   if (a.prepared != nullptr)
-    prepare(context, WeightFormat::kBF16, a.rows, a.vocab, a.logits, a.stride, a.prepared);
+    prepare(context, a.rows, a.vocab, a.logits, a.stride, {a.prepared});
 }
 
 }  // namespace ds::DS_ISA

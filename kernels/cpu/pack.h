@@ -36,7 +36,7 @@ inline void pack_panel(WeightFormat format, int64_t n, int64_t k, const float* s
     const int64_t count = smaller(16, k - k0);
     F16 columns[16];
     gather_columns(n, k, source, transposed, panel * 16, k0, count, columns);
-    if (format == WeightFormat::kF32) {
+    if (is_panel_f32(format)) {
       auto* to = reinterpret_cast<float*>(base) + k0 * 16;
       for (int64_t j = 0; j < count; ++j) store(to + j * 16, columns[j]);
     } else {
@@ -74,7 +74,7 @@ inline void pack_panel_padded(WeightFormat format, int64_t n, int64_t k, int64_t
   __builtin_memset(base, 0, static_cast<size_t>(panel_bytes(format, k)));
   F16 columns[16];
   gather_columns(n, given, source, true, panel * 16, 0, given, columns);
-  if (format == WeightFormat::kF32) {
+  if (is_panel_f32(format)) {
     for (int64_t j = 0; j < given; ++j) store(reinterpret_cast<float*>(base) + j * 16, columns[j]);
     return;
   }
@@ -85,16 +85,17 @@ inline void pack_panel_padded(WeightFormat format, int64_t n, int64_t k, int64_t
 
 /// A [rank, k] and B^T [rank, n] have one panel each, which is zero beyond `rank` rows; B and A^T
 /// are their transposes with 16 columns.
-inline void pack_factors(const OpContext& context, WeightFormat format, int64_t rank, int64_t count,
+inline void pack_factors(const OpContext& context, int64_t rank, int64_t count,
                          const FactorPack* factors) {
   parallel_for(context, count, [&](int64_t i) {
     const FactorPack& f = factors[i];
-    pack_panel(format, rank, f.k, f.a, false, 0, f.a_packed);
-    pack_panel(format, rank, f.n, f.bt, false, 0, f.bt_packed);
+    const WeightFormat back = backward_format(f.format);
+    pack_panel(f.format, rank, f.k, f.a, false, 0, f.a_packed);
+    pack_panel(back, rank, f.n, f.bt, false, 0, f.bt_packed);
     for (int64_t p = 0; p < ceil_div(f.n, 16); ++p)
-      pack_panel_padded(format, f.n, kLoraRank, rank, f.bt, p, f.b_packed);
+      pack_panel_padded(f.format, f.n, kLoraRank, rank, f.bt, p, f.b_packed);
     for (int64_t p = 0; p < ceil_div(f.k, 16); ++p)
-      pack_panel_padded(format, f.k, kLoraRank, rank, f.a, p, f.at_packed);
+      pack_panel_padded(back, f.k, kLoraRank, rank, f.a, p, f.at_packed);
   });
 }
 
@@ -107,7 +108,7 @@ inline void unpack_panel(const WeightView& w, int64_t panel, float* out) {
     for (int64_t j = 0; j < 16; ++j) {
       if (j >= count) {
         m[j] = zero_u();
-      } else if (w.format == WeightFormat::kF32) {
+      } else if (is_panel_f32(w.format)) {
         m[j] = load_u(reinterpret_cast<const uint32_t*>(base) + (k0 + j) * 16);
       } else {
         const U16 pair = load_u(reinterpret_cast<const uint32_t*>(base) + (k0 + j) / 2 * 16);
@@ -133,13 +134,13 @@ inline int64_t prepared_bytes(WeightFormat format, int64_t rows, int64_t k) {
 }
 
 /// x rounded to BF16, neighbouring k in one word (only where BF16 dot products are used).
-inline void prepare(const OpContext& context, WeightFormat format, int64_t rows, int64_t k,
-                    const float* x, int64_t x_stride, void* prepared) {
-  if (operand_of(format) != Operand::kDot) return;
+inline void prepare(const OpContext& context, int64_t rows, int64_t k, const float* x,
+                    int64_t x_stride, const PreparedRows& rounded) {
+  if (operand_of(rounded.format) != Operand::kDot) return;
   const int64_t words = ceil_div(k, 2);
   parallel_blocks(context, rows, larger(1, 65'536 / larger(1, k)), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      auto* to = reinterpret_cast<uint16_t*>(static_cast<uint32_t*>(prepared) + r * words);
+      auto* to = reinterpret_cast<uint16_t*>(static_cast<uint32_t*>(rounded.data) + r * words);
       for_lanes(0, k, [&](int64_t i, int64_t n) {
         store_bf16_n(to + i, load_n(x + r * x_stride + i, n), n);
       });
@@ -156,7 +157,7 @@ inline void embed(const OpContext& context, const WeightView& table, int64_t row
       const int64_t lane = ids[r] % 16;
       float* to = out + r * table.k;
       for (int64_t i = 0; i < table.k; ++i) {
-        if (table.format == WeightFormat::kF32) {
+        if (is_panel_f32(table.format)) {
           to[i] = reinterpret_cast<const float*>(panel)[i * 16 + lane];
         } else {
           const auto* halves = reinterpret_cast<const uint16_t*>(panel);

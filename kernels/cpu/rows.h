@@ -25,12 +25,13 @@ DS_INLINE float sum_lanes(int64_t n, const F& f) {
 
 /// `y` as prepare() gives it, where the caller wants that too.
 inline void prepare_also(const OpContext& context, int64_t rows, int64_t d, const float* y,
-                         void* prepared) {
-  if (prepared != nullptr) prepare(context, WeightFormat::kBF16, rows, d, y, d, prepared);
+                         const PreparedRows& prepared) {
+  if (prepared.data != nullptr) prepare(context, rows, d, y, d, prepared);
 }
 
 inline void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x,
-                    const float* w, float eps, float* y, float* rstd, void* prepared) {
+                    const float* w, float eps, float* y, float* rstd,
+                    const PreparedRows& prepared) {
   parallel_blocks(context, rows, rows_per_task(d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* in = x + r * d;
@@ -161,7 +162,7 @@ inline void scatter_rows(const OpContext& context, int64_t rows, int64_t d, cons
 }
 
 inline void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate,
-                   const float* up, float* y, void* prepared) {
+                   const float* up, float* y, const PreparedRows& prepared) {
   parallel_blocks(context, rows * d, kElementsPerTask, [&](int64_t begin, int64_t end) {
     for_lanes(begin, end, [&](int64_t i, int64_t m) {
       store_n(y + i, silu_times(load_n(gate + i, m), load_n(up + i, m)), m);
@@ -182,8 +183,8 @@ inline void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, c
       store_n(dup + i, back * (g * s), m);
     });
   });
-  prepare_also(context, rows, d, dgate, dgate_prepared);
-  prepare_also(context, rows, d, dup, dup_prepared);
+  prepare_also(context, rows, d, dgate, {dgate_prepared});
+  prepare_also(context, rows, d, dup, {dup_prepared});
 }
 
 inline void relu(const OpContext& context, int64_t n, float* x) {

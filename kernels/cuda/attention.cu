@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention. Over BF16 pages batches of single rows go to attention_decode.cu, prompts to
+// Paged attention. Over pages of 16 bits batches of single rows go to attention_decode.cu, prompts to
 // attention_prompt.cu; other single rows to attention_rows.cu, and other prompts are here, in FP32
 // by tiles.
 #include "kernels/cuda/attention_mma.h"
@@ -69,6 +69,8 @@ void attention(const OpContext& context, const AttentionArgs& a) {
   if (attend_prompts_on_tensor_cores(*s, a)) return;
   if (a.kv.dtype == KvDtype::kF32) {
     attend_prompts<float>(*s, a);
+  } else if (a.kv.dtype == KvDtype::kF16) {
+    attend_prompts<Half>(*s, a);
   } else {
     attend_prompts<Bf16>(*s, a);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention of one row per sequence over BF16 pages, in one launch. A block has the query
+// Paged attention of one row per sequence over pages of BF16 or FP16, in one launch. A block has the query
 // heads of one kv head. Teams of 8 or 16 lanes, as many as a key has 16 bytes, take keys in turn
 // and keep a softmax of their own, which are joined at the end: teams of a warp, warps of a block,
 // and where few sequences have long contexts, the up to 8 blocks of a cluster (the split of
@@ -40,14 +40,14 @@ __device__ inline float weight_of(float max, float top) {
 
 /// Scores of a team's keys, every kTeams-th from `first` on, and what they add. All lanes of the
 /// warp call.
-template <int kLanes, int kHeads>
+template <typename T, int kLanes, int kHeads>
 __device__ inline void attend_keys(const Keys& keys, int first, int count,
                                    const float (&q)[kHeads][8], Softmax<kHeads>& state) {
   constexpr int kTeams = 32 / kLanes;
   float p[kHeads][kKeys];
 #pragma unroll
   for (int u = 0; u < kKeys; ++u) {
-    const Chunk<Bf16> key = unpack_chunk(keys.k[u], Bf16());
+    const Chunk<T> key = unpack_chunk(keys.k[u], T());
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       float dot = 0.0f;
@@ -78,7 +78,7 @@ __device__ inline void attend_keys(const Keys& keys, int first, int count,
   }
 #pragma unroll
   for (int u = 0; u < kKeys; ++u) {
-    const Chunk<Bf16> value = unpack_chunk(keys.v[u], Bf16());
+    const Chunk<T> value = unpack_chunk(keys.v[u], T());
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
@@ -186,15 +186,15 @@ __device__ inline Keys load_keys(const KvView& kv, int64_t page, int64_t head, i
     const int64_t at = from + u * kTeams * d;
     keys.k[u] = keys.v[u] = make_uint4(0, 0, 0, 0);
     if (first + team + u * kTeams >= count || column >= d) continue;
-    keys.k[u] = *reinterpret_cast<const uint4*>(static_cast<const Bf16*>(kv.k) + at);
-    keys.v[u] = *reinterpret_cast<const uint4*>(static_cast<const Bf16*>(kv.v) + at);
+    keys.k[u] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(kv.k) + at);
+    keys.v[u] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(kv.v) + at);
   }
   return keys;
 }
 
 /// Grid: blocks of a cluster, kv heads times parts, sequences. What does not depend on another load
 /// is asked for first: the way to a key is three loads long.
-template <int kLanes, int kHeads>
+template <typename T, int kLanes, int kHeads>
 __global__ void __launch_bounds__(kMostThreads, 1)
     attend_one_row(const __grid_constant__ Decode r) {
   begin_after_previous();
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   for (; first < count; first += step) {
     const Keys keys = load_keys<kLanes>(a.kv, page, kv_head, first, count);
     page = page_of(first + step);
-    attend_keys<kLanes>(keys, first + team, count, q, state);
+    attend_keys<T, kLanes>(keys, first + team, count, q, state);
   }
   join_teams<kLanes>(state);
   auto* memory = reinterpret_cast<float*>(shared);
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   join_warps<kHeads>(memory, heads, d, a.out + at_row);
 }
 
-template <int kLanes, int kHeads>
+template <typename T, int kLanes, int kHeads>
 void launch(const StreamState& s, const AttentionArgs& a) {
   const int64_t group = a.n_heads / a.kv.n_kv_heads, parts = ceil_div(group, kHeads);
   const int64_t blocks = a.kv.n_kv_heads * parts * a.batch;
@@ -258,34 +258,39 @@ void launch(const StreamState& s, const AttentionArgs& a) {
   const dim3 grid(static_cast<unsigned>(split), static_cast<unsigned>(a.kv.n_kv_heads * parts),
                   static_cast<unsigned>(a.batch));
   launch("attention of rows", Launching{.cluster = static_cast<unsigned>(split)},
-         attend_one_row<kLanes, kHeads>, grid, threads, bytes, s.stream(),
+         attend_one_row<T, kLanes, kHeads>, grid, threads, bytes, s.stream(),
          Decode{a, static_cast<int>(parts)});
 }
 
-template <int kLanes>
+template <typename T, int kLanes>
 void launch_for_group(const StreamState& s, const AttentionArgs& a) {
   switch (smaller(a.n_heads / a.kv.n_kv_heads, kMaxHeads)) {
     case 1:
-      return launch<kLanes, 1>(s, a);
+      return launch<T, kLanes, 1>(s, a);
     case 2:
-      return launch<kLanes, 2>(s, a);
+      return launch<T, kLanes, 2>(s, a);
     case 3:
-      return launch<kLanes, 3>(s, a);
+      return launch<T, kLanes, 3>(s, a);
     default:
-      return launch<kLanes, kMaxHeads>(s, a);
+      return launch<T, kLanes, kMaxHeads>(s, a);
   }
+}
+
+template <typename T>
+void launch_for_size(const StreamState& s, const AttentionArgs& a) {
+  a.kv.head_dim <= 64 ? launch_for_group<T, 8>(s, a) : launch_for_group<T, 16>(s, a);
 }
 
 }  // namespace
 
 bool attend_one_row_each(const StreamState& s, const AttentionArgs& a) {
   const int64_t d = a.kv.head_dim;
-  if (a.kv.dtype != KvDtype::kBF16 || a.max_rows != 1 || d > 128 || d % 8 != 0) return false;
+  if (a.kv.dtype == KvDtype::kF32 || a.max_rows != 1 || d > 128 || d % 8 != 0) return false;
   if (!is_aligned16(a.q) || !is_aligned16(a.kv.k) || !is_aligned16(a.kv.v)) return false;
-  if (d <= 64) {
-    launch_for_group<8>(s, a);
+  if (a.kv.dtype == KvDtype::kF16) {
+    launch_for_size<Half>(s, a);
   } else {
-    launch_for_group<16>(s, a);
+    launch_for_size<Bf16>(s, a);
   }
   return true;
 }

@@ -142,14 +142,14 @@ __device__ inline void store_attended(const Attend& a, const QueryUnits& units, 
 
 /// The group's tiles of keys, from memory of its own: [2][keys, values], the one in use and the
 /// next.
-template <int kD, int kGroups, typename Source, int kM, int kColumns>
+template <int kD, int kGroups, typename Source, int kM, int kColumns, typename T>
 __device__ inline void attend_keys(const Source& source, const Attend& a, const QueryUnits& units,
-                                   int first, Bf16* memory, Attended<kM, kColumns>& state) {
+                                   int first, T* memory, Attended<kM, kColumns>& state) {
   const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
   const int mine = first + threadIdx.x / 32 % kGroupWarps * kM * 16;
   const int n_keys = units.seen(first + kBlockUnits<kM> - 1);
   const int n_tiles = (n_keys + kPassingRows - 1) / kPassingRows;
-  const auto copy_keys = [&](int tile, Bf16* to) {
+  const auto copy_keys = [&](int tile, T* to) {
     const PassingRows rows = source.rows(tile, n_keys);
     copy_tile<kD>(source.k, rows, units.d, to);
     copy_tile<kD>(source.v, rows, units.d, to + kTileElements<kD>);
@@ -166,7 +166,7 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
       row[half] = a.q + units.index(unit) * units.d;
       seen[m][half] = units.seen(unit);
     }
-    load_operand(row, units.d, queries[m]);
+    load_operand<T>(row, units.d, queries[m]);
   }
   const int seen_by_first = units.seen(mine), seen_by_last = units.seen(mine + kM * 16 - 1);
   int buffer = 0;
@@ -178,7 +178,7 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
     }
     const int first_key = tile * kPassingRows;
     if (first_key >= seen_by_last) continue;
-    const Bf16* keys = memory + buffer * 2 * kTileElements<kD>;
+    const T* keys = memory + buffer * 2 * kTileElements<kD>;
     float score[kM][kPassingRows / 8][4];
     multiply_rows(queries, keys, score);
     if (first_key + kPassingRows > seen_by_first) hide_unseen(first_key, seen, score);
@@ -189,9 +189,10 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
 
 /// Grid: kv heads, sequences, tiles of kBlockUnits<kM> units, the last first: they see most keys,
 /// and what is long should begin early. Source says where a sequence's units and keys are:
+///   Element   of operands
 ///   Keys keys(sequence, kv_head), with
 ///     QueryUnits units
-///     const Bf16 *k, *v
+///     const Element *k, *v
 ///     PassingRows rows(tile, n_keys)   keys [64 tile, n_keys) of k and v, 64 at most
 template <typename Source, int kD, int kM, int kGroups>
 __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
@@ -205,7 +206,7 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
   Attended<kM, kD / 8> state{};
 #pragma unroll
   for (int m = 0; m < kM; ++m) state.max[m][0] = state.max[m][1] = -INFINITY;
-  auto* memory = reinterpret_cast<Bf16*>(shared);
+  auto* memory = reinterpret_cast<typename Source::Element*>(shared);
   const int group = threadIdx.x / kGroupThreads;
   attend_keys<kD, kGroups>(keys, a, units, first, memory + group * 4 * kTileElements<kD>, state);
   if constexpr (kGroups == 2) {
@@ -228,7 +229,7 @@ void for_groups(int64_t blocks, const F& f) {
 
 template <int kD, int kM, int kGroups, typename Source>
 void launch_attend(const StreamState& s, const Source& source, dim3 grid, const Attend& a) {
-  constexpr int64_t kBytes = kGroups * 4 * kTileElements<kD> * sizeof(Bf16);
+  constexpr int64_t kBytes = kGroups * 4 * kTileElements<kD> * 2;
   const auto kernel = attend_units<Source, kD, kM, kGroups>;
   if (!allow_shared(kernel, kBytes)) return;
   launch_next("attention", kernel, grid, kGroups * kGroupThreads, kBytes, s.stream(), source, a);

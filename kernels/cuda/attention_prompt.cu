@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention of prompts over BF16 pages, on tensor cores: a passing tile is two pages.
+// Paged attention of prompts over pages of BF16 or FP16, on tensor cores: a passing tile is two
+// pages.
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/attention_mma.h"
 
@@ -8,9 +9,10 @@ namespace {
 
 static_assert(kPassingRows == 2 * kKvPageTokens);
 
+template <typename T>
 struct PagedKeys {
   QueryUnits units;
-  const Bf16 *k, *v;  ///< of the kv head in page 0
+  const T *k, *v;  ///< of the kv head in page 0
   const int32_t* pages;
   int64_t page_step;  ///< elements
 
@@ -22,10 +24,12 @@ struct PagedKeys {
   }
 };
 
+template <typename T>
 struct PagedSource {
+  using Element = T;
   AttentionArgs a;
 
-  __device__ PagedKeys keys(int64_t sequence, int64_t head) const {
+  __device__ PagedKeys<T> keys(int64_t sequence, int64_t head) const {
     const int64_t d = a.kv.head_dim, row0 = a.starts[sequence];
     const auto rows = static_cast<int>(a.starts[sequence + 1] - row0);
     const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
@@ -37,7 +41,7 @@ struct PagedSource {
                            a.lengths[sequence] - rows,
                            static_cast<int>(d)};
     const int64_t at = head * kKvPageTokens * d;
-    return {units, static_cast<const Bf16*>(a.kv.k) + at, static_cast<const Bf16*>(a.kv.v) + at,
+    return {units, static_cast<const T*>(a.kv.k) + at, static_cast<const T*>(a.kv.v) + at,
             a.table + sequence * a.table_width, a.kv.n_kv_heads * kKvPageTokens * d};
   }
 };
@@ -46,12 +50,19 @@ struct PagedSource {
 
 bool attend_prompts_on_tensor_cores(const StreamState& s, const AttentionArgs& a) {
   const int64_t d = a.kv.head_dim;
-  if (a.kv.dtype != KvDtype::kBF16 || !suits_tensor_cores(d, a.scale)) return false;
+  if (a.kv.dtype == KvDtype::kF32 || !suits_tensor_cores(d, a.scale)) return false;
   if (!is_aligned16(a.q) || !is_aligned16(a.out) || !is_aligned16(a.kv.k) || !is_aligned16(a.kv.v))
     return false;
-  attend_on_tensor_cores(s, PagedSource{a}, a.kv.n_kv_heads, a.batch,
-                         a.max_rows * (a.n_heads / a.kv.n_kv_heads), d,
-                         {a.q, a.scale, a.out, nullptr});
+  const auto attend = [&](const auto& source) {
+    attend_on_tensor_cores(s, source, a.kv.n_kv_heads, a.batch,
+                           a.max_rows * (a.n_heads / a.kv.n_kv_heads), d,
+                           {a.q, a.scale, a.out, nullptr});
+  };
+  if (a.kv.dtype == KvDtype::kF16) {
+    attend(PagedSource<Half>{a});
+  } else {
+    attend(PagedSource<Bf16>{a});
+  }
   return true;
 }
 

@@ -261,7 +261,9 @@ void attend_rows(const StreamState& s, const AttentionArgs& a, const KeySelectio
   const auto bytes = static_cast<size_t>(RowMemory::floats(group, d, r.tile)) * sizeof(float);
   const dim3 grid(static_cast<unsigned>(a.max_rows * r.n_runs),
                   static_cast<unsigned>(a.kv.n_kv_heads), static_cast<unsigned>(a.batch));
-  const auto attend = a.kv.dtype == KvDtype::kF32 ? attend_runs<float> : attend_runs<Bf16>;
+  auto attend = attend_runs<Bf16>;
+  if (a.kv.dtype == KvDtype::kF32) attend = attend_runs<float>;
+  if (a.kv.dtype == KvDtype::kF16) attend = attend_runs<Half>;
   if (!allow_shared(attend, static_cast<int64_t>(bytes))) return;
   if (!launch_next("attention of rows", attend, grid, kThreads, bytes, s.stream(), r)) return;
   if (r.n_runs == 1) return;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of training on tensor cores, where products may round their operands. Keys and values
-// are rounded to BF16 once per call, each sequence's prefix and own ones in a row, in the stream's
+// are rounded to 16 bits once per call, each sequence's prefix and own ones in a row, in the stream's
 // scratch. The backward recomputes p from lse in two passes, as attention_train.cu does: one by
 // units for dq, which leaves q, dout, lse and D = dout . out as the second reads them; one by keys
 // for dk and dv. Every gradient is summed by one block in a fixed order. D and lse stay FP32, p and
@@ -19,9 +19,10 @@ struct PackedSequence {
   int64_t key0, unit0;  ///< first key and, times the group, first unit in the scratch
 };
 
+template <typename T>
 struct PackedKeys {
   QueryUnits units;
-  const Bf16 *k, *v;  ///< of the kv head at the sequence's first key
+  const T *k, *v;  ///< of the kv head at the sequence's first key
   int64_t stride;
 
   __device__ PassingRows rows(int tile, int n_keys) const {
@@ -37,13 +38,15 @@ struct RoundedUnits {
   int64_t of_head;  ///< units of a kv head
 };
 
+template <typename T>
 struct PackedSource {
+  using Element = T;
   int64_t n_heads, n_kv_heads, d;
-  Bf16 *k, *v;  ///< [keys][n_kv_heads * d] in the scratch
+  T *k, *v;  ///< [keys][n_kv_heads * d] in the scratch
   RoundedUnits rounded;
   PackedSequence sequences[kSequences];
 
-  __device__ PackedKeys keys(int64_t sequence, int64_t head) const {
+  __device__ PackedKeys<T> keys(int64_t sequence, int64_t head) const {
     const PackedSequence& p = sequences[sequence];
     const auto group = static_cast<int>(n_heads / n_kv_heads);
     const QueryUnits units{p.s.row0,
@@ -65,8 +68,9 @@ struct PackedSource {
 };
 
 /// Grid: blocks of a loop, sequences, {keys, values}.
-__global__ void round_keys(const __grid_constant__ PackedSource source, const float* __restrict__ k,
-                           const float* __restrict__ v) {
+template <typename T>
+__global__ void round_keys(const __grid_constant__ PackedSource<T> source,
+                           const float* __restrict__ k, const float* __restrict__ v) {
   begin_after_previous();
   const PackedSequence& p = source.sequences[blockIdx.y];
   const bool keys = blockIdx.z == 0;
@@ -74,14 +78,12 @@ __global__ void round_keys(const __grid_constant__ PackedSource source, const fl
   const int64_t chunks = (p.s.prefix + p.s.n_rows) * width / 8;
   const float* own = (keys ? k : v) + p.s.row0 * width;
   const float* prefix = keys ? p.s.prefix_k : p.s.prefix_v;
-  Bf16* to = (keys ? source.k : source.v) + p.key0 * width;
+  T* to = (keys ? source.k : source.v) + p.key0 * width;
   for (int64_t n = loop_begin(); n < chunks; n += loop_step()) {
     const int64_t at = n * 8;
     const auto* from =
         reinterpret_cast<const float4*>(at < before ? prefix + at : own + at - before);
-    const float4 a = from[0], b = from[1];
-    *reinterpret_cast<uint4*>(to + at) = make_uint4(pack_pair(a.x, a.y), pack_pair(a.z, a.w),
-                                                    pack_pair(b.x, b.y), pack_pair(b.z, b.w));
+    store_eight(to + at, from[0], from[1]);
   }
 }
 
@@ -127,7 +129,7 @@ __device__ inline void load_units(const Gradients& g, const QueryUnits& units, i
     const int64_t index[2] = {units.index(mine + m * 16 + lane / 4),
                               units.index(mine + m * 16 + 8 + lane / 4)};
     const float* const q[2] = {g.q + index[0] * units.d, g.q + index[1] * units.d};
-    load_operand(q, units.d, to.q[m]);
+    load_operand<Bf16>(q, units.d, to.q[m]);
     float dot[2] = {};
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
@@ -138,7 +140,7 @@ __device__ inline void load_units(const Gradients& g, const QueryUnits& units, i
         const auto dout = pair_at<float2>(g.dout + at, column, units.d);
         const auto out = pair_at<float2>(g.out + at, column, units.d);
         dot[i % 2] = fmaf(dout.x, out.x, fmaf(dout.y, out.y, dot[i % 2]));
-        to.dout[m][s][i] = as_pair(dout);
+        to.dout[m][s][i] = as_pair<Bf16>(dout);
       }
     }
 #pragma unroll
@@ -210,8 +212,8 @@ __device__ inline void store_query_gradient(const Gradients& g, const QueryUnits
 
 /// The group's tiles of keys for dq; memory as attend_keys has it.
 template <int kD, int kGroups, int kM, int kColumns>
-__device__ inline void pass_keys(const PackedKeys& keys, const RoundedUnits& to, const Gradients& g,
-                                 int first, Bf16* memory, float (&dq)[kM][kColumns][4]) {
+__device__ inline void pass_keys(const PackedKeys<Bf16>& keys, const RoundedUnits& to,
+                                 const Gradients& g, int first, Bf16* memory, float (&dq)[kM][kColumns][4]) {
   constexpr int kN = 4;  // 32 keys at once: two products of them and the sums fill the registers
   const QueryUnits& units = keys.units;
   const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
@@ -262,12 +264,12 @@ __device__ inline void pass_keys(const PackedKeys& keys, const RoundedUnits& to,
 /// dq. Grid as of attend_units.
 template <int kD, int kGroups>
 __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
-    query_gradient(const __grid_constant__ PackedSource source,
+    query_gradient(const __grid_constant__ PackedSource<Bf16> source,
                    const __grid_constant__ Gradients g) {
   begin_after_previous();
   extern __shared__ float4 shared[];
   constexpr int kM = kSixteens<kD>;
-  const PackedKeys keys = source.keys(blockIdx.y, blockIdx.x);
+  const PackedKeys<Bf16> keys = source.keys(blockIdx.y, blockIdx.x);
   const int first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kBlockUnits<kM>;
   if (first >= keys.units.count) return;
   float dq[kM][kD / 8][4] = {};
@@ -356,11 +358,12 @@ __device__ inline void store_key_gradients(const Gradients& g, const QueryUnits&
 /// heads, sequences, tiles of own keys: the first, which most units see, first.
 template <int kD, int kGroups>
 __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
-    key_gradient(const __grid_constant__ PackedSource source, const __grid_constant__ Gradients g) {
+    key_gradient(const __grid_constant__ PackedSource<Bf16> source,
+                 const __grid_constant__ Gradients g) {
   begin_after_previous();
   extern __shared__ float4 shared[];
   constexpr int kN = kD <= 64 ? 8 : 2;
-  const PackedKeys all = source.keys(blockIdx.y, blockIdx.x);
+  const PackedKeys<Bf16> all = source.keys(blockIdx.y, blockIdx.x);
   const RoundedUnits from = source.units(blockIdx.y, blockIdx.x);
   const QueryUnits& units = all.units;
   const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
@@ -381,8 +384,8 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
     k[half] = all.k + at;
     v[half] = all.v + at;
   }
-  load_operand(k, units.d, keys[0]);
-  load_operand(v, units.d, values[0]);
+  load_operand<Bf16>(k, units.d, keys[0]);
+  load_operand<Bf16>(v, units.d, values[0]);
   float sums[2][1][kD / 8][4] = {};  // dk, dv
   int buffer = 0;
   for (int tile = begin; tile < n_tiles; tile += kGroups, buffer ^= 1) {
@@ -409,7 +412,7 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
   store_key_gradients(g, units, source.n_kv_heads, blockIdx.x, own, sums);
 }
 
-void launch_backward(const StreamState& s, const PackedSource& source, int64_t sequences,
+void launch_backward(const StreamState& s, const PackedSource<Bf16>& source, int64_t sequences,
                      int64_t max_rows, const Gradients& g) {
   const int64_t group = source.n_heads / source.n_kv_heads;
   const auto heads = static_cast<unsigned>(source.n_kv_heads);
@@ -447,10 +450,12 @@ struct Room {
   Room with(const TrainSequence& s) const { return {keys + s.prefix + s.n_rows, rows + s.n_rows}; }
 };
 
-/// Forward or backward of as many sequences from `first` on as one launch takes; how many.
+/// Forward or backward of as many sequences from `first` on as one launch takes; how many. The
+/// backward is of BF16.
+template <typename T>
 int64_t train_some(const StreamState& s, const TrainAttentionArgs& a, int64_t first,
                    bool backward) {
-  PackedSource source{a.n_heads, a.n_kv_heads, a.head_dim, nullptr, nullptr, {}, {}};
+  PackedSource<T> source{a.n_heads, a.n_kv_heads, a.head_dim, nullptr, nullptr, {}, {}};
   Room used;
   int64_t count = 0, max_rows = 0, max_keys = 0;
   for (; count < kSequences && first + count < a.n_sequences; ++count) {
@@ -463,32 +468,35 @@ int64_t train_some(const StreamState& s, const TrainAttentionArgs& a, int64_t fi
     max_keys = larger(max_keys, next.prefix + next.n_rows);
   }
   if (max_rows == 0) return count;
-  source.k = s.scratch<Bf16>();
+  source.k = s.scratch<T>();
   source.v = source.k + used.keys * a.n_kv_heads * a.head_dim;
-  source.rounded.q = source.v + used.keys * a.n_kv_heads * a.head_dim;
+  source.rounded.q =
+      reinterpret_cast<Bf16*>(source.v) + used.keys * a.n_kv_heads * a.head_dim;
   source.rounded.dout = source.rounded.q + used.rows * a.n_heads * a.head_dim;
   source.rounded.stats =
       reinterpret_cast<float2*>(source.rounded.dout + used.rows * a.n_heads * a.head_dim);
   source.rounded.of_head = used.rows * (a.n_heads / a.n_kv_heads);
   const int64_t chunks = max_keys * a.n_kv_heads * a.head_dim / 8;
   const dim3 grid(loop_blocks(chunks, kRoundThreads), static_cast<unsigned>(count), 2);
-  if (!launch_next("rounding keys", round_keys, grid, kRoundThreads, 0, s.stream(), source, a.k,
+  if (!launch_next("rounding keys", round_keys<T>, grid, kRoundThreads, 0, s.stream(), source, a.k,
                    a.v)) {
     return count;
   }
-  if (backward) {
-    launch_backward(s, source, count, max_rows,
-                    {a.q, a.out, a.lse, a.dout, a.dq, a.dk, a.dv, a.scale});
-  } else {
-    attend_on_tensor_cores(s, source, a.n_kv_heads, count, max_rows * (a.n_heads / a.n_kv_heads),
-                           a.head_dim, {a.q, a.scale, a.out, a.lse});
+  if constexpr (std::is_same_v<T, Bf16>) {
+    if (backward) {
+      launch_backward(s, source, count, max_rows,
+                      {a.q, a.out, a.lse, a.dout, a.dq, a.dk, a.dv, a.scale});
+      return count;
+    }
   }
+  attend_on_tensor_cores(s, source, a.n_kv_heads, count, max_rows * (a.n_heads / a.n_kv_heads),
+                         a.head_dim, {a.q, a.scale, a.out, a.lse});
   return count;
 }
 
 /// Rows are read and written in steps of 16 bytes and less; a sequence fits the scratch as a whole.
 bool takes(const TrainAttentionArgs& a, bool backward) {
-  if (!a.round || !suits_tensor_cores(a.head_dim, a.scale)) return false;
+  if (is_f32(a.operands) || !suits_tensor_cores(a.head_dim, a.scale)) return false;
   for (const float* p :
        {a.q, a.k, a.v, static_cast<const float*>(a.out), a.dout, static_cast<const float*>(a.dq),
         static_cast<const float*>(a.dk), static_cast<const float*>(a.dv)}) {
@@ -506,7 +514,10 @@ bool takes(const TrainAttentionArgs& a, bool backward) {
 
 bool train_on_tensor_cores(const StreamState& s, const TrainAttentionArgs& a, bool backward) {
   if (!takes(a, backward)) return false;
-  for (int64_t i = 0; i < a.n_sequences;) i += train_some(s, a, i, backward);
+  const bool half = a.operands == WeightFormat::kF16 && !backward;
+  for (int64_t i = 0; i < a.n_sequences;) {
+    i += half ? train_some<Half>(s, a, i, backward) : train_some<Bf16>(s, a, i, backward);
+  }
   return true;
 }
 

@@ -1,28 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pieces of kernels: BF16 in 16-byte chunks, sums and maxima over warps and blocks in a fixed
+// Pieces of kernels: elements of 16 bits in 16-byte chunks, sums and maxima over warps and blocks in a fixed
 // order, the activation functions.
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "kernels/ops.h"
 
 namespace ds::cuda {
 
 using Bf16 = __nv_bfloat16;
+using Half = __half;
+
+constexpr float kLargestHalf = 65504.0f;
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(Bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(Half x) { return __half2float(x); }
+/// Halves saturate, NaN stays.
 template <typename T>
 __device__ inline T from_float(float x) {
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (std::is_same_v<T, float>) {
     return x;
-  } else {
+  } else if constexpr (std::is_same_v<T, Bf16>) {
     return __float2bfloat16_rn(x);
+  } else {
+    __half_raw half;
+    asm("cvt.rn.satfinite.f16.f32 %0, %1;" : "=h"(half.x) : "f"(x));
+    return half;
   }
+}
+
+/// Whether a half cannot be as large.
+__device__ inline bool saturates(float x) { return fabsf(x) > kLargestHalf; }
+
+/// Two neighbours in a register, the first in the low half.
+template <typename T>
+__device__ inline uint32_t pack_pair(float first, float second) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, Bf16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  }
+  return pair;
+}
+
+/// Four or eight neighbours at once; `to` is aligned for it.
+template <typename T>
+__device__ inline void store_four(T* to, float4 v) {
+  if constexpr (std::is_same_v<T, float>) {
+    *reinterpret_cast<float4*>(to) = v;
+  } else {
+    *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair<T>(v.x, v.y), pack_pair<T>(v.z, v.w));
+  }
+}
+template <typename T>
+__device__ inline void store_eight(T* to, float4 a, float4 b) {
+  if constexpr (std::is_same_v<T, float>) {
+    store_four(to, a);
+    store_four(to + 4, b);
+  } else {
+    *reinterpret_cast<uint4*>(to) = make_uint4(pack_pair<T>(a.x, a.y), pack_pair<T>(a.z, a.w),
+                                               pack_pair<T>(b.x, b.y), pack_pair<T>(b.z, b.w));
+  }
+}
+
+/// f(T()) with the element type of a format.
+template <typename F>
+auto with_element(WeightFormat format, const F& f) {
+  if (format == WeightFormat::kBF16) return f(Bf16());
+  if (format == WeightFormat::kF16) return f(Half());
+  return f(float());
 }
 /// x as the products of this weight type see it.
 template <typename T>
@@ -37,7 +93,7 @@ __device__ inline void begin_after_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-/// 16 bytes of elements in FP32: 8 of BF16, 4 of FP32.
+/// 16 bytes of elements in FP32: 8 of 16 bits, 4 of FP32.
 template <typename T>
 struct Chunk {
   static constexpr int kElements = 16 / sizeof(T);
@@ -50,6 +106,17 @@ __device__ inline Chunk<Bf16> unpack_chunk(uint4 raw, Bf16) {
   for (int i = 0; i < 4; ++i) {
     out.v[2 * i] = __uint_as_float(words[i] << 16);
     out.v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+  return out;
+}
+__device__ inline Chunk<Half> unpack_chunk(uint4 raw, Half) {
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+  Chunk<Half> out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+    out.v[2 * i] = two.x;
+    out.v[2 * i + 1] = two.y;
   }
   return out;
 }

@@ -63,13 +63,10 @@ void embed(const OpContext& context, const WeightView& table, int64_t rows, cons
   const StreamState* s = enter(context);
   const int64_t n = rows * table.k, padded = padded_k(table.format, table.k);
   if (s == nullptr || n == 0) return;
-  if (table.format == WeightFormat::kF32) {
+  with_element(table.format, [&]<typename T>(T) {
     embed_rows<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
-        n, table.k, padded, ids, static_cast<const float*>(table.data), out);
-  } else {
-    embed_rows<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
-        n, table.k, padded, ids, static_cast<const Bf16*>(table.data), out);
-  }
+        n, table.k, padded, ids, static_cast<const T*>(table.data), out);
+  });
   launched("embed");
 }
 

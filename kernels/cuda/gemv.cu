@@ -245,6 +245,8 @@ __device__ inline void finish_rope(const GemvArgs& a, const Group& g, int row, f
   void* pages = g.w0 == 1 ? rope.kv.k : rope.kv.v;
   if (rope.kv.dtype == KvDtype::kF32) {
     store_pair<float>(pages, to, half, x, y);
+  } else if (rope.kv.dtype == KvDtype::kF16) {
+    store_pair<Half>(pages, to, half, x, y);
   } else {
     store_pair<Bf16>(pages, to, half, x, y);
   }
@@ -412,13 +414,10 @@ void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int
   for (int slot = 0; slot < a.lora->n_slots; ++slot) {
     for (int w = 0; w < a.n_weights; ++w) low.a[slot][w] = a.lora->pair[slot][w].a.data;
   }
-  if (a.w[0].format == WeightFormat::kF32) {
-    launch_low_rank<float, false>(s, low, a.n_weights);
-  } else if (rounded != nullptr) {
-    launch_low_rank<Bf16, true>(s, low, a.n_weights);
-  } else {
-    launch_low_rank<Bf16, false>(s, low, a.n_weights);
-  }
+  with_element(a.w[0].format, [&]<typename T>(T) {
+    if (sizeof(T) == 2 && rounded != nullptr) return launch_low_rank<T, true>(s, low, a.n_weights);
+    launch_low_rank<T, false>(s, low, a.n_weights);
+  });
 }
 
 void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows) {
@@ -427,7 +426,7 @@ void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t ro
   if (a.rope != nullptr) outputs = Outputs::kRope;
   const WeightFormat format = a.w[0].format;
   const void* rounded = nullptr;
-  if (format == WeightFormat::kBF16 && a.x_prepared != nullptr) {
+  if (!is_f32(format) && a.x_prepared != nullptr) {
     rounded = static_cast<const char*>(a.x_prepared) + row * rounded_row_bytes(a.w[0].k);
   }
   GemvArgs g{};
@@ -452,13 +451,10 @@ void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t ro
   g.add = additions_of(a, row);
   if (g.outputs == 0) return;
   g.lanes = lanes_for(g.in.padded * element_bytes(format) / 16, g.outputs);
-  if (format == WeightFormat::kF32) {
-    launch_gemv<float, false>(s, g, outputs);
-  } else if (rounded != nullptr) {
-    launch_gemv<Bf16, true>(s, g, outputs);
-  } else {
-    launch_gemv<Bf16, false>(s, g, outputs);
-  }
+  with_element(format, [&]<typename T>(T) {
+    if (sizeof(T) == 2 && rounded != nullptr) return launch_gemv<T, true>(s, g, outputs);
+    launch_gemv<T, false>(s, g, outputs);
+  });
 }
 
 }  // namespace ds::cuda

@@ -17,7 +17,7 @@ struct Finish {
   float* y = nullptr;  ///< products of weight `weight`; of the gate with swiglu
   int64_t y_stride = 0;
   const float* up = nullptr;  ///< products of weight 1 with swiglu, [rows, n]
-  Bf16* prepared = nullptr;   ///< [rows, n rounded up to 8]; null: in place
+  void* prepared = nullptr;   ///< [rows, padded n] in the format of the weights; null: in place
   const float* residual = nullptr;
   int weight = 0;
   Additions add;
@@ -30,12 +30,13 @@ template <typename T, bool kPaired>
 __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ Finish a) {
   constexpr int kParts = kPaired ? 2 : 1;
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
-  const int64_t padded = ceil_div(a.n, 8) * 8;
+  const int64_t padded = padded_k(WeightFormat::kBF16, a.n);
+  auto* const prepared = static_cast<T*>(a.prepared);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileRows;
   if (i >= a.n) {
-    if (a.prepared == nullptr || i >= padded) return;
+    if (prepared == nullptr || i >= padded) return;
     for (int64_t row = first; row < a.rows && row < first + kTileRows; ++row) {
-      a.prepared[row * padded + i] = __float2bfloat16_rn(0.0f);
+      prepared[row * padded + i] = from_float<T>(0.0f);
     }
     return;
   }
@@ -74,8 +75,8 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
     loaded = slot;
     float out = product[r][0];
     if constexpr (kPaired) out = silu_times(out, product[r][1]);
-    if (a.prepared != nullptr) {
-      a.prepared[row * padded + i] = __float2bfloat16_rn(out);
+    if (prepared != nullptr) {
+      prepared[row * padded + i] = from_float<T>(out);
     } else {
       a.y[row * a.y_stride + i] = residual[r] + out;
     }
@@ -85,32 +86,42 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
 void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
   if (a.rows == 0 || a.n == 0) return;
   const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kTileRows)),
-                  static_cast<unsigned>(ceil_div(ceil_div(a.n, 8) * 8, kThreads)));
-  const bool f32 = format == WeightFormat::kF32;
-  if (a.up != nullptr) {
-    if (f32) {
-      finish_rows<float, true><<<grid, kThreads, 0, s.stream()>>>(a);
-    } else {
-      finish_rows<Bf16, true><<<grid, kThreads, 0, s.stream()>>>(a);
-    }
-  } else if (f32) {
-    finish_rows<float, false><<<grid, kThreads, 0, s.stream()>>>(a);
-  } else {
-    finish_rows<Bf16, false><<<grid, kThreads, 0, s.stream()>>>(a);
-  }
+                  static_cast<unsigned>(ceil_div(padded_k(WeightFormat::kBF16, a.n), kThreads)));
+  with_element(format, [&]<typename T>(T) {
+    const auto kernel = a.up != nullptr ? finish_rows<T, true> : finish_rows<T, false>;
+    kernel<<<grid, kThreads, 0, s.stream()>>>(a);
+  });
   launched("end of a linear layer");
 }
 
-/// y [rows, n] = x W^T + beta y; x is rounded rows for BF16 weights, FP32 rows for FP32 weights.
+struct ProductType {
+  cudaDataType_t element;
+  cublasComputeType_t compute;
+};
+/// FP32 is FP32: without TF32, unless that is asked for.
+ProductType product_type(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kBF16:
+      return {CUDA_R_16BF, CUBLAS_COMPUTE_32F};
+    case WeightFormat::kF16:
+      return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
+    case WeightFormat::kTF32:
+      return {CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32};
+    default:
+      return {CUDA_R_32F, CUBLAS_COMPUTE_32F_PEDANTIC};
+  }
+}
+
+/// y [rows, n] = x W^T + beta y; x is rounded rows for weights of 16 bits, else FP32 rows.
 /// What is packed as [n][k] is [k, n] in cuBLAS's columns, and transposed; the pack of W^T is as it
 /// is.
 bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const void* x,
               int64_t x_stride, float beta, float* y, int64_t y_stride) {
   if (w.n == 0) return true;
-  const bool f32 = w.format == WeightFormat::kF32;
-  const cudaDataType_t type = f32 ? CUDA_R_32F : CUDA_R_16BF;
+  const bool f32 = is_f32(w.format);
+  const auto [type, compute] = product_type(w.format);
   const float alpha = 1.0f;
-  // The padding of BF16 rows is zero on both sides: multiplied too, it keeps k a multiple of 8. The
+  // The padding of such rows is zero on both sides: multiplied too, it keeps k a multiple of 8. The
   // pack of W^T has no such rows.
   const int64_t k = f32 || w.transposed ? w.k : padded_k(w.format, w.k);
   return check(
@@ -119,7 +130,7 @@ bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const voi
                    w.data, type, static_cast<int>(padded_k(w.format, w.transposed ? w.n : w.k)), x,
                    type, static_cast<int>(larger(x_stride, k)), &beta, y, CUDA_R_32F,
                    static_cast<int>(larger(y_stride, w.n)),
-                   f32 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                   compute, CUBLAS_GEMM_DEFAULT),
       "product of a linear layer");
 }
 
@@ -150,7 +161,7 @@ bool multiply_all(const StreamState& s, const LinearArgs& a, int64_t row, int64_
     f.y_stride = stride;
     f.up = paired ? room.up : nullptr;
     if (a.y_prepared != nullptr) {
-      f.prepared = static_cast<Bf16*>(a.y_prepared) + row * padded_k(WeightFormat::kBF16, f.n);
+      f.prepared = static_cast<char*>(a.y_prepared) + row * rounded_row_bytes(f.n);
     }
     f.residual = in_place ? nullptr : residual;
     f.weight = w;
@@ -176,9 +187,10 @@ bool multiply_low_rank(const StreamState& s, const LinearArgs& a, int64_t row, i
 
 /// In pieces whose rounded rows and second products fit the scratch.
 void many_rows(const StreamState& s, const LinearArgs& a) {
-  const bool bf16 = a.w[0].format == WeightFormat::kBF16;
+  const WeightFormat format = a.w[0].format;
+  const bool rounds = !is_f32(format);
   const int64_t k = a.w[0].k;
-  const int64_t round_bytes = bf16 && a.x_prepared == nullptr ? rounded_row_bytes(k) : 0;
+  const int64_t round_bytes = rounds && a.x_prepared == nullptr ? rounded_row_bytes(k) : 0;
   int64_t up_bytes = a.epilogue == Epilogue::kSwiglu ? a.w[1].n * 4 : 0;
   if (a.y_prepared != nullptr) up_bytes *= 2;
   const int64_t row_bytes = larger(round_bytes + up_bytes, 1);
@@ -186,14 +198,14 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
   for (int64_t row = 0; row < a.rows; row += each) {
     const int64_t rows = smaller(each, a.rows - row);
     const void* rounded = nullptr;
-    if (bf16 && a.x_prepared != nullptr) {
+    if (rounds && a.x_prepared != nullptr) {
       rounded = static_cast<const char*>(a.x_prepared) + row * rounded_row_bytes(k);
-    } else if (bf16) {
-      round_rows(s, rows, k, a.x + row * a.x_stride, a.x_stride, s.scratch<char>());
+    } else if (rounds) {
+      round_rows(s, rows, k, a.x + row * a.x_stride, a.x_stride, {s.scratch<char>(), format});
       rounded = s.scratch<char>();
     }
-    const void* x = bf16 ? rounded : a.x + row * a.x_stride;
-    const int64_t stride = bf16 ? padded_k(WeightFormat::kBF16, k) : a.x_stride;
+    const void* x = rounds ? rounded : a.x + row * a.x_stride;
+    const int64_t stride = rounds ? padded_k(format, k) : a.x_stride;
     if (a.lora != nullptr && a.lora->n_slots > 1) {
       low_rank_inputs(s, a, row, rows, rounded);
     } else if (a.lora != nullptr && !multiply_low_rank(s, a, row, rows, x, stride)) {
@@ -330,14 +342,15 @@ void few_outer(const StreamState& s, OuterArgs a) {
 
 }  // namespace
 
-/// out^T [k, n] += scale * x^T dy in cuBLAS's columns. Without rounded operands FP32 without TF32:
-/// the tests hold gradients of weights to 1e-5 then.
+/// out^T [k, n] += scale * x^T dy in cuBLAS's columns.
 void outer_accumulate(const OpContext& context, const OuterArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.rows == 0 || a.n == 0 || a.k == 0) return;
   if (a.n <= kLoraRank) return few_outer(*s, a);
   const bool rounded = a.dy_prepared != nullptr && a.x_prepared != nullptr;
-  const cudaDataType_t type = rounded ? CUDA_R_16BF : CUDA_R_32F;
+  const auto [type, compute] = product_type(rounded  ? WeightFormat::kBF16
+                                            : a.tf32 ? WeightFormat::kTF32
+                                                     : WeightFormat::kF32);
   const int64_t x_step = rounded ? padded_k(WeightFormat::kBF16, a.k) : larger(a.x_stride, a.k);
   const int64_t dy_step = rounded ? padded_k(WeightFormat::kBF16, a.n) : larger(a.dy_stride, a.n);
   const float one = 1.0f;
@@ -346,7 +359,7 @@ void outer_accumulate(const OpContext& context, const OuterArgs& a) {
             static_cast<int>(a.rows), &a.scale, rounded ? a.x_prepared : a.x, type,
             static_cast<int>(x_step), rounded ? a.dy_prepared : a.dy, type,
             static_cast<int>(dy_step), &one, a.out, CUDA_R_32F, static_cast<int>(a.k),
-            rounded ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT),
+            compute, CUBLAS_GEMM_DEFAULT),
         "gradient of a weight");
 }
 

@@ -28,19 +28,20 @@ struct Additions {
 /// For rows [row, ..) of the call.
 Additions additions_of(const LinearArgs& a, int64_t row);
 
-/// lora.t of rows [row, row + rows); `rounded` are those rows in BF16, or null: rounds itself.
+/// lora.t of rows [row, row + rows); `rounded` are those rows as prepare() gives them, or null:
+/// rounds itself.
 void low_rank_inputs(const StreamState&, const LinearArgs&, int64_t row, int64_t rows,
                      const void* rounded);
 
 /// Rows [row, row + rows) of a call, at most kFewRows; their lora.t is there.
 void few_rows(const StreamState&, const LinearArgs&, int64_t row, int64_t rows);
 
-/// Bytes of a row in BF16.
+/// Bytes of a row of 16-bit elements.
 inline int64_t rounded_row_bytes(int64_t k) { return padded_k(WeightFormat::kBF16, k) * 2; }
 
 #ifdef __CUDACC__
 
-/// Where the rows of the shared input are: rounded [rows][padded] BF16, or FP32 x.
+/// Where the rows of the shared input are: [rows][padded] rounded as the weights, or FP32 x.
 struct InputRows {
   const void* rounded;
   const float* x;
@@ -58,7 +59,7 @@ __device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t
                                        float& squares) {
   constexpr int kEach = Chunk<T>::kElements;
   if constexpr (kRounded) {
-    const auto* from = static_cast<const Bf16*>(in.rounded) + row * in.padded;
+    const auto* from = static_cast<const T*>(in.rounded) + row * in.padded;
     return unpack_chunk(reinterpret_cast<const uint4*>(from)[c], T());
   }
   const auto load = [&](const float* from) {

@@ -25,8 +25,7 @@ struct Best {
   }
 };
 
-/// Largest element of a row and the first index that holds it; NaN is passed over, and a row of
-/// nothing else has index 0.
+/// The best of all threads.
 __device__ inline Best block_best(Best best) {
   __shared__ Best of_warp[32];
   const auto across = [&best] {
@@ -45,6 +44,8 @@ __device__ inline Best block_best(Best best) {
   return best;
 }
 
+/// Largest element of a row and the first index that holds it; NaN is passed over, and a row of
+/// nothing else has index 0.
 __device__ inline Best row_best(const float* x, int64_t n) {
   Best best{-INFINITY, INT_MAX};
   for (int64_t i = threadIdx.x; i < n; i += kThreads) best.meet(x[i], static_cast<int>(i));
@@ -71,7 +72,7 @@ struct RowGradient {
 };
 template <typename Args>
 __device__ inline RowGradient row_gradient(const Args& a, int64_t r) {
-  const int64_t padded = ceil_div(a.vocab, 8) * 8;
+  const int64_t padded = padded_k(WeightFormat::kBF16, a.vocab);
   auto* prepared = static_cast<Bf16*>(a.prepared);
   if (prepared != nullptr) prepared += r * padded;
   if (prepared != nullptr && threadIdx.x < padded - a.vocab) {
@@ -158,9 +159,7 @@ __global__ void __launch_bounds__(kThreads)
       reinterpret_cast<float4*>(gradient.x)[i] = back;
       continue;
     }
-    auto* to = reinterpret_cast<__nv_bfloat162*>(gradient.prepared) + 2 * i;
-    to[0] = __floats2bfloat162_rn(back.x, back.y);
-    to[1] = __floats2bfloat162_rn(back.z, back.w);
+    store_four(gradient.prepared + 4 * i, back);
   }
 }
 

@@ -3,7 +3,7 @@
 // while tiles of 64 rows of the other side pass through shared memory, copied a tile ahead
 // (FlashAttention-2, Dao 2023, sections 3.1 and 3.3). A group is 4 warps that share the passing
 // tiles; a block has one group, or two that take every second tile and add up at the end, where
-// there are few blocks for the GPU. BF16 operands, FP32 sums.
+// there are few blocks for the GPU. Operands are BF16 or FP16, sums FP32.
 #pragma once
 
 #include <type_traits>
@@ -37,15 +37,15 @@ struct PassingRows {
 };
 
 /// Begins to copy a tile; zeros in rows and columns that are not there. All threads of a group.
-template <int kD>
-__device__ inline void copy_tile(const Bf16* base, const PassingRows& rows, int d, Bf16* tile) {
+template <int kD, typename T>
+__device__ inline void copy_tile(const T* base, const PassingRows& rows, int d, T* tile) {
   constexpr int kChunks = kD / 8,
                 kRound = kGroupThreads / kChunks;  // rows that the group copies at once
   const int thread = threadIdx.x % kGroupThreads;
   const int row = thread / kChunks, column = thread % kChunks * 8;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Bf16* from = base + rows.half[half] + row * rows.stride + column;
+    const T* from = base + rows.half[half] + row * rows.stride + column;
 #pragma unroll
     for (int i = 0; i < kPassingRows / 2; i += kRound) {
       const int to = half * (kPassingRows / 2) + i + row;
@@ -56,12 +56,12 @@ __device__ inline void copy_tile(const Bf16* base, const PassingRows& rows, int 
 }
 
 /// product[m][n] = the warp's rows 16 m.. times rows 8 n.. of a tile. `stay` is A by 16 columns.
-template <int kM, int kSteps, int kN>
-__device__ inline void multiply_rows(const uint32_t (&stay)[kM][kSteps][4], const Bf16* tile,
+template <int kM, int kSteps, int kN, typename T>
+__device__ inline void multiply_rows(const uint32_t (&stay)[kM][kSteps][4], const T* tile,
                                      float (&product)[kM][kN][4]) {
   constexpr int kStep = kRowStep<16 * kSteps>;
   const int lane = threadIdx.x % 32;
-  const Bf16* at = tile + (lane / 16 * 8 + lane % 8) * kStep + lane / 8 % 2 * 8;
+  const T* at = tile + (lane / 16 * 8 + lane % 8) * kStep + lane / 8 % 2 * 8;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -78,8 +78,8 @@ __device__ inline void multiply_rows(const uint32_t (&stay)[kM][kSteps][4], cons
       load_matrices(at + n * 8 * kStep + s * 16, b);
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        multiply_add(stay[m][s], b[0], b[1], product[m][n]);
-        multiply_add(stay[m][s], b[2], b[3], product[m][n + 1]);
+        multiply_add<T>(stay[m][s], b[0], b[1], product[m][n]);
+        multiply_add<T>(stay[m][s], b[2], b[3], product[m][n + 1]);
       }
     }
   }
@@ -87,12 +87,12 @@ __device__ inline void multiply_rows(const uint32_t (&stay)[kM][kSteps][4], cons
 
 /// sum[m][c] += factors of the warp's rows 16 m.. times rows 0..8 kN of a tile, columns 8 c.. The
 /// factors are as multiply_rows leaves them: two neighbours of C are an A.
-template <int kM, int kN, int kColumns>
-__device__ inline void add_weighted_rows(const float (&factor)[kM][kN][4], const Bf16* tile,
+template <int kM, int kN, int kColumns, typename T>
+__device__ inline void add_weighted_rows(const float (&factor)[kM][kN][4], const T* tile,
                                          float (&sum)[kM][kColumns][4]) {
   constexpr int kStep = kRowStep<8 * kColumns>;
   const int lane = threadIdx.x % 32;
-  const Bf16* at = tile + (lane / 8 % 2 * 8 + lane % 8) * kStep + lane / 16 * 8;
+  const T* at = tile + (lane / 8 % 2 * 8 + lane % 8) * kStep + lane / 16 * 8;
 #pragma unroll
   for (int n = 0; n < kN; n += 2) {
     uint32_t a[kM][4];
@@ -101,7 +101,7 @@ __device__ inline void add_weighted_rows(const float (&factor)[kM][kN][4], const
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float(&two)[4] = factor[m][n + i / 2];
-        a[m][i] = pack_pair(two[i % 2 * 2], two[i % 2 * 2 + 1]);
+        a[m][i] = pack_pair<T>(two[i % 2 * 2], two[i % 2 * 2 + 1]);
       }
     }
 #pragma unroll
@@ -110,8 +110,8 @@ __device__ inline void add_weighted_rows(const float (&factor)[kM][kN][4], const
       load_transposed(at + n * 8 * kStep + c * 8, b);
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        multiply_add(a[m], b[0], b[1], sum[m][c]);
-        multiply_add(a[m], b[2], b[3], sum[m][c + 1]);
+        multiply_add<T>(a[m], b[0], b[1], sum[m][c]);
+        multiply_add<T>(a[m], b[2], b[3], sum[m][c + 1]);
       }
     }
   }
@@ -124,19 +124,26 @@ __device__ inline Pair pair_at(const T* row, int column, int d) {
   const Pair pair = *reinterpret_cast<const Pair*>(row + (column < d ? column : 0));
   return column < d ? pair : Pair{};
 }
-__device__ inline uint32_t as_pair(float2 x) { return pack_pair(x.x, x.y); }
-__device__ inline uint32_t as_pair(uint32_t x) { return x; }
+template <typename T>
+__device__ inline uint32_t as_pair(float2 x) {
+  return pack_pair<T>(x.x, x.y);
+}
+template <typename T>
+__device__ inline uint32_t as_pair(uint32_t x) {
+  return x;
+}
 
-/// A of 16 rows from global memory: `row` are the lane's two, g and g + 8 of them.
-template <int kSteps, typename T>
-__device__ inline void load_operand(const T* const (&row)[2], int d, uint32_t (&to)[kSteps][4]) {
+/// A of 16 rows of T from global memory, which has From, T or FP32: `row` are the lane's two, g and
+/// g + 8 of them.
+template <typename T, int kSteps, typename From>
+__device__ inline void load_operand(const From* const (&row)[2], int d, uint32_t (&to)[kSteps][4]) {
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int column = s * 16 + i / 2 * 8 + threadIdx.x % 4 * 2;
-      using Pair = std::conditional_t<sizeof(T) == 4, float2, uint32_t>;
-      to[s][i] = as_pair(pair_at<Pair>(row[i % 2], column, d));
+      using Pair = std::conditional_t<sizeof(From) == 4, float2, uint32_t>;
+      to[s][i] = as_pair<T>(pair_at<Pair>(row[i % 2], column, d));
     }
   }
 }

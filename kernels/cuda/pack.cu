@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packed matrices: [n][k] row-major in FP32 or BF16, rows padded with zeros to 16 bytes. The shared
-// input of BF16 products is rounded to the same layout.
+// Packed matrices: [n][k] row-major in FP32, BF16 or FP16, rows padded with zeros to 16 bytes. The
+// shared input of products of 16 bits is rounded to the same layout.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/pack.h"
@@ -13,15 +13,37 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 32;
 
-/// source [n, k] with rows `stride` apart -> packed [n, padded]. A thread takes one element.
+/// source [n, k] with rows `stride` apart -> to [n, padded], by all threads of the grid's x. Rows
+/// without gaps are converted in eights: memory bounds them. Counts halves that saturate.
+template <typename T>
+__device__ inline void convert_rows(int64_t n, int64_t k, int64_t padded, const float* source,
+                                    int64_t stride, T* to, int32_t* saturated) {
+  int beyond = 0;
+  const auto look = [&](float x) { beyond += std::is_same_v<T, Half> && saturates(x) ? 1 : 0; };
+  int64_t done = 0;
+  if (padded == k && stride == k && is_aligned16(source) && is_aligned16(to)) {
+    done = n * k / 8 * 8;
+    for (int64_t i = loop_begin(); i < done / 8; i += loop_step()) {
+      const float4 a = reinterpret_cast<const float4*>(source)[2 * i];
+      const float4 b = reinterpret_cast<const float4*>(source)[2 * i + 1];
+      store_eight(to + 8 * i, a, b);
+      for (const float x : {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}) look(x);
+    }
+  }
+  for (int64_t at = done + loop_begin(); at < n * padded; at += loop_step()) {
+    const int64_t i = at / padded, j = at % padded;
+    const float x = j < k ? source[i * stride + j] : 0.0f;
+    to[at] = from_float<T>(x);
+    look(x);
+  }
+  if (beyond > 0 && saturated != nullptr) atomicAdd(saturated, beyond);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     pack_rows(int64_t n, int64_t k, int64_t padded, const float* __restrict__ source,
-              int64_t stride, T* packed) {
-  for (int64_t at = loop_begin(); at < n * padded; at += loop_step()) {
-    const int64_t i = at / padded, j = at % padded;
-    packed[at] = from_float<T>(j < k ? source[i * stride + j] : 0.0f);
-  }
+              int64_t stride, T* packed, int32_t* saturated) {
+  convert_rows(n, k, padded, source, stride, packed, saturated);
 }
 
 /// source [k, n] -> packed [n, padded]. A block turns tiles of 32 x 32 in shared memory, so that
@@ -49,64 +71,64 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// A whole item by the blocks of one y of the grid. Rows that need no padding are converted in
-/// fours, which is what bounds the copy of a model.
+/// A whole item by the blocks of one y of the grid.
 template <typename T>
 __device__ inline void pack_item(const PackItem& item, int64_t padded) {
   auto* to = static_cast<T*>(item.packed);
-  const int64_t count = item.n * padded;
-  if (!item.transposed && padded == item.k && is_aligned16(item.source) && is_aligned16(to)) {
-    const int64_t fours = count / 4;
-    for (int64_t i = loop_begin(); i < fours; i += loop_step()) {
-      const float4 v = reinterpret_cast<const float4*>(item.source)[i];
-      to[4 * i] = from_float<T>(v.x);
-      to[4 * i + 1] = from_float<T>(v.y);
-      to[4 * i + 2] = from_float<T>(v.z);
-      to[4 * i + 3] = from_float<T>(v.w);
-    }
-    for (int64_t i = fours * 4 + loop_begin(); i < count; i += loop_step()) {
-      to[i] = from_float<T>(item.source[i]);
-    }
-    return;
+  if (!item.transposed) {
+    return convert_rows(item.n, item.k, padded, item.source, item.k, to, nullptr);
   }
-  for (int64_t at = loop_begin(); at < count; at += loop_step()) {
+  for (int64_t at = loop_begin(); at < item.n * padded; at += loop_step()) {
     const int64_t i = at / padded, j = at % padded;
-    const int64_t from = item.transposed ? j * item.n + i : i * item.k + j;
-    to[at] = from_float<T>(j < item.k ? item.source[from] : 0.0f);
+    to[at] = from_float<T>(j < item.k ? item.source[j * item.n + i] : 0.0f);
   }
 }
 
 __global__ void __launch_bounds__(kThreads) pack_items(const PackItem* __restrict__ items) {
   const PackItem item = items[blockIdx.y];
   const int64_t padded = padded_k(item.format, item.k);
-  if (item.format == WeightFormat::kF32) {
+  if (is_f32(item.format)) {
     pack_item<float>(item, padded);
+  } else if (item.format == WeightFormat::kF16) {
+    pack_item<Half>(item, padded);
   } else {
     pack_item<Bf16>(item, padded);
   }
 }
 
+/// Two packs of one source [rank, columns]: [16, columns] and [columns, 16].
+template <typename Wide, typename Tall>
+__device__ inline void pack_factor(int64_t rank, int64_t columns, const float* source, void* wide,
+                                   void* tall) {
+  constexpr int64_t kEach = 16 / sizeof(Wide);
+  const int64_t padded = ceil_div(columns, kEach) * kEach;
+  for (int64_t at = loop_begin(); at < kLoraRank * padded; at += loop_step()) {
+    const int64_t i = at / padded, j = at % padded;
+    const bool given = i < rank && j < columns;
+    static_cast<Wide*>(wide)[at] = from_float<Wide>(given ? source[i * columns + j] : 0.0f);
+  }
+  for (int64_t at = loop_begin(); at < kLoraRank * columns; at += loop_step()) {
+    const int64_t j = at / kLoraRank, i = at % kLoraRank;
+    static_cast<Tall*>(tall)[at] = from_float<Tall>(i < rank ? source[i * columns + j] : 0.0f);
+  }
+}
+
 /// The four packs of one weight's factors. Blocks of a weight are along x, weights along y; a
 /// thread takes elements of all four.
-template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    pack_factor_rows(int64_t rank, WeightFormat format, const FactorPack* __restrict__ factors) {
+    pack_factor_rows(int64_t rank, const FactorPack* __restrict__ factors) {
   const FactorPack f = factors[blockIdx.y];
-  // [16, columns] and [columns, 16] of one source [rank, columns].
-  const auto both = [&](int64_t columns, const float* source, void* wide, void* tall) {
-    const int64_t padded = padded_k(format, columns);
-    for (int64_t at = loop_begin(); at < kLoraRank * padded; at += loop_step()) {
-      const int64_t i = at / padded, j = at % padded;
-      const bool given = i < rank && j < columns;
-      static_cast<T*>(wide)[at] = from_float<T>(given ? source[i * columns + j] : 0.0f);
-    }
-    for (int64_t at = loop_begin(); at < kLoraRank * columns; at += loop_step()) {
-      const int64_t j = at / kLoraRank, i = at % kLoraRank;
-      static_cast<T*>(tall)[at] = from_float<T>(i < rank ? source[i * columns + j] : 0.0f);
-    }
+  const auto all = [&]<typename Forward, typename Backward>(Forward, Backward) {
+    pack_factor<Forward, Backward>(rank, f.k, f.a, f.a_packed, f.at_packed);
+    pack_factor<Backward, Forward>(rank, f.n, f.bt, f.bt_packed, f.b_packed);
   };
-  both(f.k, f.a, f.a_packed, f.at_packed);
-  both(f.n, f.bt, f.bt_packed, f.b_packed);
+  if (is_f32(f.format)) {
+    all(float(), float());
+  } else if (f.format == WeightFormat::kF16) {
+    all(Half(), Bf16());
+  } else {
+    all(Bf16(), Bf16());
+  }
 }
 
 /// packed [n, padded] -> out [n, k]. A thread takes one element.
@@ -128,42 +150,22 @@ void pack_as(const StreamState& s, WeightFormat format, int64_t n, int64_t k, co
                                                                         static_cast<T*>(packed));
   } else {
     pack_rows<<<loop_blocks(n * padded, kThreads), kThreads, 0, s.stream()>>>(
-        n, k, padded, source, k, static_cast<T*>(packed));
+        n, k, padded, source, k, static_cast<T*>(packed), nullptr);
   }
   launched("pack");
 }
 
 }  // namespace
 
-namespace {
-
-/// Eight elements a thread; n counts eights.
-__global__ void __launch_bounds__(kThreads)
-    round_eights(int64_t n, const float4* __restrict__ x, uint4* rounded) {
-  for (int64_t i = loop_begin(); i < n; i += loop_step()) {
-    const float4 a = x[2 * i], b = x[2 * i + 1];
-    const __nv_bfloat162 pairs[4] = {
-        __floats2bfloat162_rn(a.x, a.y), __floats2bfloat162_rn(a.z, a.w),
-        __floats2bfloat162_rn(b.x, b.y), __floats2bfloat162_rn(b.z, b.w)};
-    rounded[i] = *reinterpret_cast<const uint4*>(pairs);
-  }
-}
-
-}  // namespace
-
 void round_rows(const StreamState& s, int64_t rows, int64_t k, const float* x, int64_t x_stride,
-                void* rounded) {
-  const int64_t padded = padded_k(WeightFormat::kBF16, k);
+                const PreparedRows& to) {
+  const int64_t padded = padded_k(to.format, k);
   if (rows * padded == 0) return;
-  if (padded == k && x_stride == k && is_aligned16(x) && is_aligned16(rounded)) {
-    const int64_t n = rows * k / 8;
-    round_eights<<<loop_blocks(n, kThreads), kThreads, 0, s.stream()>>>(
-        n, reinterpret_cast<const float4*>(x), static_cast<uint4*>(rounded));
-    launched("prepare");
-    return;
-  }
-  pack_rows<<<loop_blocks(rows * padded, kThreads), kThreads, 0, s.stream()>>>(
-      rows, k, padded, x, x_stride, static_cast<Bf16*>(rounded));
+  const unsigned blocks = loop_blocks(ceil_div(rows * padded, 8), kThreads);
+  with_element(to.format, [&]<typename T>(T) {
+    pack_rows<<<blocks, kThreads, 0, s.stream()>>>(rows, k, padded, x, x_stride,
+                                                   static_cast<T*>(to.data), to.saturated);
+  });
   launched("prepare");
 }
 
@@ -176,11 +178,9 @@ void pack(const OpContext& context, WeightFormat format, int64_t n, int64_t k, c
   const StreamState* s = enter(context);
   if (s == nullptr || n * k == 0) return;
   s->weights_change();
-  if (format == WeightFormat::kF32) {
-    pack_as<float>(*s, format, n, k, source, transposed, packed);
-  } else {
-    pack_as<Bf16>(*s, format, n, k, source, transposed, packed);
-  }
+  with_element(format, [&]<typename T>(T) {
+    pack_as<T>(*s, format, n, k, source, transposed, packed);
+  });
 }
 
 void pack_all(const OpContext& context, int64_t count, const PackItem* items) {
@@ -192,18 +192,14 @@ void pack_all(const OpContext& context, int64_t count, const PackItem* items) {
   launched("pack_all");
 }
 
-void pack_factors(const OpContext& context, WeightFormat format, int64_t rank, int64_t count,
+void pack_factors(const OpContext& context, int64_t rank, int64_t count,
                   const FactorPack* factors) {
   const StreamState* s = enter(context);
   if (s == nullptr || count == 0) return;
   s->weights_change();
   constexpr unsigned kBlocks = 24;  // of one weight: an element or two a thread at 1,536 columns
   const dim3 grid(kBlocks, static_cast<unsigned>(count));
-  if (format == WeightFormat::kF32) {
-    pack_factor_rows<float><<<grid, kThreads, 0, s->stream()>>>(rank, format, factors);
-  } else {
-    pack_factor_rows<Bf16><<<grid, kThreads, 0, s->stream()>>>(rank, format, factors);
-  }
+  pack_factor_rows<<<grid, kThreads, 0, s->stream()>>>(rank, factors);
   launched("pack_factors");
 }
 
@@ -211,26 +207,23 @@ void unpack(const OpContext& context, const WeightView& w, float* out) {
   const StreamState* s = enter(context);
   const int64_t n = w.n * w.k, padded = padded_k(w.format, w.k);
   if (s == nullptr || n == 0) return;
-  if (w.format == WeightFormat::kF32) {
+  with_element(w.format, [&]<typename T>(T) {
     unpack_rows<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
-        w.n, w.k, padded, static_cast<const float*>(w.data), out);
-  } else {
-    unpack_rows<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
-        w.n, w.k, padded, static_cast<const Bf16*>(w.data), out);
-  }
+        w.n, w.k, padded, static_cast<const T*>(w.data), out);
+  });
   launched("unpack");
 }
 
 int64_t prepared_bytes(WeightFormat format, int64_t rows, int64_t k) {
-  const bool rounds_itself = format == WeightFormat::kF32 || rows <= kFewRows;
+  const bool rounds_itself = is_f32(format) || rows <= kFewRows;
   return rounds_itself ? 0 : packed_bytes(format, rows, k);
 }
 
-void prepare(const OpContext& context, WeightFormat format, int64_t rows, int64_t k, const float* x,
-             int64_t x_stride, void* prepared) {
+void prepare(const OpContext& context, int64_t rows, int64_t k, const float* x, int64_t x_stride,
+             const PreparedRows& to) {
   const StreamState* s = enter(context);
-  if (s == nullptr || format == WeightFormat::kF32) return;
-  round_rows(*s, rows, k, x, x_stride, prepared);
+  if (s == nullptr || is_f32(to.format)) return;
+  round_rows(*s, rows, k, x, x_stride, to);
 }
 
 }  // namespace ds::cuda

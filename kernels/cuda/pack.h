@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
+#include "kernels/ops.h"
 
 namespace ds::cuda {
 
 class StreamState;
 
-/// x [rows, k] rounded to BF16, as prepare() writes it: rows padded with zeros to 16 bytes.
+/// x [rows, k] in any format, as prepare() writes it: rows padded with zeros to 16 bytes.
 void round_rows(const StreamState&, int64_t rows, int64_t k, const float* x, int64_t x_stride,
-                void* rounded);
+                const PreparedRows& to);
 
 }  // namespace ds::cuda

@@ -10,36 +10,59 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// Results in FP32, in BF16 rows padded with zeros as prepare() gives them, or both.
+/// Results in FP32, in rows padded with zeros as prepare() gives them, or both. Which element those
+/// have is looked up, the same way in all threads: kernels bound by memory need not be made twice.
 struct RowsOut {
   float* y;
-  Bf16* prepared;
+  uint16_t* prepared;
+  bool half;
+  int32_t* saturated;
   int64_t d, padded;
 
   __device__ void set(int64_t row, int64_t i, float value) const {
     if (y != nullptr) y[row * d + i] = value;
-    if (prepared != nullptr) prepared[row * padded + i] = __float2bfloat16_rn(value);
+    if (prepared == nullptr) return;
+    uint16_t* to = prepared + row * padded + i;
+    if (half) {
+      *reinterpret_cast<Half*>(to) = from_float<Half>(value);
+      count_saturated(value);
+    } else {
+      *reinterpret_cast<Bf16*>(to) = from_float<Bf16>(value);
+    }
   }
   /// Columns i .. i + 3, i a multiple of 4 and padded == d.
   __device__ void set_four(int64_t row, int64_t i, float4 v) const {
     const int64_t at = row * d + i;
-    if (y != nullptr) *reinterpret_cast<float4*>(y + at) = v;
+    if (y != nullptr) store_four(y + at, v);
     if (prepared == nullptr) return;
-    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v.x, v.y),
-                                     __floats2bfloat162_rn(v.z, v.w)};
-    *reinterpret_cast<uint2*>(prepared + at) = *reinterpret_cast<const uint2*>(pairs);
+    if (half) {
+      store_four(reinterpret_cast<Half*>(prepared + at), v);
+      for (const float value : {v.x, v.y, v.z, v.w}) count_saturated(value);
+    } else {
+      store_four(reinterpret_cast<Bf16*>(prepared + at), v);
+    }
   }
   __host__ bool by_fours() const {
     return padded == d && is_aligned16(y) && is_aligned16(prepared);
   }
-  /// Threads i, i + step, .. of a row's.
+  /// Threads i, i + step, .. of a row's. Zeros have the same bits in both.
   __device__ void pad(int64_t row, int64_t i, int64_t step) const {
     if (prepared == nullptr) return;
-    for (i += d; i < padded; i += step) prepared[row * padded + i] = __float2bfloat16_rn(0.0f);
+    for (i += d; i < padded; i += step) prepared[row * padded + i] = 0;
+  }
+
+ private:
+  __device__ void count_saturated(float value) const {
+    if (saturates(value) && saturated != nullptr) atomicAdd(saturated, 1);
   }
 };
-RowsOut rows_out(float* y, void* prepared, int64_t d) {
-  return {y, static_cast<Bf16*>(prepared), d, padded_k(WeightFormat::kBF16, d)};
+RowsOut rows_out(float* y, const PreparedRows& to, int64_t d) {
+  return {y,
+          static_cast<uint16_t*>(to.data),
+          to.format == WeightFormat::kF16,
+          to.saturated,
+          d,
+          padded_k(WeightFormat::kBF16, d)};
 }
 
 /// x, y [rows, d]. One block a row: threads sum every 256th element.
@@ -302,7 +325,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x, const float* w,
-             float eps, float* y, float* rstd, void* prepared) {
+             float eps, float* y, float* rstd, const PreparedRows& prepared) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows == 0) return;
   const RowsOut out = rows_out(y, prepared, d);
@@ -356,13 +379,14 @@ void rope_append(const OpContext& context, const RopeAppendArgs& a) {
   const StreamState* s = enter(context);
   const int64_t n = a.rows * (a.n_heads + 2 * a.kv.n_kv_heads) * (a.kv.head_dim / 2);
   if (s == nullptr || n == 0) return;
-  launch_next("rope_append",
-              a.kv.dtype == KvDtype::kF32 ? rope_append_rows<float> : rope_append_rows<Bf16>,
-              dim3(loop_blocks(n, kThreads)), kThreads, 0, s->stream(), a);
+  auto kernel = rope_append_rows<Bf16>;
+  if (a.kv.dtype == KvDtype::kF32) kernel = rope_append_rows<float>;
+  if (a.kv.dtype == KvDtype::kF16) kernel = rope_append_rows<Half>;
+  launch_next("rope_append", kernel, dim3(loop_blocks(n, kThreads)), kThreads, 0, s->stream(), a);
 }
 
 void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate, const float* up,
-            float* y, void* prepared) {
+            float* y, const PreparedRows& prepared) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows * d == 0) return;
   const RowsOut out = rows_out(y, prepared, d);
@@ -381,8 +405,8 @@ void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const fl
                      void* dgate_prepared, void* dup_prepared) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows * d == 0) return;
-  const RowsOut to_gate = rows_out(dgate, dgate_prepared, d);
-  const RowsOut to_up = rows_out(dup, dup_prepared, d);
+  const RowsOut to_gate = rows_out(dgate, {dgate_prepared}, d);
+  const RowsOut to_up = rows_out(dup, {dup_prepared}, d);
   if (to_gate.by_fours() && to_up.by_fours() && is_aligned16(dy) && is_aligned16(gate) &&
       is_aligned16(up)) {
     const int64_t n = rows * d / 4;

@@ -134,11 +134,11 @@ __host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > 
 
 /// Elements of a packed row: k rounded up to 16 bytes.
 __host__ __device__ constexpr int64_t padded_k(WeightFormat format, int64_t k) {
-  const int64_t each = format == WeightFormat::kF32 ? 4 : 8;
+  const int64_t each = is_f32(format) ? 4 : 8;
   return ceil_div(k, each) * each;
 }
 constexpr int64_t element_bytes(WeightFormat format) {
-  return format == WeightFormat::kF32 ? 4 : 2;
+  return is_f32(format) ? 4 : 2;
 }
 
 /// Blocks of a loop over n elements in which each thread takes every (blocks * threads)-th.

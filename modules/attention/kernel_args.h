@@ -68,20 +68,21 @@ inline KvView kernel_kv(const ds_kv_view& kv, const AttentionShape& s, std::int3
   out.n_kv_heads = s.n_kv_heads;
   out.head_dim = s.head_dim;
   const std::initializer_list<std::int64_t> shape = {-1, s.n_kv_heads, kKvPageTokens, s.head_dim};
-  if (kv.k_pages->dtype.code == DS_BFLOAT) {
-    out.dtype = KvDtype::kBF16;
+  const auto take = [&]<class T>(KvDtype dtype, T) {
     const auto pages = [&](const ds_tensor* t, std::string_view name) {
-      return const_cast<sdk::bf16*>(sdk::flat<const sdk::bf16>(t, name, shape, device).data());
+      return const_cast<T*>(sdk::flat<const T>(t, name, shape, device).data());
     };
+    out.dtype = dtype;
     out.k = pages(kv.k_pages, "k_pages");
     out.v = pages(kv.v_pages, "v_pages");
+  };
+  const ds_dtype dtype = kv.k_pages->dtype;
+  if (dtype.code == DS_BFLOAT) {
+    take(KvDtype::kBF16, sdk::bf16());
+  } else if (dtype.code == DS_FLOAT && dtype.bits == 16 && device == DS_DEV_CUDA) {
+    take(KvDtype::kF16, sdk::f16());
   } else {
-    out.dtype = KvDtype::kF32;
-    const auto pages = [&](const ds_tensor* t, std::string_view name) {
-      return const_cast<float*>(sdk::flat<const float>(t, name, shape, device).data());
-    };
-    out.k = pages(kv.k_pages, "k_pages");
-    out.v = pages(kv.v_pages, "v_pages");
+    take(KvDtype::kF32, float());
   }
   return out;
 }
@@ -160,7 +161,8 @@ inline TrainAttentionArgs training_args(const ds_attn_args& a, const AttentionSh
   out.lse = static_cast<float*>(a.saved);  // null: not kept
   out.sequences = sequences.data();
   out.n_sequences = s.batch;
-  out.round = (train.flags & DS_TRAIN_ROUND_BF16) != 0;
+  if ((train.flags & DS_TRAIN_ROUND_BF16) != 0) out.operands = WeightFormat::kBF16;
+  if ((train.flags & DS_TRAIN_ROUND_FP16) != 0) out.operands = WeightFormat::kF16;
   return out;
 }
 

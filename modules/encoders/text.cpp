@@ -59,15 +59,17 @@ struct Table {
   std::span<const float> rows() const {
     return sdk::flat<const float>(tensor, kTable, {vocab, width});
   }
-  /// On a GPU: rows of BF16 or FP32, each padded to 16 bytes.
+  /// On a GPU: rows of BF16, FP16 or FP32, each padded to 16 bytes.
   WeightView on_gpu(const Ops& ops) const {
     const bool f32 = tensor.dtype.code == DS_FLOAT && tensor.dtype.bits == 32;
-    if (!f32 && (tensor.dtype.code != DS_BFLOAT || tensor.dtype.bits != 16))
-      throw refuse(DS_E_DTYPE,
-                   "type code " + std::to_string(tensor.dtype.code) + ", expected FP32 or BF16");
+    const bool f16 = tensor.dtype.code == DS_FLOAT && tensor.dtype.bits == 16;
+    if (!f32 && !f16 && (tensor.dtype.code != DS_BFLOAT || tensor.dtype.bits != 16))
+      throw refuse(DS_E_DTYPE, "type code " + std::to_string(tensor.dtype.code) +
+                                   ", expected FP32, BF16 or FP16");
     if (tensor.device.type != DS_DEV_CUDA)
       throw refuse(DS_E_DEVICE, "in host memory, expected a GPU's");
-    const auto format = f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+    const auto half = f16 ? WeightFormat::kF16 : WeightFormat::kBF16;
+    const auto format = f32 ? WeightFormat::kF32 : half;
     const std::int64_t row = ops.packed_bytes(format, 1, width) / (f32 ? 4 : 2);
     if (!is_plain() || tensor.strides[0] != row || tensor.strides[1] != 1)
       throw refuse(DS_E_SHAPE, "rows " + std::to_string(tensor.strides[0]) +

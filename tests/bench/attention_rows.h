@@ -54,7 +54,7 @@ class AttentionBench {
   }
 
   /// Forward, then backward.
-  void train(const char* row, int64_t batch, int64_t tokens, bool round) {
+  void train(const char* row, int64_t batch, int64_t tokens, WeightFormat operands) {
     const int64_t rows = batch * tokens, width = kHeads * kDim, kv = kKvHeads * kDim;
     const auto q = random(rows * width), k = random(rows * kv), v = random(rows * kv);
     const auto dout = random(rows * width);
@@ -66,7 +66,7 @@ class AttentionBench {
     const TrainAttentionArgs a{kHeads,          kKvHeads,         kDim,           kScale,
                                q.as<float>(),   k.as<float>(),    v.as<float>(),  out.as<float>(),
                                lse.as<float>(), dout.as<float>(), dq.as<float>(), dk.as<float>(),
-                               dv.as<float>(),  sequences.data(), batch,          round};
+                               dv.as<float>(),  sequences.data(), batch,          operands};
     const double pairs = static_cast<double>(rows) * static_cast<double>(tokens) / 2;
     const double forward = seconds_of([&] { compute_.ops->attention_train(compute_.context, a); });
     print((std::string(row) + ": forward").c_str(), forward, 4 * pairs);

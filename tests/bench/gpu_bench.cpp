@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu_bench ROW...: one line per row, tokens per second on the GPU of this machine, weights BF16:
 // those of $DS_MODEL if that is set, else random ones of SmolLM2-135M's shapes (speed does not
-// depend on them). Median of five, after one warm-up. Rows:
+// depend on them). Median of five, after one warm-up. Rows, the first four with -fp16, -tf32 or -fp32
+// behind them in that precision:
 //
 //   decode-B     one token for each of B sequences behind 256 tokens, logits on the host
 //   prefill-T    a prompt of T tokens, 2,048 rows at a time, the last one's logits on the host
@@ -14,6 +15,9 @@
 //                such steps beside decode steps of 8 sequences that take 30 % of the time: how long
 //                these take and how fast training goes, alone and by way of sharing
 //   parity       log-probabilities of GPU and CPU: mean and largest difference
+//   gap          log-probabilities of trainer and server: mean difference, in BF16 and FP16
+//   held-out     loss on what is held out after 200 steps of all weights, 8x512, three seeds, by
+//                precision; needs $DS_MODEL
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -28,6 +32,7 @@
 #include "learn/round_trainer.h"
 #include "storage/llama_tensors.h"
 #include "tests/bench/attention_rows.h"
+#include "tests/bench/precision_rows.h"
 #include "tests/bench/share_rows.h"
 #include "tests/daemon/reference_model.h"
 #include "tests/kernels/cases.h"
@@ -94,7 +99,7 @@ class Serving {
       : base_(std::move(base)),
         batch_(batch),
         width_((tokens + kKvPageTokens - 1) / kKvPageTokens),
-        pages_(base_->config(), compute, KvDtype::kBF16, batch * width_),
+        pages_(base_->config(), compute, kv_dtype(*compute.ops, base_->format()), batch * width_),
         forward_(base_->config(), compute, max_rows),
         logits_(Buffer::pinned(*compute.ops,
                                static_cast<size_t>(batch * base_->config().vocab) * sizeof(float))
@@ -150,7 +155,7 @@ class Training {
   double step() {
     const Trainable what = trained();
     const auto start = std::chrono::steady_clock::now();
-    DS_CHECK(what.pack(base_->format()).ok() && what.zero_gradient().ok());
+    DS_CHECK(what.pack(graph_.formats(*base_)).ok() && what.zero_gradient().ok());
     const StepLoss loss =
         run_terms(graph_, gpu_, what.over(*base_), what.adapters(), what.gradient(), terms_, true);
     DS_CHECK(loss.failure.ok() && graph_.take_status().ok() && std::isfinite(loss.total));
@@ -194,19 +199,62 @@ struct Bench {
     config = file->config();
   }
 
-  std::shared_ptr<const BaseWeights> on(const Compute& compute) const {
-    constexpr WeightFormat kForm = WeightFormat::kBF16;
-    auto made = file != nullptr ? BaseWeights::load(*file, compute, kForm)
-                                : BaseWeights::from_tensors(config, tensors, "", compute, kForm);
+  std::shared_ptr<const BaseWeights> on(const Compute& compute,
+                                        WeightFormat form = WeightFormat::kBF16) const {
+    auto made = file != nullptr ? BaseWeights::load(*file, compute, form)
+                                : BaseWeights::from_tensors(config, tensors, "", compute, form);
     DS_CHECK(made.ok());
     return *made;
+  }
+
+  /// Takes the precision off the row's name, and has the base in it.
+  std::string in_precision(std::string row) {
+    WeightFormat wanted = WeightFormat::kBF16;
+    for (const WeightFormat format :
+         {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kTF32}) {
+      const std::string suffix = std::string("-") + precision_name(format);
+      if (!row.ends_with(suffix)) continue;
+      row.resize(row.size() - suffix.size());
+      wanted = format;
+    }
+    if (base->format() != wanted) base = on(gpu, wanted);
+    return row;
+  }
+
+  std::string suffix() const {
+    const bool usual = base->format() == WeightFormat::kBF16;
+    return usual ? "" : std::string("-") + precision_name(base->format());
+  }
+
+  void gap() {
+    const std::vector<TokenId> ids = some_ids(200, config.vocab, 0);
+    for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF16})
+      std::printf("gap: %s, mean %.6f nats a token\n", precision_name(format),
+                  trainer_server_gap(gpu, *on(gpu, format), ids));
+  }
+
+  void held_out() const {
+    if (file == nullptr) return std::puts("held-out: needs DS_MODEL"), void();
+    const auto tokenizer = Tokenizer::create(file->tokenizer());
+    DS_CHECK(tokenizer.ok());
+    NamedTensors start;
+    for (const ExpectedTensor& wanted : llama_tensors(config)) {
+      std::vector<float>& tensor = start[wanted.hf_name];
+      int64_t n = 1;
+      for (const int64_t dim : wanted.shape) n *= dim;
+      tensor.resize(static_cast<size_t>(n));
+      DS_CHECK(file->read_f32(wanted.hf_name, tensor).ok());
+    }
+    const HeldOut held_out(gpu, config, start, HeldOut::licences(**tokenizer));
+    held_out_rows(held_out, std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});
   }
 
   void decode(int64_t batch) const {
     Serving serving(gpu, base, batch, 320, std::max<int64_t>(batch, 512));
     int64_t position = 256;
     const double s = seconds(gpu, [&] { serving.step(1, position++); });
-    std::printf("decode-%ld: %.0f tok/s, %.1f us a step\n", batch, double(batch) / s, s * 1e6);
+    std::printf("decode-%ld%s: %.0f tok/s, %.1f us a step\n", batch, suffix().c_str(),
+                double(batch) / s, s * 1e6);
   }
 
   void prefill(int64_t tokens) const {
@@ -216,16 +264,17 @@ struct Bench {
       for (int64_t at = 0; at < tokens; at += kChunk)
         serving.step(std::min(kChunk, tokens - at), at);
     });
-    std::printf("prefill-%ld: %.0f tok/s, %.2f ms\n", tokens, double(tokens) / s, s * 1e3);
+    std::printf("prefill-%ld%s: %.0f tok/s, %.2f ms\n", tokens, suffix().c_str(), double(tokens) / s,
+                s * 1e3);
   }
 
   void train(int64_t batch, int64_t tokens, bool full) {
     Training training(gpu, base, tensors, batch, tokens, full);
     double passes = 0;
     const double s = seconds(gpu, [&] { passes = training.step(); });
-    std::printf("%s-%ldx%ld: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms\n",
-                full ? "full" : "lora", batch, tokens, double(batch * tokens) / s, s * 1e3,
-                passes * 1e3);
+    std::printf("%s-%ldx%ld%s: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms\n",
+                full ? "full" : "lora", batch, tokens, suffix().c_str(), double(batch * tokens) / s,
+                s * 1e3, passes * 1e3);
   }
 
   void share(const char* row, int64_t batch, int64_t tokens, bool full) {
@@ -246,21 +295,13 @@ struct Bench {
     const std::vector<TokenId> ids = some_ids(200, config.vocab, 0);
     const auto on_gpu = test::serve_logits(gpu, *base, nullptr, ids, 64, KvDtype::kBF16);
     const auto on_cpu = test::serve_logits(cpu, *on(cpu), nullptr, ids, 64, KvDtype::kBF16);
-    double sum = 0, largest = 0;
-    const auto logprob = [&](const std::vector<float>& logits, size_t row) {
-      const float* x = logits.data() + row * static_cast<size_t>(config.vocab);
-      const double top = *std::max_element(x, x + config.vocab);
-      double total = 0;
-      for (int64_t i = 0; i < config.vocab; ++i) total += std::exp(x[i] - top);
-      return x[ids[row + 1]] - top - std::log(total);
-    };
-    for (size_t row = 0; row + 1 < ids.size(); ++row) {
-      const double d = std::abs(logprob(on_gpu, row) - logprob(on_cpu, row));
-      sum += d;
-      largest = std::max(largest, d);
-    }
+    const auto there = next_logprobs(on_gpu.data(), ids, config.vocab);
+    const auto here = next_logprobs(on_cpu.data(), ids, config.vocab);
+    double largest = 0;
+    for (size_t i = 0; i < here.size(); ++i)
+      largest = std::max(largest, std::abs(there[i] - here[i]));
     std::printf("parity: mean %.5f, largest %.5f of %zu log-probabilities\n",
-                sum / double(ids.size() - 1), largest, ids.size() - 1);
+                mean_difference(there, here), largest, here.size());
   }
 
   /// One of the rows attention-...
@@ -268,7 +309,7 @@ struct Bench {
     long batch = 0, tokens = 0;
     AttentionBench bench(gpu);
     if (std::sscanf(row, "attention-train-%ldx%ld", &batch, &tokens) == 2) {
-      bench.train(row, batch, tokens, true);
+      bench.train(row, batch, tokens, WeightFormat::kBF16);
     } else if (std::sscanf(row, "attention-decode-%ldx%ld", &batch, &tokens) == 2) {
       bench.paged(row, batch, 1, tokens);
     } else if (std::sscanf(row, "attention-%ld+%ld", &batch, &tokens) == 2) {
@@ -281,10 +322,15 @@ struct Bench {
     return true;
   }
 
-  bool run(const std::string& row, const Compute& cpu) {
+  bool run(const std::string& name, const Compute& cpu) {
+    const std::string row = in_precision(name);
     long batch = 0, tokens = 0;
     if (row == "parity") {
       parity(cpu);
+    } else if (row == "gap") {
+      gap();
+    } else if (row == "held-out") {
+      held_out();
     } else if (std::sscanf(row.c_str(), "decode-%ld", &batch) == 1 && batch > 0) {
       decode(batch);
     } else if (std::sscanf(row.c_str(), "prefill-%ld", &tokens) == 1 && tokens > 0) {

@@ -372,7 +372,7 @@ void decode_pass(const ModelFile& file, const NamedTensors& tensors, Machine& ma
       [&](size_t i, const Memory& memory, LinearArgs& a) {
         a.w[0].data = memory[i].get();
         if (ops.prepared_bytes(WeightFormat::kBF16, 1, a.w[0].k) > 0)
-          ops.prepare(context, WeightFormat::kBF16, 1, a.w[0].k, a.x, a.x_stride, prepared.get());
+          ops.prepare(context, 1, a.w[0].k, a.x, a.x_stride, {prepared.get()});
         ops.linear(context, a);
       });
   for (const Form& f : kForms) {

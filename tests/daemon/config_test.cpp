@@ -65,7 +65,7 @@ TEST_F(ConfigTest, ReadsTomlTablesDottedKeysAndLists) {
   ASSERT_TRUE(load("serve.context = 512\n"
                    "[learn]\n"
                    "settle = \"250ms\"\n"
-                   "min_share = 1\n"
+                   "min_share = 0\n"
                    "lr = 1e-3\n"
                    "[limits]\n"
                    "max_body = \"1.5MiB\"\n"
@@ -75,7 +75,7 @@ TEST_F(ConfigTest, ReadsTomlTablesDottedKeysAndLists) {
                   .ok());
   EXPECT_EQ(config_.integer("serve.context"), 512);
   EXPECT_EQ(config_.integer("learn.settle"), 250);
-  EXPECT_EQ(config_.number("learn.min_share"), 1.0);
+  EXPECT_EQ(config_.number("learn.min_share"), 0.0);
   EXPECT_EQ(config_.number("learn.lr"), 0.001);
   EXPECT_EQ(config_.integer("limits.max_body"), 3 << 19);
   EXPECT_EQ(config_.integer("limits.max_record"), 65536);

@@ -89,6 +89,10 @@ TEST_F(SmolLm2, TeacherForcedFp32) {
 TEST_F(SmolLm2, TeacherForcedDefault) {
   check_teacher_forced(WeightFormat::kBF16, KvDtype::kBF16, 0.03, 0.98);
 }
+TEST_F(SmolLm2, TeacherForcedFp16) {
+  const KvDtype kv = kv_dtype(*machine.compute.ops, WeightFormat::kF16);
+  check_teacher_forced(WeightFormat::kF16, kv, 0.005, 0.99);
+}
 TEST_F(SmolLm2, GreedyChatFp32) { check_greedy(WeightFormat::kF32, KvDtype::kF32, 0.05); }
 TEST_F(SmolLm2, GreedyChatDefault) { check_greedy(WeightFormat::kBF16, KvDtype::kBF16, 0.25); }
 

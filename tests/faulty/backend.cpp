@@ -131,7 +131,7 @@ const char* finish(const OpContext&) {
 /// A GPU's embedding is plain rows, as plugins are told; panels look like them where the rows are a
 /// multiple of 16 and nobody reads one alone.
 int64_t packed_bytes(WeightFormat format, int64_t n, int64_t k) {
-  return n == 1 ? k * (format == WeightFormat::kF32 ? 4 : 2) : cpu().packed_bytes(format, n, k);
+  return n == 1 ? k * (format == WeightFormat::kBF16 ? 2 : 4) : cpu().packed_bytes(format, n, k);
 }
 
 /// What tests/faulty/breaker.cpp calls to break a GPU breaks this one.
@@ -151,8 +151,8 @@ void linear(const OpContext& context, const LinearArgs& args) {
   const Buffer prepared(static_cast<size_t>(bytes));
   if (bytes > 0) {
     const Computing here;
-    cpu().prepare({context.parallel}, w.format, args.rows, w.k, args.x, args.x_stride,
-                  prepared.data());
+    cpu().prepare({context.parallel}, args.rows, w.k, args.x, args.x_stride,
+                  {prepared.data(), w.format});
     with.x_prepared = prepared.data();
   }
   Through<&Ops::linear>::call(context, with);

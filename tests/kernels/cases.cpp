@@ -28,6 +28,31 @@ float as_bf16(float x) {
   std::memcpy(&x, &u, 4);
   return x;
 }
+float as_half(float x) { return static_cast<float>(static_cast<_Float16>(x)); }
+
+std::string format_name(WeightFormat format) {
+  static constexpr const char* kNames[] = {"f32", "bf16", "f16", "tf32"};
+  return kNames[static_cast<int>(format)];
+}
+
+double rounding_tolerance(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kBF16:
+      return 5e-2;
+    case WeightFormat::kF16:
+      return 1.25e-2;  // three more bits than BF16, of which one is kept in hand
+    case WeightFormat::kTF32:
+      return 2.5e-2;  // as many as FP16, but weights are rounded, too
+    default:
+      return 2e-5;
+  }
+}
+
+Floats as_half(Floats x) {
+  for (float& v : x) v = as_half(v);
+  return x;
+}
+
 Floats as_bf16(Floats x) {
   for (float& v : x) v = as_bf16(v);
   return x;
@@ -94,7 +119,7 @@ Case rmsnorm_case(int64_t rows, int64_t d) {
       sized("rmsnorm", rows, d), 2e-6, normal(n + d, 3), Floats(n + rows),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         ops.rmsnorm(c, rows, d, in.data(), in.data() + n, 1e-5f, out->data(), out->data() + n,
-                    nullptr);
+                    {});
       },
       [=](const Floats& in) {
         Vec rstd;
@@ -110,7 +135,7 @@ Case rmsnorm_backward_case(int64_t rows, int64_t d) {
       sized("rmsnorm_backward", rows, d), 1e-5, normal(2 * n + d, 4), Floats(n + d, 0.5f),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Floats y(n), rstd(rows);
-        ops.rmsnorm(c, rows, d, &in[n], &in[2 * n], 1e-5f, y.data(), rstd.data(), nullptr);
+        ops.rmsnorm(c, rows, d, &in[n], &in[2 * n], 1e-5f, y.data(), rstd.data(), {});
         ops.rmsnorm_backward(c, rows, d, in.data(), &in[n], &in[2 * n], rstd.data(), out->data(),
                              out->data() + n);
         ops.finish(c);
@@ -131,7 +156,7 @@ Case swiglu_case(int64_t n, bool backward) {
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         const float *g = in.data(), *u = g + n, *dy = u + n;
         float* to = out->data();
-        if (!backward) return ops.swiglu(c, 1, n, g, u, to, nullptr);
+        if (!backward) return ops.swiglu(c, 1, n, g, u, to, {});
         std::copy(in.begin(), in.begin() + 2 * n, out->begin());  // outputs alias the inputs
         ops.swiglu_backward(c, 1, n, dy, to, to + n, to, to + n, nullptr, nullptr);
       },
@@ -336,7 +361,7 @@ Case recording_case(int64_t n) {
       sized("begin_recording, end_recording, replay", n, 1), 5e-6, normal(4 * n, 22), Floats(n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Floats x(in.begin(), in.begin() + 2 * n);
-        const auto run = [&] { ops.swiglu(c, 1, n, x.data(), x.data() + n, out->data(), nullptr); };
+        const auto run = [&] { ops.swiglu(c, 1, n, x.data(), x.data() + n, out->data(), {}); };
         run();
         ops.finish(c);
         const bool records = ops.begin_recording(c);
@@ -391,8 +416,10 @@ Case moving(double bytes, Case c) {
   return c;
 }
 
+constexpr WeightFormat kFormats[] = {WeightFormat::kBF16, WeightFormat::kF32, WeightFormat::kF16};
+
 void add_linear_cases(std::vector<Case>* all) {
-  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+  for (WeightFormat format : kFormats) {
     for (int64_t rows : {1, 2, 5, 17, 100}) {
       all->push_back(linear_case({rows, 37, {5, 16, 33}, format, Epilogue::kNone, true, 2}));
       all->push_back(linear_case({rows, 96, {70}, format, Epilogue::kResidual, rows == 5, 1}));
@@ -413,6 +440,12 @@ void add_linear_cases(std::vector<Case>* all) {
       normed.norm = true;
       all->push_back(linear_case(normed));
     }
+  }
+  for (int64_t rows : {2, 100}) {
+    LinearShape shape{rows, 96, {70}, WeightFormat::kTF32, Epilogue::kResidual, true, 1};
+    all->push_back(linear_case(shape));
+    shape.transposed = true;
+    all->push_back(linear_case(shape));
   }
 }
 
@@ -436,7 +469,7 @@ std::vector<Case> all_cases() {
   all.push_back(pack_all_case());
   all.push_back(outer_case(131, 250, 70, true));
   all.push_back(outer_case(64, 40, 576, true));
-  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+  for (WeightFormat format : kFormats) {
     all.push_back(factors_case(format, 5));
     all.push_back(factors_case(format, 16));
   }
@@ -447,7 +480,7 @@ std::vector<Case> all_cases() {
   }
   add_prepared_cases(&all);
   all.push_back(relu_case(1001));
-  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+  for (WeightFormat format : kFormats) {
     for (int64_t rows : {1, 2, 7, 12}) all.push_back(rope_linear_case(format, rows));
   }
   all.push_back(recording_case(1000));
@@ -458,11 +491,11 @@ std::vector<Case> all_cases() {
     all.push_back(cross_entropy_case(7, vocab));
     if (vocab >= 100) all.push_back(kl_case(5, vocab, 6));
   }
-  for (WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF32}) {
+  for (WeightFormat format : kFormats) {
     all.push_back(embed_case(format, 50, 17, 40));
     all.push_back(embed_case(format, 300, 64, 70));
   }
-  for (KvDtype dtype : {KvDtype::kBF16, KvDtype::kF32}) {
+  for (KvDtype dtype : {KvDtype::kBF16, KvDtype::kF32, KvDtype::kF16}) {
     all.push_back(attention_case({9, 3, 64, dtype, {{0, 1}, {0, 70}, {37, 1}, {64, 5}}}));
     all.push_back(attention_case({4, 1, 16, dtype, {{0, 33}, {31, 2}}}));
     all.push_back(attention_case({2, 2, 128, dtype, {{0, 65}}}));

@@ -44,7 +44,8 @@ using reference::Vec;
 struct Case {
   std::string name;
   double tolerance = 1e-5;       ///< of max |got - expected| / rms(expected), FP32 arithmetic
-  double tolerance_bf16 = 1e-5;  ///< the same where activations are rounded to BF16
+  double tolerance_bf16 = 1e-5;  ///< the same where activations are rounded to 16 bits
+  bool gpu_alone = false;        ///< a CPU's table does not have it
   double flops = 0, bytes = 0;
   std::function<std::function<void()>(const Ops&, const OpContext&, Floats* out)> bind;
   std::function<Vec()> expect;
@@ -67,7 +68,7 @@ struct LinearProblem {
   LinearShape shape;
   Floats x, residual;
   Floats raw, norm;                                 ///< with shape.norm: x = RMSNorm of raw
-  std::vector<Floats> w, b;                         ///< BF16-representable where the format is
+  std::vector<Floats> w, b;                         ///< representable in the format
   std::vector<std::vector<Floats>> lora_a, lora_b;  ///< [slot][weight]
   Ints slots;
 
@@ -91,7 +92,13 @@ std::function<const T&()> lazy(std::function<T()> make) {
 
 Floats random_floats(size_t n, uint32_t seed, float scale = 1.0f);
 float as_bf16(float x);
+float as_half(float x);
 Floats as_bf16(Floats x);
+Floats as_half(Floats x);
+/// "f32", "bf16", "f16", "tf32".
+std::string format_name(WeightFormat format);
+/// Of products whose activations are rounded so, where BF16 has 5e-2.
+double rounding_tolerance(WeightFormat format);
 Vec as_double(const Floats& x);
 
 /// 64-byte aligned bytes of the cases' memory.

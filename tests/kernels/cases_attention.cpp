@@ -7,6 +7,14 @@
 
 namespace ds::test {
 
+namespace {
+/// The elements of pages are a format's.
+WeightFormat format_of(KvDtype dtype) {
+  if (dtype == KvDtype::kBF16) return WeightFormat::kBF16;
+  return dtype == KvDtype::kF16 ? WeightFormat::kF16 : WeightFormat::kF32;
+}
+}  // namespace
+
 bool selects(int64_t position, int64_t kv_head, int64_t key) {
   const auto mixed = static_cast<uint64_t>(position * 31 + kv_head * 17 + key * 101) * 2654435761u;
   return key == position || mixed / 65536 % 3 == 0;
@@ -50,13 +58,16 @@ Vec AttentionProblem::expect() const {
           reference::rotate(s.d / 2, c.data(), t.data(), false, &out[r * width + h]);
         }
       }
-      for (double& e : out) e = round ? double{as_bf16(static_cast<float>(e))} : e;
+      for (double& e : out) {
+        const auto single = static_cast<float>(e);
+        if (round && s.dtype == KvDtype::kBF16) e = double{as_bf16(single)};
+        if (round && s.dtype == KvDtype::kF16) e = double{as_half(single)};
+      }
       return out;
     };
-    const bool round = s.dtype == KvDtype::kBF16;
     const Vec out = reference::attention(heads, n, 0, part(q, s.n_heads * s.d, true, false),
-                                         part(k, s.n_kv_heads * s.d, true, round),
-                                         part(v, s.n_kv_heads * s.d, false, round));
+                                         part(k, s.n_kv_heads * s.d, true, true),
+                                         part(v, s.n_kv_heads * s.d, false, true));
     all.insert(all.end(), out.begin() + before * s.n_heads * s.d, out.end());
     row0 += n;
   }
@@ -166,7 +177,8 @@ Case attention_case(const AttentionShape& s) {
   Case c;
   c.name = std::string(s.selected ? "attention_selected d" : "rope_append+attention d") +
            std::to_string(s.d) + " heads" + std::to_string(s.n_heads) + "/" +
-           std::to_string(s.n_kv_heads) + (s.dtype == KvDtype::kF32 ? " f32" : " bf16");
+           std::to_string(s.n_kv_heads) + " " + format_name(format_of(s.dtype));
+  c.gpu_alone = s.dtype == KvDtype::kF16;
   // Rotated keys near a rounding boundary may fall on the other side in FP32: one BF16 step of a
   // few.
   c.tolerance = c.tolerance_bf16 = s.dtype == KvDtype::kF32 ? 2e-5 : 2e-3;
@@ -175,7 +187,8 @@ Case attention_case(const AttentionShape& s) {
   // result by as much; values reach four times the result's mean.
   const bool prompt = std::any_of(s.sequences.begin(), s.sequences.end(),
                                   [](const auto& sequence) { return sequence.second > 1; });
-  if (s.dtype == KvDtype::kBF16 && !s.selected && prompt) c.tolerance_bf16 = 5e-2;
+  if (s.dtype != KvDtype::kF32 && !s.selected && prompt)
+    c.tolerance_bf16 = rounding_tolerance(format_of(s.dtype));
   for (const auto& [before, now] : s.sequences) {
     c.name += " " + std::to_string(before) + "+" + std::to_string(now);
     for (int64_t r = before; r < before + now; ++r) {
@@ -210,7 +223,7 @@ TrainProblem::TrainProblem(const TrainShape& s) : shape(s) {
   dout = random_floats(n * width, 14);
   prefix_k = random_floats(static_cast<size_t>(s.prefix) * kv, 15, 1.5f);
   prefix_v = random_floats(static_cast<size_t>(s.prefix) * kv, 16);
-  if (!s.round) return;
+  if (!s.rounds()) return;
   for (Floats* x : {&q, &k, &v, &dout, &prefix_k, &prefix_v}) *x = as_bf16(std::move(*x));
 }
 
@@ -250,7 +263,7 @@ Case train_attention_case(const TrainShape& s, bool backward) {
   Case c;
   c.name = std::string(s.selected ? "attention_selected_train" : "attention_train") +
            (backward ? "_backward d" : " d") + std::to_string(s.d) + " prefix" +
-           std::to_string(s.prefix) + (s.round ? " round" : "");
+           std::to_string(s.prefix) + " " + format_name(s.operands);
   for (int64_t n : s.rows) {
     c.name += " " + std::to_string(n);
     c.flops += (backward ? 14.0 : 4.0) * static_cast<double>(s.n_heads * s.d * n) *
@@ -260,7 +273,8 @@ Case train_attention_case(const TrainShape& s, bool backward) {
   // The inputs are BF16 then, so only factors are rounded: p by 2^-9 of itself at most, and in the
   // backward p (dout . v - D), whose D saw the forward's roundings already: its error is a few
   // times that, where terms of 64 products cancel. The largest of thousands is five deviations off.
-  if (s.round) c.tolerance_bf16 = backward ? 5e-2 : 1e-2;
+  if (s.rounds()) c.tolerance_bf16 = backward ? 5e-2 : 1e-2;
+  if (s.operands == WeightFormat::kF16 && !backward) c.tolerance_bf16 = 2.5e-3;
   c.expect = [p, backward] { return p->expect(backward); };
   c.bind = [p, backward](const Ops& ops, const OpContext& context, Floats* out) {
     const TrainShape& s = p->shape;
@@ -287,7 +301,7 @@ Case train_attention_case(const TrainShape& s, bool backward) {
     a.lse = a.out + width;
     a.sequences = sequences->data();
     a.n_sequences = static_cast<int64_t>(sequences->size());
-    a.round = s.round;
+    a.operands = s.operands;
     if (backward) {
       a.dout = p->dout.data();
       a.dq = out->data();
@@ -320,7 +334,8 @@ std::vector<Case> tensor_core_attention_cases() {
   std::vector<std::pair<int64_t, int64_t>> many(32, {5, 2});
   many[7] = {150, 3};
   const auto prompts = [&](int64_t n_heads, int64_t n_kv_heads, int64_t d, const auto& sequences) {
-    all.push_back(attention_case({n_heads, n_kv_heads, d, KvDtype::kBF16, sequences}));
+    for (const KvDtype dtype : {KvDtype::kBF16, KvDtype::kF16})
+      all.push_back(attention_case({n_heads, n_kv_heads, d, dtype, sequences}));
   };
   using Sequences = std::vector<std::pair<int64_t, int64_t>>;
   prompts(3, 1, 64, Sequences{{500, 300}, {33, 1}, {5, 65}});
@@ -335,9 +350,10 @@ std::vector<Case> tensor_core_attention_cases() {
   rows[20] = 70;
   for (const bool backward : {false, true}) {
     const auto train = [&](int64_t n_heads, int64_t n_kv_heads, int64_t d, int64_t prefix,
-                           std::vector<int64_t> rows) {
-      all.push_back(train_attention_case(
-          {n_heads, n_kv_heads, d, prefix, std::move(rows), false, true}, backward));
+                           const std::vector<int64_t>& rows) {
+      for (const WeightFormat operands : {WeightFormat::kBF16, WeightFormat::kF16})
+        all.push_back(train_attention_case({n_heads, n_kv_heads, d, prefix, rows, false, operands},
+                                           backward));
     };
     train(9, 3, 64, 0, {20, 1, 70});
     train(3, 1, 64, 0, {300, 129});

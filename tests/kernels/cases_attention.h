@@ -48,7 +48,8 @@ struct TrainShape {
   int64_t n_heads = 9, n_kv_heads = 3, d = 64, prefix = 0;
   std::vector<int64_t> rows;  ///< of each sequence; all have the same prefix
   bool selected = false;
-  bool round = false;  ///< products may round their operands
+  WeightFormat operands = WeightFormat::kF32;  ///< what products may round theirs to
+  bool rounds() const { return !is_f32(operands); }
 };
 
 struct TrainProblem {

@@ -34,7 +34,8 @@ LinearProblem::LinearProblem(const LinearShape& s) : shape(s) {
   uint32_t seed = s.seed * 1000;
   const auto matrix = [&](int64_t n, int64_t k, float scale) {
     Floats w = random_floats(static_cast<size_t>(n * k), ++seed, scale);
-    return s.format == WeightFormat::kBF16 ? as_bf16(std::move(w)) : w;
+    if (s.format == WeightFormat::kBF16) return as_bf16(std::move(w));
+    return s.format == WeightFormat::kF16 ? as_half(std::move(w)) : w;
   };
   x = random_floats(static_cast<size_t>(s.rows * s.k), ++seed);
   residual = random_floats(static_cast<size_t>(s.rows * s.n[0]), ++seed);
@@ -154,8 +155,8 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
   }
   return [&ops, context, bound, s] {
     if (bound->prepared) {
-      ops.prepare(context, s.format, bound->args.rows, s.k, bound->args.x, bound->args.x_stride,
-                  bound->prepared.get());
+      ops.prepare(context, bound->args.rows, s.k, bound->args.x, bound->args.x_stride,
+                  {bound->prepared.get(), s.format});
     }
     ops.linear(context, bound->args);
   };
@@ -170,7 +171,7 @@ Case linear_case(const LinearShape& s) {
     c.name += std::to_string(n) + (n == s.n.back() ? "" : "+");
     outputs += static_cast<double>(n);
   }
-  c.name += s.format == WeightFormat::kF32 ? " f32" : " bf16";
+  c.name += " " + format_name(s.format);
   if (s.bias) c.name += " bias";
   if (s.epilogue == Epilogue::kResidual) c.name += " residual";
   if (s.epilogue == Epilogue::kSwiglu) c.name += " swiglu";
@@ -178,9 +179,9 @@ Case linear_case(const LinearShape& s) {
   if (s.transposed) c.name += " transposed";
   if (s.norm) c.name += " norm";
   c.tolerance = 2e-5;
-  c.tolerance_bf16 = s.format == WeightFormat::kF32 ? 2e-5 : 5e-2;
+  c.tolerance_bf16 = rounding_tolerance(s.format);
   c.flops = 2.0 * static_cast<double>(s.rows * s.k) * outputs;
-  c.bytes = static_cast<double>(s.k) * outputs * (s.format == WeightFormat::kF32 ? 4 : 2);
+  c.bytes = static_cast<double>(s.k) * outputs * (is_f32(s.format) ? 4 : 2);
   c.bind = [problem](const Ops& ops, const OpContext& context, Floats* out) {
     return problem().bind(ops, context, out);
   };
@@ -222,7 +223,7 @@ struct RopeLinear {
     }
     if (const int64_t bytes = ops.prepared_bytes(format, rows, kIn); bytes > 0) {
       a.x_prepared = (prepared = aligned(bytes)).get();
-      ops.prepare(c, format, rows, kIn, a.x, kIn, prepared.get());
+      ops.prepare(c, rows, kIn, a.x, kIn, {prepared.get(), format});
     }
     if (rows <= ops.fused_rows) a.rope = &rope;
     ops.linear(c, a);
@@ -283,7 +284,7 @@ struct RopeLinear {
 Case rope_linear_case(WeightFormat format, int64_t rows) {
   const RopeLinear of{format, rows};
   return simple(
-      sized("linear rope", rows, format == WeightFormat::kF32 ? 32 : 16), 2e-5,
+      "linear rope " + std::to_string(rows) + " " + format_name(format), 2e-5,
       [=] { return as_bf16(random_floats(rows * RopeLinear::kIn + RopeLinear::kWeights, 51)); },
       Floats(rows * (RopeLinear::kHeads + 2 * RopeLinear::kKv) * RopeLinear::kDim),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {

@@ -7,47 +7,50 @@ namespace ds::test {
 namespace {
 
 /// What ops leave for linear layers: `make` fills `prepared` with rows [rows, d], and a product
-/// with the identity brings them back. Rounded to BF16 where the backend does that.
+/// with the identity brings them back. Rounded where the backend does that.
 Case prepared_case(
-    const char* name, int64_t rows, int64_t d, std::function<Floats()> in,
-    std::function<void(const Ops&, const OpContext&, const Floats& in, float* y, void* prepared)>
+    WeightFormat format, const char* name, int64_t rows, int64_t d, std::function<Floats()> in,
+    std::function<void(const Ops&, const OpContext&, const Floats& in, float* y,
+                       const PreparedRows& prepared)>
         make,
     std::function<Vec(const Floats& in)> expect) {
   Case c = simple(
-      sized(name, rows, d) + " prepared", 5e-5, std::move(in), Floats(rows * d),
+      sized(name, rows, d) + " prepared " + format_name(format), 5e-5, std::move(in), Floats(rows * d),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Floats identity(d * d, 0.0f), y(rows * d);
         for (int64_t i = 0; i < d; ++i) identity[i * d + i] = 1.0f;
-        auto weight = aligned(ops.packed_bytes(WeightFormat::kBF16, d, d));
-        ops.pack(c, WeightFormat::kBF16, d, d, identity.data(), false, weight.get());
-        const int64_t bytes = ops.prepared_bytes(WeightFormat::kBF16, rows, d);
+        auto weight = aligned(ops.packed_bytes(format, d, d));
+        ops.pack(c, format, d, d, identity.data(), false, weight.get());
+        const int64_t bytes = ops.prepared_bytes(format, rows, d);
         auto prepared = aligned(std::max<int64_t>(bytes, 16));
         const bool alone = !ops.host_memory && bytes > 0;
-        make(ops, c, in, alone ? nullptr : y.data(), bytes > 0 ? prepared.get() : nullptr);
+        make(ops, c, in, alone ? nullptr : y.data(), {bytes > 0 ? prepared.get() : nullptr, format});
         LinearArgs a;
         a.rows = rows;
         a.x = alone ? nullptr : y.data();
         a.x_stride = d;
         a.x_prepared = bytes > 0 ? prepared.get() : nullptr;
         a.n_weights = 1;
-        a.w[0] = {WeightFormat::kBF16, d, d, weight.get()};
+        a.w[0] = {format, d, d, weight.get()};
         a.y[0] = out->data();
         a.y_stride[0] = d;
         ops.linear(c, a);
         ops.finish(c);
       },
       std::move(expect));
-  c.tolerance_bf16 = 5e-2;  // 2^-9 of the largest element, which is up to 20 times the RMS
+  // Of BF16: 2^-9 of the largest element, which is up to 20 times the RMS.
+  c.tolerance_bf16 = rounding_tolerance(format);
   return c;
 }
 
 constexpr int64_t kRows = 140, kWidth = 70;
 
-Case prepared_rmsnorm() {
+Case prepared_rmsnorm(WeightFormat format) {
   constexpr int64_t rows = kRows, d = kWidth, n = rows * d;
   return prepared_case(
-      "rmsnorm", rows, d, normal(n + d, 31),
-      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y, void* prepared) {
+      format, "rmsnorm", rows, d, normal(n + d, 31),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
+          const PreparedRows& prepared) {
         ops.rmsnorm(c, rows, d, in.data(), in.data() + n, 1e-5f, y, nullptr, prepared);
       },
       [=](const Floats& in) {
@@ -56,11 +59,12 @@ Case prepared_rmsnorm() {
       });
 }
 
-Case prepared_swiglu() {
+Case prepared_swiglu(WeightFormat format) {
   constexpr int64_t rows = kRows, d = kWidth, n = rows * d;
   return prepared_case(
-      "swiglu", rows, d, normal(2 * n, 32),
-      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y, void* prepared) {
+      format, "swiglu", rows, d, normal(2 * n, 32),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
+          const PreparedRows& prepared) {
         ops.swiglu(c, rows, d, in.data(), in.data() + n, y, prepared);
       },
       [=](const Floats& in) {
@@ -73,12 +77,13 @@ Case prepared_swiglu() {
 Case prepared_swiglu_backward(bool gate) {
   constexpr int64_t rows = kRows, d = kWidth, n = rows * d;
   return prepared_case(
-      gate ? "swiglu_backward gate" : "swiglu_backward up", rows, d, normal(3 * n, 33),
-      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y, void* prepared) {
+      WeightFormat::kBF16, gate ? "swiglu_backward gate" : "swiglu_backward up", rows, d, normal(3 * n, 33),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
+          const PreparedRows& prepared) {
         Floats other(n);
         const float *g = in.data(), *u = g + n, *dy = u + n;
         ops.swiglu_backward(c, rows, d, dy, g, u, gate ? y : other.data(), gate ? other.data() : y,
-                            gate ? prepared : nullptr, gate ? nullptr : prepared);
+                            gate ? prepared.data : nullptr, gate ? nullptr : prepared.data);
         ops.finish(c);
       },
       [=](const Floats& in) {
@@ -91,7 +96,7 @@ Case prepared_swiglu_backward(bool gate) {
       });
 }
 
-Case prepared_linear_swiglu() {
+Case prepared_linear_swiglu(WeightFormat format) {
   constexpr int64_t rows = kRows, d = kWidth, n = rows * d;
   const int64_t k = 24;
   const auto gate_up = [=] {
@@ -103,27 +108,28 @@ Case prepared_linear_swiglu() {
     return in;
   };
   return prepared_case(
-      "linear swiglu", rows, d, gate_up,
-      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y, void* prepared) {
+      format, "linear swiglu", rows, d, gate_up,
+      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
+          const PreparedRows& prepared) {
         LinearArgs a;
         a.rows = rows;
         a.x = in.data();
         a.x_stride = k;
-        const auto x = aligned(ops.prepared_bytes(WeightFormat::kBF16, rows, k) + 16);
-        ops.prepare(c, WeightFormat::kBF16, rows, k, a.x, k, x.get());
+        const auto x = aligned(ops.prepared_bytes(format, rows, k) + 16);
+        ops.prepare(c, rows, k, a.x, k, {x.get(), format});
         a.x_prepared = x.get();
         a.n_weights = 2;
         std::shared_ptr<char> weight[2];
         for (int w = 0; w < 2; ++w) {
-          weight[w] = aligned(ops.packed_bytes(WeightFormat::kBF16, d, k));
-          ops.pack(c, WeightFormat::kBF16, d, k, in.data() + rows * k + w * d * k, false,
+          weight[w] = aligned(ops.packed_bytes(format, d, k));
+          ops.pack(c, format, d, k, in.data() + rows * k + w * d * k, false,
                    weight[w].get());
-          a.w[w] = {WeightFormat::kBF16, d, k, weight[w].get()};
+          a.w[w] = {format, d, k, weight[w].get()};
         }
         a.epilogue = Epilogue::kSwiglu;
         a.y[0] = y;
         a.y_stride[0] = d;
-        a.y_prepared = prepared;
+        a.y_prepared = prepared.data;
         ops.linear(c, a);
         ops.finish(c);
       },
@@ -141,13 +147,14 @@ Case prepared_linear_swiglu() {
 Case prepared_cross_entropy() {
   constexpr int64_t rows = kRows, d = kWidth, n = rows * d;
   return prepared_case(
-      "cross_entropy", rows, d, normal(n, 34, 3.0f),
-      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y, void* prepared) {
+      WeightFormat::kBF16, "cross_entropy", rows, d, normal(n, 34, 3.0f),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
+          const PreparedRows& prepared) {
         Floats logits(in.begin(), in.end()), weight(rows, 1.0f), logprob(rows);
         Ints target;
         for (int64_t r = 0; r < rows; ++r) target.push_back(static_cast<int32_t>(r % d));
         ops.cross_entropy(c, {rows, d, d, logits.data(), target.data(), weight.data(),
-                              logprob.data(), nullptr, true, prepared});
+                              logprob.data(), nullptr, true, prepared.data});
         ops.finish(c);
         if (y != nullptr) std::copy(logits.begin(), logits.end(), y);
       },
@@ -162,14 +169,74 @@ Case prepared_cross_entropy() {
       });
 }
 
+/// Rows of halves by prepare(), rmsnorm and swiglu, some of whose values no half can hold: they
+/// become the largest, and are counted.
+Case saturation_case(int64_t d) {
+  constexpr int64_t rows = 140;
+  const int64_t n = rows * d;
+  const auto large = [](int64_t i) { return i % 50 == 0; };
+  Case c = simple(
+      sized("saturation", rows, d), 0.0,
+      [=] {
+        Floats x = as_half(random_floats(n, 36));
+        for (int64_t i = 0; i < n; ++i) {
+          if (large(i)) x[i] = i % 3 == 0 ? -1e6f : 7e4f;
+        }
+        return x;
+      },
+      Floats(3 * n + 3),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        const int64_t bytes = ops.prepared_bytes(WeightFormat::kF16, rows, d);
+        const Floats ones(n, 1.0f), much(n, 100.0f);
+        Ints counts(3);
+        const auto collect = [&](int i, const std::function<void(const PreparedRows&)>& make) {
+          const auto memory = aligned(bytes);
+          make({memory.get(), WeightFormat::kF16, &counts[i]});
+          ops.unpack(c, {WeightFormat::kF16, rows, d, memory.get()}, out->data() + i * n);
+          ops.finish(c);
+          (*out)[3 * n + i] = static_cast<float>(counts[i]);
+        };
+        collect(0, [&](const PreparedRows& to) { ops.prepare(c, rows, d, in.data(), d, to); });
+        collect(1, [&](const PreparedRows& to) {
+          ops.swiglu(c, rows, d, much.data(), in.data(), nullptr, to);  // silu(100) = 100
+        });
+        collect(2, [&](const PreparedRows& to) {
+          ops.rmsnorm(c, rows, d, ones.data(), in.data(), 0.0f, nullptr, nullptr, to);
+        });
+      },
+      [=](const Floats& in) {
+        Vec all, counts;
+        const auto add = [&](const std::function<double(int64_t)>& value) {
+          double count = 0;
+          for (int64_t i = 0; i < n; ++i) {
+            const double x = value(i);
+            count += std::abs(x) > 65504;
+            all.push_back(std::abs(x) > 65504 ? std::copysign(65504.0, x)
+                                              : double{as_half(static_cast<float>(x))});
+          }
+          counts.push_back(count);
+        };
+        add([&](int64_t i) { return double{in[i]}; });
+        add([&](int64_t i) { return 100.0 * double{in[i]}; });
+        add([&](int64_t i) { return double{in[i % d]}; });  // the norm's weight is the first row
+        return joined(all, counts);
+      });
+  c.gpu_alone = true;
+  return c;
+}
+
 }  // namespace
 
 void add_prepared_cases(std::vector<Case>* all) {
-  all->push_back(prepared_rmsnorm());
-  all->push_back(prepared_swiglu());
+  for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF16}) {
+    all->push_back(prepared_rmsnorm(format));
+    all->push_back(prepared_swiglu(format));
+    all->push_back(prepared_linear_swiglu(format));
+  }
+  all->push_back(saturation_case(64));
+  all->push_back(saturation_case(70));
   all->push_back(prepared_swiglu_backward(true));
   all->push_back(prepared_swiglu_backward(false));
-  all->push_back(prepared_linear_swiglu());
   all->push_back(prepared_cross_entropy());
 }
 

@@ -27,7 +27,7 @@ Case outer_case(int64_t rows, int64_t n, int64_t k, bool rounded) {
         a.out = out->data();
         const auto prepare = [&](int64_t columns, const float* x) {
           auto memory = aligned(ops.prepared_bytes(WeightFormat::kBF16, rows, columns) + 16);
-          ops.prepare(c, WeightFormat::kBF16, rows, columns, x, columns, memory.get());
+          ops.prepare(c, rows, columns, x, columns, {memory.get()});
           return memory;
         };
         std::shared_ptr<char> dy, x;
@@ -59,30 +59,31 @@ Case factors_case(WeightFormat format, int64_t rank) {
     packed += 2 * kLoraRank * (kN[i] + kK[i]);
   }
   return simple(
-      sized("pack_factors", rank, format == WeightFormat::kF32 ? 32 : 16), 0.0,
+      "pack_factors " + std::to_string(rank) + " " + format_name(format), 0.0,
       [=] { return as_bf16(random_floats(given, 23)); }, Floats(packed),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         std::vector<FactorPack, CaseAllocator<FactorPack>> list(2);
         std::vector<std::shared_ptr<char>> memory;
         std::vector<WeightView> views;
         const float* next = in.data();
-        const auto place = [&](int64_t n, int64_t k) {
+        const auto place = [&](WeightFormat format, int64_t n, int64_t k) {
           memory.push_back(aligned(ops.packed_bytes(format, n, k)));
           views.push_back({format, n, k, memory.back().get()});
           return static_cast<void*>(memory.back().get());
         };
         for (int i = 0; i < 2; ++i) {
           FactorPack& f = list[i];
+          f.format = format;
           f.n = kN[i], f.k = kK[i];
           f.a = next;
           f.bt = f.a + rank * f.k;
           next = f.bt + rank * f.n;
-          f.a_packed = place(kLoraRank, f.k);
-          f.b_packed = place(f.n, kLoraRank);
-          f.bt_packed = place(kLoraRank, f.n);
-          f.at_packed = place(f.k, kLoraRank);
+          f.a_packed = place(format, kLoraRank, f.k);
+          f.b_packed = place(format, f.n, kLoraRank);
+          f.bt_packed = place(backward_format(format), kLoraRank, f.n);
+          f.at_packed = place(backward_format(format), f.k, kLoraRank);
         }
-        ops.pack_factors(c, format, rank, 2, list.data());
+        ops.pack_factors(c, rank, 2, list.data());
         float* to = out->data();
         for (const WeightView& v : views) {
           ops.unpack(c, v, to);
@@ -196,6 +197,8 @@ Case pack_all_case() {
                                {WeightFormat::kBF16, false, 20, 37},
                                {WeightFormat::kBF16, true, 17, 40},
                                {WeightFormat::kF32, false, 5, 64},
+                               {WeightFormat::kF16, false, 9, 40},
+                               {WeightFormat::kF16, true, 12, 31},
                                {WeightFormat::kF32, true, 35, 9}};
   int64_t total = 0;
   for (const Shape& s : kShapes) total += s.n * s.k;

@@ -114,12 +114,19 @@ struct bf16 {
   }
 };
 
+/// Storage only: pages and weights on a GPU.
+struct f16 {
+  std::uint16_t bits;
+};
+
 template <class T>
 constexpr ds_dtype dtype_of() {
   using U = std::remove_const_t<T>;
   constexpr auto width = static_cast<std::uint8_t>(8 * sizeof(U));
   if constexpr (std::same_as<U, bf16>) {
     return {DS_BFLOAT, 16, 1};
+  } else if constexpr (std::same_as<U, f16>) {
+    return {DS_FLOAT, 16, 1};
   } else if constexpr (std::floating_point<U>) {
     return {DS_FLOAT, width, 1};
   } else if constexpr (std::signed_integral<U>) {

@@ -70,8 +70,9 @@ typedef struct ds_kv_view {
                                   with the page; zero when the page is new */
 } ds_kv_view;
 
-/* ds_train_view.flags: products may round their operands to BF16, sums stay FP32 */
-enum { DS_TRAIN_ROUND_BF16 = 1 };
+/* ds_train_view.flags: products may round their operands to BF16; or those of the forward pass to
+ * FP16, those of the backward pass to BF16. Sums stay FP32. */
+enum { DS_TRAIN_ROUND_BF16 = 1, DS_TRAIN_ROUND_FP16 = 2 };
 /* Training: sequences packed by rows; sequence b may stand behind a frozen prefix, whose keys all
  * its rows see and which get no gradient. */
 typedef struct ds_train_view {
