@@ -185,6 +185,30 @@ struct KeySelection {
   int64_t stride = 0;
 };
 
+/// A choice of keys: for each kv head a row at position t reads the last `window` keys and, of those
+/// before them, the first `sinks` and the ones with the smallest |k|^2, `globals` in all; of equal
+/// ones the earlier. It depends on the row's own sequence alone, so on one backend it is the same
+/// however the sequence was cut into calls.
+struct KeyChoice {
+  int64_t window = 1, globals = 0, sinks = 0;  ///< window at least 1
+  /// In place of that: [sequences, n_given] positions, of which each row reads the first `globals`
+  /// that are before its window; what is no position is passed over. Null: the choice above.
+  const int32_t* given = nullptr;
+  int64_t n_given = 0;
+  /// What is kept, kept_stride bytes (a multiple of 4) from page to page: kept_bytes(n_kv_heads) of
+  /// each, a function of the sequence up to the page's end, as the page itself. In training only
+  /// room, from sequence to sequence: 4 n_kv_heads bytes for each of its keys, its prefix included.
+  void* kept = nullptr;
+  int64_t kept_stride = 0;
+  int32_t *keys = nullptr, *counts = nullptr;  ///< written, as a KeySelection has them
+  int64_t stride = 0;                          ///< at least window + globals, or the longest list
+
+  int64_t kept_bytes(int64_t n_kv_heads) const {
+    return n_kv_heads * (kKvPageTokens + globals) * int64_t{4};
+  }
+  KeySelection selection() const { return {keys, counts, stride}; }
+};
+
 /// Softmax cross-entropy of logits [rows, vocab]: loss[r] = -weight[r] * log p(target[r]).
 struct CrossEntropyArgs {
   int64_t rows = 0, vocab = 0, stride = 0;
@@ -312,7 +336,10 @@ struct Ops {
   void (*attention)(const OpContext&, const AttentionArgs&);
   void (*attention_train)(const OpContext&, const TrainAttentionArgs&);
   void (*attention_train_backward)(const OpContext&, const TrainAttentionArgs&);
-  // The same over chosen keys. In training lse may be null: not kept.
+  /// Lists of keys for the rows of a call; q and out are not looked at.
+  void (*choose_keys)(const OpContext&, const AttentionArgs&, const KeyChoice&);
+  void (*choose_train_keys)(const OpContext&, const TrainAttentionArgs&, const KeyChoice&);
+  // Attention over chosen keys. In training lse may be null: not kept.
   void (*attention_selected)(const OpContext&, const AttentionArgs&, const KeySelection&);
   void (*attention_selected_train)(const OpContext&, const TrainAttentionArgs&,
                                    const KeySelection&);

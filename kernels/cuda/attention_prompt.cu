@@ -9,6 +9,7 @@ namespace {
 static_assert(kPassingRows == 2 * kKvPageTokens);
 
 struct PagedKeys {
+  static constexpr bool kChosen = false;
   QueryUnits units;
   const Bf16 *k, *v;  ///< of the kv head in page 0
   const int32_t* pages;

@@ -263,18 +263,22 @@ struct Bench {
                 sum / double(ids.size() - 1), largest, ids.size() - 1);
   }
 
-  /// One of the rows attention-...
-  bool attention(const char* row) const {
+  /// One of the rows attention-..., or window-global-... for its choice of keys.
+  bool attention(const std::string& row) const {
+    const std::string_view dense = "attention-", chooses = "window-global-";
+    const bool chosen = row.starts_with(chooses);
+    if (!chosen && !row.starts_with(dense)) return false;
+    const std::string part = row.substr((chosen ? chooses : dense).size());
     long batch = 0, tokens = 0;
     AttentionBench bench(gpu);
-    if (std::sscanf(row, "attention-train-%ldx%ld", &batch, &tokens) == 2) {
-      bench.train(row, batch, tokens, true);
-    } else if (std::sscanf(row, "attention-decode-%ldx%ld", &batch, &tokens) == 2) {
-      bench.paged(row, batch, 1, tokens);
-    } else if (std::sscanf(row, "attention-%ld+%ld", &batch, &tokens) == 2) {
-      bench.paged(row, 1, batch, batch + tokens);
-    } else if (std::sscanf(row, "attention-%ld", &tokens) == 1) {
-      bench.paged(row, 1, tokens, tokens);
+    if (std::sscanf(part.c_str(), "train-%ldx%ld", &batch, &tokens) == 2) {
+      bench.train(row.c_str(), batch, tokens, true, chosen);
+    } else if (std::sscanf(part.c_str(), "decode-%ldx%ld", &batch, &tokens) == 2) {
+      bench.paged(row.c_str(), batch, 1, tokens, chosen);
+    } else if (std::sscanf(part.c_str(), "%ld+%ld", &batch, &tokens) == 2) {
+      bench.paged(row.c_str(), 1, batch, batch + tokens, chosen);
+    } else if (std::sscanf(part.c_str(), "%ld", &tokens) == 1) {
+      bench.paged(row.c_str(), 1, tokens, tokens, chosen);
     } else {
       return false;
     }
@@ -297,7 +301,7 @@ struct Bench {
       share(row.c_str(), batch, tokens, false);
     } else if (std::sscanf(row.c_str(), "share-full-%ldx%ld", &batch, &tokens) == 2) {
       share(row.c_str(), batch, tokens, true);
-    } else if (!attention(row.c_str())) {
+    } else if (!attention(row)) {
       std::printf("%s: no such row\n", row.c_str());
       return false;
     }

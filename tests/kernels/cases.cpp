@@ -478,6 +478,7 @@ std::vector<Case> all_cases() {
     all.push_back(attention_case({2, 1, 64, dtype, {{1030, 1}, {90, 1}}}));
   }
   for (Case& c : tensor_core_attention_cases()) all.push_back(std::move(c));
+  for (Case& c : key_choice_cases()) all.push_back(std::move(c));
   for (bool backward : {false, true}) {
     all.push_back(train_attention_case({9, 3, 64, 0, {20, 1, 70}}, backward));
     all.push_back(train_attention_case({4, 2, 16, 37, {33, 5}}, backward));
