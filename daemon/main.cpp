@@ -387,9 +387,9 @@ Result<End> serve(const Arguments& a, Config& config, EventBus& events, ReplaySt
   versions->on_change([&](const Json& event) { events.publish("version", event); });
   TaskModels tasks(store, files, config, *plugins, pool, cpu_ops(best_cpu_isa()), events, clock);
   DS_TRY(tasks.open());
-  Engine engine(engine_options(config, model.file->config(),
-                               kv_dtype(*machine->engine.ops, form.format)),
-                machine->engine, pool, *versions, model.tokenizer, metrics, clock);
+  Engine engine(
+      engine_options(config, model.file->config(), kv_dtype(*machine->engine.ops, form.format)),
+      machine->engine, pool, *versions, model.tokenizer, metrics, clock);
   machine->tell_from_now_on(engine);
   Learner learner({*versions,
                    store,

@@ -8,9 +8,9 @@
 // On a GPU a call only enqueues: results are there, and errors are told, after finish(). The same
 // call order on one stream is the order of execution.
 //
-// One numerics: on a CPU's table a row's result does not depend on which or how many rows go with it,
-// nor on the number of threads. Every output element has one fixed order of accumulation. On a GPU
-// the order depends on the number of rows (cuBLAS); results agree within the ops' tolerances.
+// One numerics: on a CPU's table a row's result does not depend on which or how many rows go with
+// it, nor on the number of threads. Every output element has one fixed order of accumulation. On a
+// GPU the order depends on the number of rows (cuBLAS); results agree within the ops' tolerances.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,9 @@ struct OpContext {
 /// 65504 becomes that (saturates). kTF32: as kF32 in memory, products of more than a few rows round
 /// operands to TF32. The CPU has kF16 and kTF32 as kF32, in layout and products.
 enum class WeightFormat : uint8_t { kF32 = 0, kBF16 = 1, kF16 = 2, kTF32 = 3 };
-constexpr bool is_f32(WeightFormat f) { return f == WeightFormat::kF32 || f == WeightFormat::kTF32; }
+constexpr bool is_f32(WeightFormat f) {
+  return f == WeightFormat::kF32 || f == WeightFormat::kTF32;
+}
 /// Of the backward pass, beside this one of the forward pass: gradients want the range of BF16.
 constexpr WeightFormat backward_format(WeightFormat forward) {
   return forward == WeightFormat::kF16 ? WeightFormat::kBF16 : forward;
@@ -93,8 +95,8 @@ struct PackItem {
 struct FactorPack {
   WeightFormat format = WeightFormat::kBF16;
   int64_t n = 0, k = 0;
-  const float* a = nullptr;   ///< [rank, k]
-  const float* bt = nullptr;  ///< [rank, n]
+  const float* a = nullptr;                         ///< [rank, k]
+  const float* bt = nullptr;                        ///< [rank, n]
   void *a_packed = nullptr, *b_packed = nullptr;    ///< [16, k], [n, 16]
   void *bt_packed = nullptr, *at_packed = nullptr;  ///< [16, n], [k, 16]
 };
@@ -123,8 +125,8 @@ struct LinearArgs {
   const LoraSlots* lora = nullptr;
   Epilogue epilogue = Epilogue::kNone;
   const float* residual = nullptr;  ///< [rows, n_0], stride y_stride[0]
-  /// With kSwiglu: y_0 as prepare() gives it for such weights, or null. Where it is given and host_memory is false,
-  /// y[0] may be null. Only of more than Ops::fused_rows rows.
+  /// With kSwiglu: y_0 as prepare() gives it for such weights, or null. Where it is given and
+  /// host_memory is false, y[0] may be null. Only of more than Ops::fused_rows rows.
   void* y_prepared = nullptr;
 };
 
@@ -203,6 +205,30 @@ struct KeySelection {
   int64_t stride = 0;
 };
 
+/// A choice of keys: for each kv head a row at position t reads the last `window` keys and, of
+/// those before them, the first `sinks` and the ones with the smallest |k|^2, `globals` in all; of
+/// equal ones the earlier. It depends on the row's own sequence alone, so on one backend it is the
+/// same however the sequence was cut into calls.
+struct KeyChoice {
+  int64_t window = 1, globals = 0, sinks = 0;  ///< window at least 1
+  /// In place of that: [sequences, n_given] positions, of which each row reads the first `globals`
+  /// that are before its window; what is no position is passed over. Null: the choice above.
+  const int32_t* given = nullptr;
+  int64_t n_given = 0;
+  /// What is kept, kept_stride bytes (a multiple of 4) from page to page: kept_bytes(n_kv_heads) of
+  /// each, a function of the sequence up to the page's end, as the page itself. In training only
+  /// room, from sequence to sequence: 4 n_kv_heads bytes for each of its keys, its prefix included.
+  void* kept = nullptr;
+  int64_t kept_stride = 0;
+  int32_t *keys = nullptr, *counts = nullptr;  ///< written, as a KeySelection has them
+  int64_t stride = 0;                          ///< at least window + globals, or the longest list
+
+  int64_t kept_bytes(int64_t n_kv_heads) const {
+    return n_kv_heads * (kKvPageTokens + globals) * int64_t{4};
+  }
+  KeySelection selection() const { return {keys, counts, stride}; }
+};
+
 /// Softmax cross-entropy of logits [rows, vocab]: loss[r] = -weight[r] * log p(target[r]).
 struct CrossEntropyArgs {
   int64_t rows = 0, vocab = 0, stride = 0;
@@ -272,7 +298,7 @@ struct Ops {
   /// Host memory that is copied from and to at the bus's full speed, else like allocate().
   void* (*allocate_pinned)(int64_t bytes);
   void (*release_pinned)(void*);
-  void (*release)(void*);            ///< nothing enqueued may use it any more; null is fine
+  void (*release)(void*);  ///< nothing enqueued may use it any more; null is fine
   /// `host` may be reused once this returns.
   void (*upload)(const OpContext&, void* to, const void* host, int64_t bytes);
   void (*download)(const OpContext&, void* host, const void* from,
@@ -330,7 +356,10 @@ struct Ops {
   void (*attention)(const OpContext&, const AttentionArgs&);
   void (*attention_train)(const OpContext&, const TrainAttentionArgs&);
   void (*attention_train_backward)(const OpContext&, const TrainAttentionArgs&);
-  // The same over chosen keys. In training lse may be null: not kept.
+  /// Lists of keys for the rows of a call; q and out are not looked at.
+  void (*choose_keys)(const OpContext&, const AttentionArgs&, const KeyChoice&);
+  void (*choose_train_keys)(const OpContext&, const TrainAttentionArgs&, const KeyChoice&);
+  // Attention over chosen keys. In training lse may be null: not kept.
   void (*attention_selected)(const OpContext&, const AttentionArgs&, const KeySelection&);
   void (*attention_selected_train)(const OpContext&, const TrainAttentionArgs&,
                                    const KeySelection&);

@@ -15,12 +15,14 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 bin='' out=build/gpu rows=()
-all=(ops parts precision model engine memcheck racecheck initcheck parity gap held-out
+all=(ops parts plugins precision model engine engine-window-global memcheck racecheck initcheck parity gap held-out
      decode-1 decode-64 decode-256 prefill-512 prefill-4096 decode-1-fp16 prefill-4096-fp16
      lora-8x64 lora-16x1024 full-4x512 full-16x1024 full-4x512-fp16 full-16x1024-fp16 full-16x1024-tf32
      full-16x1024-fp32 share-lora-8x64 share-full-4x512
      attention-512 attention-4096 attention-2048+2048 attention-decode-1x256 attention-decode-256x256
      attention-decode-1x4096 attention-train-1x4096 attention-train-16x1024
+     window-global-4096 window-global-2048+2048 window-global-decode-1x4096 window-global-decode-256x256
+     window-global-train-1x4096 window-global-train-16x1024
      faults shortages)
 while [ $# -gt 0 ]; do
   case $1 in
@@ -41,7 +43,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 if [ -z "$bin" ]; then
   bin=build/cuda/bin
-  { cmake --preset cuda && cmake --build --preset cuda --target ops_test mixed_precision_test smollm2_test engine_test gpu_bench dsd dsctl breaker gpu_hog; } >"$out/build.log" 2>&1 ||
+  { cmake --preset cuda && cmake --build --preset cuda --target ops_test attention_gpu_test mixed_precision_test smollm2_test engine_test gpu_bench dsd dsctl breaker gpu_hog; } >"$out/build.log" 2>&1 ||
     { echo "build: FAILED, see $out/build.log"; exit 1; }
 fi
 
@@ -53,14 +55,17 @@ run_row() {
     ops) "$bin/ops_test" --gtest_filter='*cuda*' && "$bin/ops_test" --gtest_list_tests | grep -q cuda ;;
     # The same on a stream that changes to another part of the GPU before each op.
     parts) DS_TEST_GPU_PARTS=1 "$bin/ops_test" --gtest_filter='*cuda*' ;;
+    # Attention by the built-in plugins, recorded and replayed too.
+    plugins) "$bin/attention_gpu_test" ;;
     # What each product of a training step multiplies, and what falls back.
     precision) DS_TEST_DEVICE=cuda:0 "$bin/mixed_precision_test" ;;
     # Against PyTorch's references; needs DS_MODEL. Left out here and below are the tests that want equal
     # bits whatever the company: that is the CPU's promise (kernels/README.md).
     model) DS_TEST_DEVICE=cuda:0 "$bin/smollm2_test" --gtest_filter='-*SameBits*' ;;
-    engine)
+    engine | engine-window-global)
+      [ "$1" = engine ] || export DS_TEST_ATTENTION=window-global
       DS_TEST_DEVICE=cuda:0 "$bin/engine_test" \
-        --gtest_filter='-*Bits:*MoreVersionsThanSlots*:*SwapsUnderStreams*:*EmbeddingsAreMeans*'
+        --gtest_filter="-*Bits:*MoreVersionsThanSlots*:*SwapsUnderStreams*:*EmbeddingsAreMeans*${DS_TEST_ATTENTION:+:*Reference*}"
       ;;
     memcheck | racecheck | initcheck) sanitizer "$1" ;;
     # The real dsd while its GPU fails, or has no memory, 20 times each; needs DS_MODEL.

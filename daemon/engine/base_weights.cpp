@@ -179,13 +179,12 @@ class BaseWeights::Builder {
         if (packs[i] == nullptr) continue;
         const bool is_head = i + 1 == packs.size();
         const std::string head = c.tied_head ? kEmbeddingName : kHeadName;
-        const float* source =
-            parameters(is_head ? head
-                               : weight_name(static_cast<int64_t>(i) / kTargets,
-                                             static_cast<Target>(i % kTargets)));
+        const float* source = parameters(is_head ? head
+                                                 : weight_name(static_cast<int64_t>(i) / kTargets,
+                                                               static_cast<Target>(i % kTargets)));
         const WeightView& view = packs[i]->view;
-        DS_ASSIGN(to_pack_.emplace_back(), room_for(compute_, view.format, view.n, view.k, source,
-                                                    transposed, *packs[i]));
+        DS_ASSIGN(to_pack_.emplace_back(),
+                  room_for(compute_, view.format, view.n, view.k, source, transposed, *packs[i]));
       }
       return {};
     };

@@ -156,10 +156,8 @@ Status KvPages::reserve_extra(int64_t bytes) {
 
 void KvPages::clear_extra(std::span<const int32_t> pages) {
   if (extra_bytes_ == 0) return;
-  for (int64_t layer = 0; layer < n_layers_; ++layer) {
-    for (const int32_t page : pages)
-      compute_.ops->zero(compute_.context, extra(layer) + page * extra_bytes_, extra_bytes_);
-  }
+  for (const int32_t page : pages)
+    compute_.ops->zero(compute_.context, extra(0) + page * extra_stride(), extra_stride());
 }
 
 Forward::Forward(const ModelConfig& c, const Compute& compute, int64_t max_rows)
@@ -260,7 +258,7 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                 {q_.as<float>(), k_.as<float>(), v_.as<float>()}, Epilogue::kNone, nullptr, fused));
   if (fused.rope == nullptr) ops.rope_append(compute_.context, rope);
   DS_TRY(attention_.layer(static_cast<uint32_t>(layer), q_.as<float>(), attended_.as<float>(),
-                          pages.layer(layer), pages.extra(layer), pages.extra_bytes()));
+                          pages.layer(layer), pages.extra(layer), pages.extra_stride()));
   DS_TRY(
       linear({kO}, base, layer, batch, {attended_.as<float>()}, {x}, Epilogue::kResidual, x, {}));
 

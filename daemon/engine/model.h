@@ -253,8 +253,9 @@ class KvPages {
   /// `bytes`; what is in it stays. Zero at first, and after clear_extra().
   Status reserve_extra(int64_t bytes);
   void clear_extra(std::span<const int32_t> pages);
-  std::byte* extra(int64_t layer) const { return extra_.data() + layer * n_pages_ * extra_bytes_; }
-  int64_t extra_bytes() const { return extra_bytes_; }  ///< from page to page
+  /// Of a layer beside page 0; the layers of a page are together, so that it is cleared in one go.
+  std::byte* extra(int64_t layer) const { return extra_.data() + layer * extra_bytes_; }
+  int64_t extra_stride() const { return n_layers_ * extra_bytes_; }  ///< bytes from page to page
   int64_t n_pages() const { return n_pages_; }
   KvDtype dtype() const { return dtype_; }
   size_t bytes() const { return storage_.bytes(); }

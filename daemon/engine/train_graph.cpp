@@ -149,8 +149,7 @@ const void* TrainGraph::prepare(const Operand& as, int64_t rows, int64_t k, cons
 
 /// Where an op leaves rows that only linear layers read, ready for them; null: it leaves FP32. The
 /// CPU's ops would make both.
-PreparedRows TrainGraph::room_for_prepared(const Operand& as, int64_t rows, int64_t k,
-                                           Buffer& to) {
+PreparedRows TrainGraph::room_for_prepared(const Operand& as, int64_t rows, int64_t k, Buffer& to) {
   if (compute_.ops->host_memory) return {};
   const Result<void*> room = prepared_room(*compute_.ops, as.format, rows, k, to);
   note(room.status());

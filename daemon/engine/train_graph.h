@@ -194,7 +194,7 @@ class TrainGraph {
   Compute compute_;
   Status status_;
   OperandFormats formats_{WeightFormat::kBF16, 0};
-  Buffer saturated_;                      ///< int32 [inputs], summed up since formats_ was made
+  Buffer saturated_;                        ///< int32 [inputs], summed up since formats_ was made
   std::vector<int32_t> counted_, settled_;  ///< of those: as fetched, as settled
   std::shared_ptr<const Components> components_;  ///< of the last forward()
   TextEncoding encoding_;

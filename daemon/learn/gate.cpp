@@ -114,8 +114,7 @@ GateProbe::GateProbe(const Compute& compute, const std::shared_ptr<const BaseWei
                      std::shared_ptr<const Tokenizer> tokenizer)
     : vocab_(base->config().vocab),
       tokenizer_(std::move(tokenizer)),
-      decoder_(base->config(), compute,
-               kv_dtype(*compute.ops, base->format())) {
+      decoder_(base->config(), compute, kv_dtype(*compute.ops, base->format())) {
   probe_.domain = "base";
   for (const std::string_view text : probe_texts()) {
     probe_.sequences.push_back(tokenizer_->encode(text, false));

@@ -33,7 +33,8 @@ class LearnerSession {
   Status coefficients(std::span<const ds_sequence_stat> sequences, std::span<double> out) const {
     return learner_.coefficients(at_, sequences, out);
   }
-  /// Before the passes of a step, and before they are tried again with less: no slot has a gradient.
+  /// Before the passes of a step, and before they are tried again with less: no slot has a
+  /// gradient.
   void begin_passes();
   /// The gradient that the passes have just made is that of `slot`. Slot 0, where it stays, is
   /// last.

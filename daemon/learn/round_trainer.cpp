@@ -128,8 +128,7 @@ Status RoundTrainer::build_anchors(int64_t tokens) {
     DS_CHECK(ids.ok());
     prompts.push_back(std::move(ids).value());
   }
-  BatchDecoder decoder(base_->config(), compute_,
-                       kv_dtype(*compute_.ops, base_->format()));
+  BatchDecoder decoder(base_->config(), compute_, kv_dtype(*compute_.ops, base_->format()));
   DS_ASSIGN(const auto answers,
             decoder.greedy(*base_, nullptr, prompts, tokens, chat_.end_of_turn()));
   std::vector<const Sequence*> sequences;

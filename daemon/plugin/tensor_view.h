@@ -10,8 +10,8 @@
 
 namespace ds {
 
-constexpr ds_dtype kAbiF32{DS_FLOAT, 32, 1}, kAbiBf16{DS_BFLOAT, 16, 1}, kAbiF16{DS_FLOAT, 16, 1}, kAbiI32{DS_INT, 32, 1},
-    kAbiU8{DS_UINT, 8, 1};
+constexpr ds_dtype kAbiF32{DS_FLOAT, 32, 1}, kAbiBf16{DS_BFLOAT, 16, 1}, kAbiF16{DS_FLOAT, 16, 1},
+    kAbiI32{DS_INT, 32, 1}, kAbiU8{DS_UINT, 8, 1};
 
 /// A ds_tensor with its shape, at most four dimensions: contiguous, in memory that is not its own,
 /// the host's unless set otherwise.

@@ -84,25 +84,32 @@ inline void attend_chosen(const QueryRows& a, const ChosenKeys& chosen, const Ro
   }
 }
 
+/// One key of a sequence that is served, as a block.
+DS_INLINE KeyBlock paged_key(const KvView& kv, const int32_t* pages, int64_t head,
+                             int64_t position) {
+  const int64_t element = kv.dtype == KvDtype::kF32 ? 4 : 2;
+  const int64_t row = (pages[position / kKeys] * kv.n_kv_heads + head) * kKeys + position % kKeys;
+  const int64_t at = row * kv.head_dim * element;
+  return {kv.dtype,
+          static_cast<const char*>(kv.k) + at,
+          static_cast<const char*>(kv.v) + at,
+          kv.head_dim,
+          1,
+          0};
+}
+
 constexpr int64_t kChosenRows = 16;  // rows of a task
 
 inline void attention_selected(const OpContext& context, const AttentionArgs& a,
                                const KeySelection& selection) {
   const KvView& kv = a.kv;
   const int64_t d = kv.head_dim, group = a.n_heads / kv.n_kv_heads, width = a.n_heads * d;
-  const int64_t element = kv.dtype == KvDtype::kF32 ? 4 : 2;
   const auto tasks_of = [&](const SequenceRows& s) {
     return ceil_div(s.n_rows, kChosenRows) * kv.n_kv_heads;
   };
   for_sequence_tasks(context, a, tasks_of, [&](const SequenceRows& s, int64_t i) {
     const int64_t head = i % kv.n_kv_heads, first = i / kv.n_kv_heads * kChosenRows;
-    const auto row_at = [&](int64_t position) {
-      const int64_t page = s.pages[position / kKeys];
-      const int64_t to = ((page * kv.n_kv_heads + head) * kKeys + position % kKeys) * d * element;
-      return KeyBlock{
-          kv.dtype, static_cast<const char*>(kv.k) + to, static_cast<const char*>(kv.v) + to, d, 1,
-          0};
-    };
+    const auto row_at = [&](int64_t position) { return paged_key(kv, s.pages, head, position); };
     for (int64_t r = first; r < smaller(first + kChosenRows, s.n_rows); ++r) {
       const int64_t row = s.row0 + r, at = row * width + head * group * d;
       const QueryRows q{a.q + at, width, d, group, 1, 0, a.scale};

@@ -385,7 +385,8 @@ inline void linear(const OpContext& context, const LinearArgs& a) {
                 smaller(rows_each, a.rows - row));
   });
   if (a.y_prepared != nullptr)
-    prepare(context, a.rows, a.w[0].n, a.y[0], a.y_stride[0], {a.y_prepared, a.w[0].format, nullptr});
+    prepare(context, a.rows, a.w[0].n, a.y[0], a.y_stride[0],
+            {a.y_prepared, a.w[0].format, nullptr});
 }
 
 }  // namespace ds::DS_ISA

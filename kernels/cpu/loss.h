@@ -79,8 +79,7 @@ inline void cross_entropy(const OpContext& context, const CrossEntropyArgs& a) {
   parallel_blocks(context, a.rows, loss_rows_per_task(a.vocab), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) cross_entropy_row(a, r);
   });
-  if (a.prepared != nullptr)
-    prepare(context, a.rows, a.vocab, a.logits, a.stride, {a.prepared});
+  if (a.prepared != nullptr) prepare(context, a.rows, a.vocab, a.logits, a.stride, {a.prepared});
 }
 
 /// The rest's mass is summed without the top k (their logits are -inf meanwhile), never as 1 - sum:
@@ -125,8 +124,7 @@ inline void kl_topk(const OpContext& context, const KlTopkArgs& a) {
   parallel_blocks(context, a.rows, loss_rows_per_task(a.vocab), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) kl_topk_row(a, r);
   });
-  if (a.prepared != nullptr)
-    prepare(context, a.rows, a.vocab, a.logits, a.stride, {a.prepared});
+  if (a.prepared != nullptr) prepare(context, a.rows, a.vocab, a.logits, a.stride, {a.prepared});
 }
 
 }  // namespace ds::DS_ISA

@@ -8,6 +8,7 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_selected.h"
 #include "kernels/cpu/attention_train.h"
+#include "kernels/cpu/choose_keys.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/loss.h"
 #include "kernels/cpu/memory.h"
@@ -56,6 +57,8 @@ constexpr Ops table(const char* name) {
           .attention = attention,
           .attention_train = attention_train,
           .attention_train_backward = attention_train_backward,
+          .choose_keys = choose_keys,
+          .choose_train_keys = choose_train_keys,
           .attention_selected = attention_selected,
           .attention_selected_train = attention_selected_train,
           .attention_selected_train_backward = attention_selected_train_backward,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention of one row per sequence over pages of BF16 or FP16, in one launch. A block has the query
-// heads of one kv head. Teams of 8 or 16 lanes, as many as a key has 16 bytes, take keys in turn
-// and keep a softmax of their own, which are joined at the end: teams of a warp, warps of a block,
-// and where few sequences have long contexts, the up to 8 blocks of a cluster (the split of
-// flash-decoding, Dao et al. 2023, without its second launch). The split follows from the call's
-// bounds and lengths are read on the device, so a captured graph serves all lengths up to its
-// max_keys.
+// Paged attention of one row per sequence over pages of BF16 or FP16, over all keys or chosen ones,
+// in one launch. A block has the query heads of one kv head. Teams of 8 or 16 lanes, as many as a
+// key has 16 bytes, take keys in turn and keep a softmax of their own, which are joined at the end:
+// teams of a warp, warps of a block, and where few sequences have long contexts, the up to 8 blocks
+// of a cluster (the split of flash-decoding, Dao et al. 2023, without its second launch). The split
+// follows from the call's bounds and lengths are read on the device, so a captured graph serves all
+// lengths up to its max_keys.
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/cluster.cuh"
 
@@ -21,6 +21,7 @@ constexpr int64_t kBlockKeys = 256;  // of a block, before a second one helps
 
 struct Decode {
   AttentionArgs a;
+  KeySelection chosen;
   int parts;  ///< blocks that share a kv head, kHeads query heads each
 };
 
@@ -171,21 +172,20 @@ __device__ inline void join_warps(float* memory, int heads, int d, float* out) {
   cluster_barrier();  // the others' memory is there as long as it is read
 }
 
-/// Keys `first` + team and every kTeams-th behind it of a page, and their values; zero from `count`
-/// on and in columns that are not there.
-template <int kLanes>
-__device__ inline Keys load_keys(const KvView& kv, int64_t page, int64_t head, int first,
-                                 int count) {
+/// Keys `first` + team and every kTeams-th behind it, and their values; zero from `count` on and in
+/// columns that are not there. row_of(key): where it is among all pages' rows.
+template <int kLanes, typename RowOf>
+__device__ inline Keys load_keys(const KvView& kv, int first, int count, const RowOf& row_of) {
   constexpr int kTeams = 32 / kLanes;
   const int lane = threadIdx.x % 32, team = lane / kLanes, column = lane % kLanes * 8;
-  const int64_t in_page = first % kKvPageTokens + team, d = kv.head_dim;
-  const int64_t from = ((page * kv.n_kv_heads + head) * kKvPageTokens + in_page) * d + column;
+  const int64_t d = kv.head_dim;
   Keys keys;
 #pragma unroll
   for (int u = 0; u < kKeys; ++u) {
-    const int64_t at = from + u * kTeams * d;
+    const int key = first + team + u * kTeams;
     keys.k[u] = keys.v[u] = make_uint4(0, 0, 0, 0);
-    if (first + team + u * kTeams >= count || column >= d) continue;
+    if (key >= count || column >= d) continue;
+    const int64_t at = row_of(key) * d + column;
     keys.k[u] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(kv.k) + at);
     keys.v[u] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(kv.v) + at);
   }
@@ -194,7 +194,7 @@ __device__ inline Keys load_keys(const KvView& kv, int64_t page, int64_t head, i
 
 /// Grid: blocks of a cluster, kv heads times parts, sequences. What does not depend on another load
 /// is asked for first: the way to a key is three loads long.
-template <typename T, int kLanes, int kHeads>
+template <typename T, int kLanes, int kHeads, bool kChosen>
 __global__ void __launch_bounds__(kMostThreads, 1)
     attend_one_row(const __grid_constant__ Decode r) {
   begin_after_previous();
@@ -211,10 +211,19 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     const int64_t i = key / kKvPageTokens;
     return i < a.table_width ? a.table[sequence * a.table_width + i] : 0;
   };
-  int32_t page = page_of(first);
-  const int count = a.lengths[sequence];
+  int32_t page = kChosen ? 0 : page_of(first);
+  const int length = a.lengths[sequence];
   const int64_t row = a.starts[sequence];
   if (a.starts[sequence + 1] == row) return;
+  const int64_t list = row * a.kv.n_kv_heads + kv_head;
+  const int count = kChosen ? r.chosen.counts[list] : length;
+  const auto row_of = [&](int key) {
+    if constexpr (kChosen) {
+      key = r.chosen.keys[list * r.chosen.stride + key];
+      page = page_of(key);
+    }
+    return (page * a.kv.n_kv_heads + kv_head) * kKvPageTokens + key % kKvPageTokens;
+  };
   const auto d = static_cast<int>(a.kv.head_dim);
   const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
   const int heads = min(kHeads, group - part * kHeads);
@@ -233,8 +242,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     for (int i = 0; i < 8; ++i) q[h][i] = all[i] * scale;
   }
   for (; first < count; first += step) {
-    const Keys keys = load_keys<kLanes>(a.kv, page, kv_head, first, count);
-    page = page_of(first + step);
+    const Keys keys = load_keys<kLanes>(a.kv, first, count, row_of);
+    if constexpr (!kChosen) page = page_of(first + step);
     attend_keys<T, kLanes>(keys, first + team, count, q, state);
   }
   join_teams<kLanes>(state);
@@ -246,51 +255,57 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 }
 
 template <typename T, int kLanes, int kHeads>
-void launch(const StreamState& s, const AttentionArgs& a) {
+void launch(const StreamState& s, const AttentionArgs& a, const KeySelection* chosen) {
   const int64_t group = a.n_heads / a.kv.n_kv_heads, parts = ceil_div(group, kHeads);
   const int64_t blocks = a.kv.n_kv_heads * parts * a.batch;
+  const int64_t keys = chosen == nullptr ? a.max_keys : smaller(a.max_keys, chosen->stride);
   int64_t split = 1;
-  while (split < kMaxBlocks && 2 * split * blocks <= 2 * kSms && split * kBlockKeys < a.max_keys) {
+  while (split < kMaxBlocks && 2 * split * blocks <= 2 * kSms && split * kBlockKeys < keys) {
     split *= 2;
   }
-  const int threads = split * blocks <= kSms ? kMostThreads : kThreads;
+  const int64_t with_keys = ceil_div(keys, 32 / kLanes * kKeys) * 32;
+  const auto threads =
+      static_cast<int>(smaller(with_keys, split * blocks <= kSms ? kMostThreads : kThreads));
   const auto bytes = static_cast<size_t>((threads / 32 + 1) * kHeads * (a.kv.head_dim + 4)) * 4;
   const dim3 grid(static_cast<unsigned>(split), static_cast<unsigned>(a.kv.n_kv_heads * parts),
                   static_cast<unsigned>(a.batch));
   launch("attention of rows", Launching{.cluster = static_cast<unsigned>(split)},
-         attend_one_row<T, kLanes, kHeads>, grid, threads, bytes, s.stream(),
-         Decode{a, static_cast<int>(parts)});
+         chosen == nullptr ? attend_one_row<T, kLanes, kHeads, false>
+                           : attend_one_row<T, kLanes, kHeads, true>,
+         grid, threads, bytes, s.stream(),
+         Decode{a, chosen == nullptr ? KeySelection{} : *chosen, static_cast<int>(parts)});
 }
 
 template <typename T, int kLanes>
-void launch_for_group(const StreamState& s, const AttentionArgs& a) {
+void launch_for_group(const StreamState& s, const AttentionArgs& a, const KeySelection* chosen) {
   switch (smaller(a.n_heads / a.kv.n_kv_heads, kMaxHeads)) {
     case 1:
-      return launch<T, kLanes, 1>(s, a);
+      return launch<T, kLanes, 1>(s, a, chosen);
     case 2:
-      return launch<T, kLanes, 2>(s, a);
+      return launch<T, kLanes, 2>(s, a, chosen);
     case 3:
-      return launch<T, kLanes, 3>(s, a);
+      return launch<T, kLanes, 3>(s, a, chosen);
     default:
-      return launch<T, kLanes, kMaxHeads>(s, a);
+      return launch<T, kLanes, kMaxHeads>(s, a, chosen);
   }
 }
 
 template <typename T>
-void launch_for_size(const StreamState& s, const AttentionArgs& a) {
-  a.kv.head_dim <= 64 ? launch_for_group<T, 8>(s, a) : launch_for_group<T, 16>(s, a);
+void launch_for_size(const StreamState& s, const AttentionArgs& a, const KeySelection* chosen) {
+  if (a.kv.head_dim <= 64) return launch_for_group<T, 8>(s, a, chosen);
+  launch_for_group<T, 16>(s, a, chosen);
 }
 
 }  // namespace
 
-bool attend_one_row_each(const StreamState& s, const AttentionArgs& a) {
+bool attend_one_row_each(const StreamState& s, const AttentionArgs& a, const KeySelection* chosen) {
   const int64_t d = a.kv.head_dim;
   if (a.kv.dtype == KvDtype::kF32 || a.max_rows != 1 || d > 128 || d % 8 != 0) return false;
   if (!is_aligned16(a.q) || !is_aligned16(a.kv.k) || !is_aligned16(a.kv.v)) return false;
   if (a.kv.dtype == KvDtype::kF16) {
-    launch_for_size<Half>(s, a);
+    launch_for_size<Half>(s, a, chosen);
   } else {
-    launch_for_size<Bf16>(s, a);
+    launch_for_size<Bf16>(s, a, chosen);
   }
   return true;
 }

@@ -9,7 +9,12 @@ namespace ds::cuda {
 /// these kernels do not take the call.
 bool attend_prompts_on_tensor_cores(const StreamState&, const AttentionArgs&);
 
-/// Attention of training where products may round their operands; false as above.
-bool train_on_tensor_cores(const StreamState&, const TrainAttentionArgs&, bool backward);
+/// The same over chosen keys.
+bool attend_chosen_on_tensor_cores(const StreamState&, const AttentionArgs&, const KeySelection&);
+
+/// Attention of training where products may round their operands, over all keys or chosen ones;
+/// false as above.
+bool train_on_tensor_cores(const StreamState&, const TrainAttentionArgs&,
+                           const KeySelection* chosen, bool backward);
 
 }  // namespace ds::cuda

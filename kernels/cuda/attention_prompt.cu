@@ -11,6 +11,7 @@ static_assert(kPassingRows == 2 * kKvPageTokens);
 
 template <typename T>
 struct PagedKeys {
+  static constexpr bool kChosen = false;
   QueryUnits units;
   const T *k, *v;  ///< of the kv head in page 0
   const int32_t* pages;

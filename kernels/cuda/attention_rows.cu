@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention row by row, for chosen keys and for what attention_decode.cu does not take. A
+// Paged attention row by row, for what attention_decode.cu and attention_chosen.cu do not take. A
 // block takes one row and kv head and a run of its keys, a tile at a time: keys and values to
 // shared memory in FP32, scores with a thread per (head, key), a softmax with a warp per head, sums
 // with a thread per (head, column). Where a row has several runs, a second launch adds them up
@@ -244,12 +244,12 @@ __global__ void __launch_bounds__(kJoinThreads) join_runs(const __grid_constant_
 
 }  // namespace
 
-void attend_rows(const StreamState& s, const AttentionArgs& a, const KeySelection* selection) {
+void attend_rows(const StreamState& s, const AttentionArgs& a, const KeySelection* chosen) {
   RowsArgs r;
   r.a = a;
-  if (selection != nullptr) r.chosen = *selection;
+  if (chosen != nullptr) r.chosen = *chosen;
   const int64_t d = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads;
-  const int64_t keys = selection == nullptr ? a.max_keys : smaller(a.max_keys, selection->stride);
+  const int64_t keys = chosen == nullptr ? a.max_keys : smaller(a.max_keys, chosen->stride);
   if (RowMemory::floats(group, d, r.tile) * 4 > kMaxSharedBytes) r.tile = 16;
   const int64_t unit_bytes = a.batch * a.max_rows * a.n_heads * (d + 2) * 4;
   while (ceil_div(keys, r.run_keys) * unit_bytes > kScratchBytes && r.run_keys < keys) {

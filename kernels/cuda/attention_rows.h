@@ -7,10 +7,10 @@ namespace ds::cuda {
 
 /// Paged attention row by row: over all keys of a row, or over its chosen ones. Single rows behind
 /// long contexts are split over blocks.
-void attend_rows(const StreamState&, const AttentionArgs&, const KeySelection* selection);
+void attend_rows(const StreamState&, const AttentionArgs&, const KeySelection* chosen);
 
-/// The same where each sequence has one row and reads all of its keys, over BF16 pages, in one
-/// launch. False, and nothing enqueued, if that kernel does not take the call.
-bool attend_one_row_each(const StreamState&, const AttentionArgs&);
+/// The same where each sequence has one row, over BF16 pages, in one launch. False, and nothing
+/// enqueued, if that kernel does not take the call.
+bool attend_one_row_each(const StreamState&, const AttentionArgs&, const KeySelection* chosen);
 
 }  // namespace ds::cuda

@@ -269,7 +269,7 @@ void train(const OpContext& context, const TrainAttentionArgs& a, const KeySelec
            bool backward) {
   const StreamState* s = enter(context);
   if (s == nullptr) return;
-  if (chosen == nullptr && train_on_tensor_cores(*s, a, backward)) return;
+  if (train_on_tensor_cores(*s, a, chosen, backward)) return;
   for (int64_t i = 0; i < a.n_sequences; i += kSequences) {
     const int64_t count = smaller(kSequences, a.n_sequences - i);
     if (chosen == nullptr) {

@@ -1,91 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of training on tensor cores, where products may round their operands. Keys and values
-// are rounded to 16 bits once per call, each sequence's prefix and own ones in a row, in the stream's
-// scratch. The backward recomputes p from lse in two passes, as attention_train.cu does: one by
-// units for dq, which leaves q, dout, lse and D = dout . out as the second reads them; one by keys
-// for dk and dv. Every gradient is summed by one block in a fixed order. D and lse stay FP32, p and
-// ds = p (dout . v - D) scale are rounded as operands.
-#include "kernels/cuda/attention_mma.cuh"
+// are rounded to 16 bits once per call, each sequence's prefix and own ones in a row, in the
+// stream's scratch. The backward recomputes p from lse in two passes, as attention_train.cu does:
+// one by units for dq, which leaves q, dout, lse and D = dout . out as the second reads them; one
+// by keys for dk and dv. Every gradient is summed by one block in a fixed order. D and lse stay
+// FP32, p and ds = p (dout . v - D) scale are rounded as operands. With chosen keys, tiles are
+// passed over of which no row of a warp reads a key.
 #include "kernels/cuda/attention_mma.h"
+#include "kernels/cuda/attention_packed.cuh"
 
 namespace ds::cuda {
 namespace {
-
-constexpr int kSequences = 32;  // of one launch: they travel in its parameters
-constexpr int kRoundThreads = 256;
-
-struct PackedSequence {
-  TrainSequence s;
-  int64_t key0, unit0;  ///< first key and, times the group, first unit in the scratch
-};
-
-template <typename T>
-struct PackedKeys {
-  QueryUnits units;
-  const T *k, *v;  ///< of the kv head at the sequence's first key
-  int64_t stride;
-
-  __device__ PassingRows rows(int tile, int n_keys) const {
-    const int64_t first = int64_t{tile} * kPassingRows * stride;
-    return {{first, first + kPassingRows / 2 * stride}, stride, n_keys - tile * kPassingRows};
-  }
-};
-
-/// What the first pass of the backward leaves to the second: units of a kv head in a row.
-struct RoundedUnits {
-  Bf16 *q, *dout;
-  float2* stats;    ///< {lse * log2(e), D}
-  int64_t of_head;  ///< units of a kv head
-};
-
-template <typename T>
-struct PackedSource {
-  using Element = T;
-  int64_t n_heads, n_kv_heads, d;
-  T *k, *v;  ///< [keys][n_kv_heads * d] in the scratch
-  RoundedUnits rounded;
-  PackedSequence sequences[kSequences];
-
-  __device__ PackedKeys<T> keys(int64_t sequence, int64_t head) const {
-    const PackedSequence& p = sequences[sequence];
-    const auto group = static_cast<int>(n_heads / n_kv_heads);
-    const QueryUnits units{p.s.row0,
-                           n_heads,
-                           static_cast<int>(p.s.n_rows) * group,
-                           group,
-                           static_cast<int>(head) * group,
-                           static_cast<int>(p.s.prefix),
-                           static_cast<int>(d)};
-    const int64_t stride = n_kv_heads * d, at = p.key0 * stride + head * d;
-    return {units, k + at, v + at, stride};
-  }
-  /// The sequence's units in the scratch.
-  __device__ RoundedUnits units(int64_t sequence, int64_t head) const {
-    const int64_t group = n_heads / n_kv_heads;
-    const int64_t at = head * rounded.of_head + sequences[sequence].unit0 * group;
-    return {rounded.q + at * d, rounded.dout + at * d, rounded.stats + at, rounded.of_head};
-  }
-};
-
-/// Grid: blocks of a loop, sequences, {keys, values}.
-template <typename T>
-__global__ void round_keys(const __grid_constant__ PackedSource<T> source,
-                           const float* __restrict__ k, const float* __restrict__ v) {
-  begin_after_previous();
-  const PackedSequence& p = source.sequences[blockIdx.y];
-  const bool keys = blockIdx.z == 0;
-  const int64_t width = source.n_kv_heads * source.d, before = p.s.prefix * width;
-  const int64_t chunks = (p.s.prefix + p.s.n_rows) * width / 8;
-  const float* own = (keys ? k : v) + p.s.row0 * width;
-  const float* prefix = keys ? p.s.prefix_k : p.s.prefix_v;
-  T* to = (keys ? source.k : source.v) + p.key0 * width;
-  for (int64_t n = loop_begin(); n < chunks; n += loop_step()) {
-    const int64_t at = n * 8;
-    const auto* from =
-        reinterpret_cast<const float4*>(at < before ? prefix + at : own + at - before);
-    store_eight(to + at, from[0], from[1]);
-  }
-}
 
 struct Gradients {
   const float *q, *out, *lse, *dout;
@@ -211,9 +136,9 @@ __device__ inline void store_query_gradient(const Gradients& g, const QueryUnits
 }
 
 /// The group's tiles of keys for dq; memory as attend_keys has it.
-template <int kD, int kGroups, int kM, int kColumns>
-__device__ inline void pass_keys(const PackedKeys<Bf16>& keys, const RoundedUnits& to,
-                                 const Gradients& g, int first, Bf16* memory, float (&dq)[kM][kColumns][4]) {
+template <int kD, int kGroups, typename Keys, int kM, int kColumns>
+__device__ inline void pass_keys(const Keys& keys, const RoundedUnits& to, const Gradients& g,
+                                 int first, Bf16* memory, float (&dq)[kM][kColumns][4]) {
   constexpr int kN = 4;  // 32 keys at once: two products of them and the sums fill the registers
   const QueryUnits& units = keys.units;
   const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
@@ -250,10 +175,18 @@ __device__ inline void pass_keys(const PackedKeys<Bf16>& keys, const RoundedUnit
     for (int part = 0; part < kPassingRows; part += 8 * kN) {
       const int first_key = tile * kPassingRows + part;
       if (first_key >= seen_by_last) break;
+      uint32_t chosen[kM][2][kN / 4];
+      if constexpr (Keys::kChosen) {
+        if (!keys.chosen(first_key, seen, chosen)) continue;
+      }
       const Bf16* at = tile_keys + part * kRowStep<kD>;
       float score[kM][kN][4], back[kM][kN][4];
       multiply_rows(stay.q, at, score);
-      if (first_key + 8 * kN > seen_by_first) hide_unseen(first_key, seen, score);
+      if constexpr (Keys::kChosen) {
+        hide_unchosen(chosen, score);
+      } else if (first_key + 8 * kN > seen_by_first) {
+        hide_unseen(first_key, seen, score);
+      }
       multiply_rows(stay.dout, at + kTileElements<kD>, back);
       make_factors(g.scale * kLog2E, stay.stats, score, back);
       add_weighted_rows(back, at, dq);
@@ -262,14 +195,13 @@ __device__ inline void pass_keys(const PackedKeys<Bf16>& keys, const RoundedUnit
 }
 
 /// dq. Grid as of attend_units.
-template <int kD, int kGroups>
+template <typename Source, int kD, int kGroups>
 __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
-    query_gradient(const __grid_constant__ PackedSource<Bf16> source,
-                   const __grid_constant__ Gradients g) {
+    query_gradient(const __grid_constant__ Source source, const __grid_constant__ Gradients g) {
   begin_after_previous();
   extern __shared__ float4 shared[];
   constexpr int kM = kSixteens<kD>;
-  const PackedKeys<Bf16> keys = source.keys(blockIdx.y, blockIdx.x);
+  const auto keys = source.keys(blockIdx.y, blockIdx.x);
   const int first = static_cast<int>(gridDim.z - 1 - blockIdx.z) * kBlockUnits<kM>;
   if (first >= keys.units.count) return;
   float dq[kM][kD / 8][4] = {};
@@ -283,13 +215,15 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
   store_query_gradient(g, keys.units, first + threadIdx.x / 32 % kGroupWarps * kM * 16, dq);
 }
 
-/// A passing tile of units: q, dout, then stats.
-template <int kD>
-constexpr int kUnitBytes = 2 * kTileElements<kD> * 2 + kPassingRows * 8;
+/// A passing tile of units: q, dout, stats, then which of the block's 64 keys are chosen.
+template <int kD, bool kChosen>
+constexpr int kUnitBytes = 2 * kTileElements<kD> * 2 + kPassingRows*(kChosen ? 16 : 8);
 
-template <int kD>
-__device__ inline void copy_units(const RoundedUnits& from, const QueryUnits& units, int first,
-                                  char* to) {
+/// first_key: of the block, counted in the sequence's own.
+template <int kD, typename Keys>
+__device__ inline void copy_units(const RoundedUnits& from, const Keys& keys, int first_key,
+                                  int first, char* to) {
+  const QueryUnits& units = keys.units;
   auto* tile = reinterpret_cast<Bf16*>(to);
   const int count = units.count - first;
   const int64_t at = int64_t{first} * units.d;
@@ -301,14 +235,21 @@ __device__ inline void copy_units(const RoundedUnits& from, const QueryUnits& un
     const bool there = thread < count;
     copy_8(to + 4 * kTileElements<kD> + thread * 8,
            there ? from.stats + first + thread : from.stats, there);
+    if constexpr (Keys::kChosen) {
+      const int at = (units.before + first_key + keys.shift) / 32;
+      copy_8(to + 4 * kTileElements<kD> + (kPassingRows + thread) * 8,
+             keys.bits + units.row(first + thread) * keys.row_words + at, there);
+    }
   }
 }
 
 /// What a part of a passing tile of units, from `first` on, adds to dk and dv of the warp's 16
-/// keys: the lane's are own[0] and own[1], counted in the sequence's own.
-template <int kD, int kN>
+/// keys: the lane's are own[0] and own[1], counted in the sequence's own. `chosen`, or null: of
+/// each unit, every second word, which keys of the warp's 32 it reads.
+template <int kD, int kN, bool kChosen>
 __device__ inline void add_units(const QueryUnits& units, float scale, int first, bool hides,
-                                 const int (&own)[2], const uint32_t (&keys)[1][kD / 16][4],
+                                 const uint32_t* chosen, const int (&own)[2],
+                                 const uint32_t (&keys)[1][kD / 16][4],
                                  const uint32_t (&values)[1][kD / 16][4], const Bf16* queries,
                                  const float2* stats, float (&dk)[1][kD / 8][4],
                                  float (&dv)[1][kD / 8][4]) {
@@ -322,8 +263,10 @@ __device__ inline void add_units(const QueryUnits& units, float scale, int first
     const float4 two = *reinterpret_cast<const float4*>(stats + n * 8 + column);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
+      const int unit = n * 8 + column + e % 2;
       // A unit sees keys up to its row: own <= unit / group.
-      const bool hidden = hides && own[e / 2] * units.group > first + n * 8 + column + e % 2;
+      const bool hidden = kChosen ? (chosen[2 * unit] >> own[e / 2] % 32 & 1u) == 0
+                                  : hides && own[e / 2] * units.group > first + unit;
       const float lse = e % 2 == 0 ? two.x : two.z, dot = e % 2 == 0 ? two.y : two.w;
       p[0][n][e] = hidden ? 0.0f : exp2_of(fmaf(p[0][n][e], scale, -lse));
       ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - dot);
@@ -356,14 +299,15 @@ __device__ inline void store_key_gradients(const Gradients& g, const QueryUnits&
 
 /// dk and dv of 64 own keys, 16 to a warp; units from the first that sees one pass by. Grid: kv
 /// heads, sequences, tiles of own keys: the first, which most units see, first.
-template <int kD, int kGroups>
+template <typename Source, int kD, int kGroups>
 __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
-    key_gradient(const __grid_constant__ PackedSource<Bf16> source,
-                 const __grid_constant__ Gradients g) {
+    key_gradient(const __grid_constant__ Source source, const __grid_constant__ Gradients g) {
   begin_after_previous();
   extern __shared__ float4 shared[];
   constexpr int kN = kD <= 64 ? 8 : 2;
-  const PackedKeys<Bf16> all = source.keys(blockIdx.y, blockIdx.x);
+  const auto all = source.keys(blockIdx.y, blockIdx.x);
+  constexpr bool kChosen = decltype(source.keys(0, 0))::kChosen;
+  constexpr int kBytes = kUnitBytes<kD, kChosen>;
   const RoundedUnits from = source.units(blockIdx.y, blockIdx.x);
   const QueryUnits& units = all.units;
   const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % 32;
@@ -371,9 +315,9 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
   const int n_rows = units.count / units.group;
   if (first_key >= n_rows) return;
   const int n_tiles = (units.count + kPassingRows - 1) / kPassingRows;
-  char* memory = reinterpret_cast<char*>(shared) + group * 2 * kUnitBytes<kD>;
+  char* memory = reinterpret_cast<char*>(shared) + group * 2 * kBytes;
   const int begin = first_key * units.group / kPassingRows + group;
-  if (begin < n_tiles) copy_units<kD>(from, units, begin * kPassingRows, memory);
+  if (begin < n_tiles) copy_units<kD>(from, all, first_key, begin * kPassingRows, memory);
   const int mine = first_key + threadIdx.x / 32 % kGroupWarps * 16;
   const int own[2] = {mine + lane / 4, mine + lane / 4 + 8};
   uint32_t keys[1][kD / 16][4], values[1][kD / 16][4];
@@ -392,18 +336,28 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
     wait_for_copies();
     barrier(1 + group, kGroupThreads);
     if (tile + kGroups < n_tiles) {
-      copy_units<kD>(from, units, (tile + kGroups) * kPassingRows,
-                     memory + (buffer ^ 1) * kUnitBytes<kD>);
+      copy_units<kD>(from, all, first_key, (tile + kGroups) * kPassingRows,
+                     memory + (buffer ^ 1) * kBytes);
     }
-    const char* passing = memory + buffer * kUnitBytes<kD>;
+    const char* passing = memory + buffer * kBytes;
     const auto* stats = reinterpret_cast<const float2*>(passing + 4 * kTileElements<kD>);
+    // Behind them the chosen keys; the warp's 16 are in one of the two words of each.
+    const auto* chosen =
+        reinterpret_cast<const uint32_t*>(stats + kPassingRows) + (mine - first_key) / 32;
 #pragma unroll 1
     for (int part = 0; part < kPassingRows; part += 8 * kN) {
       const int first = tile * kPassingRows + part;
       if (mine * units.group >= first + 8 * kN) continue;
-      add_units<kD, kN>(units, g.scale * kLog2E, first, (mine + 15) * units.group > first, own,
-                        keys, values, reinterpret_cast<const Bf16*>(passing) + part * kRowStep<kD>,
-                        stats + part, sums[0], sums[1]);
+      if constexpr (kChosen) {
+        uint32_t any = 0;
+        for (int i = lane; i < 8 * kN; i += 32)
+          any |= chosen[2 * (part + i)] >> mine % 32 & 0xffffu;
+        if (!__any_sync(kAllLanes, any != 0)) continue;
+      }
+      add_units<kD, kN, kChosen>(units, g.scale * kLog2E, first, (mine + 15) * units.group > first,
+                                 chosen + 2 * part, own, keys, values,
+                                 reinterpret_cast<const Bf16*>(passing) + part * kRowStep<kD>,
+                                 stats + part, sums[0], sums[1]);
     }
   }
   if constexpr (kGroups == 2) {
@@ -412,7 +366,8 @@ __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
   store_key_gradients(g, units, source.n_kv_heads, blockIdx.x, own, sums);
 }
 
-void launch_backward(const StreamState& s, const PackedSource<Bf16>& source, int64_t sequences,
+template <typename Source>
+void launch_backward(const StreamState& s, const Source& source, int64_t sequences,
                      int64_t max_rows, const Gradients& g) {
   const int64_t group = source.n_heads / source.n_kv_heads;
   const auto heads = static_cast<unsigned>(source.n_kv_heads);
@@ -423,14 +378,15 @@ void launch_backward(const StreamState& s, const PackedSource<Bf16>& source, int
     const auto key_tiles = static_cast<unsigned>(ceil_div(max_rows, kPassingRows));
     for_groups(int64_t{unit_tiles} * heads * each, [&]<int kGroups>() {
       constexpr int64_t kBytes = kGroups * 4 * kTileElements<kD> * sizeof(Bf16);
-      const auto kernel = query_gradient<kD, kGroups>;
+      const auto kernel = query_gradient<Source, kD, kGroups>;
       if (!allow_shared(kernel, kBytes)) return;
       launch_next("gradient of queries", kernel, dim3(heads, each, unit_tiles),
                   kGroups * kGroupThreads, kBytes, s.stream(), source, g);
     });
     for_groups(int64_t{key_tiles} * heads * each, [&]<int kGroups>() {
-      constexpr int64_t kBytes = kGroups * 2 * kUnitBytes<kD>;
-      const auto kernel = key_gradient<kD, kGroups>;
+      constexpr bool kChosen = decltype(source.keys(0, 0))::kChosen;
+      constexpr int64_t kBytes = kGroups * 2 * kUnitBytes<kD, kChosen>;
+      const auto kernel = key_gradient<Source, kD, kGroups>;
       if (!allow_shared(kernel, kBytes)) return;
       launch_next("gradient of keys", kernel, dim3(heads, each, key_tiles), kGroups * kGroupThreads,
                   kBytes, s.stream(), source, g);
@@ -438,64 +394,90 @@ void launch_backward(const StreamState& s, const PackedSource<Bf16>& source, int
   });
 }
 
-/// How much scratch sequences take: their keys and values, and in the backward their units.
+/// How much scratch sequences take: their keys and values, in the backward their units, and the
+/// bits of chosen keys.
 struct Room {
-  int64_t keys = 0, rows = 0;
+  int64_t keys = 0, rows = 0, longest = 0;
 
-  int64_t bytes(const TrainAttentionArgs& a, bool backward) const {
+  int64_t bytes(const TrainAttentionArgs& a, bool chosen, bool backward) const {
     const int64_t units = rows * a.n_heads;
     const int64_t rounded = units * (2 * a.head_dim * 2 + static_cast<int64_t>(sizeof(float2)));
-    return keys * a.n_kv_heads * a.head_dim * 2 * 2 + (backward ? rounded : 0);
+    const int64_t bits = rows * a.n_kv_heads * chosen_words(longest) * 4;
+    return keys * a.n_kv_heads * a.head_dim * 2 * 2 + (backward ? rounded : 0) +
+           (chosen ? bits : 0);
   }
-  Room with(const TrainSequence& s) const { return {keys + s.prefix + s.n_rows, rows + s.n_rows}; }
+  Room with(const TrainSequence& s) const {
+    return {keys + s.prefix + s.n_rows, rows + s.n_rows, larger(longest, s.prefix + s.n_rows)};
+  }
 };
 
-/// Forward or backward of as many sequences from `first` on as one launch takes; how many. The
-/// backward is of BF16.
-template <typename T>
-int64_t train_some(const StreamState& s, const TrainAttentionArgs& a, int64_t first,
-                   bool backward) {
-  PackedSource<T> source{a.n_heads, a.n_kv_heads, a.head_dim, nullptr, nullptr, {}, {}};
-  Room used;
-  int64_t count = 0, max_rows = 0, max_keys = 0;
-  for (; count < kSequences && first + count < a.n_sequences; ++count) {
-    const TrainSequence& next = a.sequences[first + count];
-    const Room room = used.with(next);
-    if (count > 0 && room.bytes(a, backward) > kScratchBytes) break;
-    source.sequences[count] = {next, used.keys, used.rows};
-    used = room;
-    max_rows = larger(max_rows, next.n_rows);
-    max_keys = larger(max_keys, next.prefix + next.n_rows);
-  }
-  if (max_rows == 0) return count;
-  source.k = s.scratch<T>();
-  source.v = source.k + used.keys * a.n_kv_heads * a.head_dim;
-  source.rounded.q =
-      reinterpret_cast<Bf16*>(source.v) + used.keys * a.n_kv_heads * a.head_dim;
-  source.rounded.dout = source.rounded.q + used.rows * a.n_heads * a.head_dim;
-  source.rounded.stats =
-      reinterpret_cast<float2*>(source.rounded.dout + used.rows * a.n_heads * a.head_dim);
-  source.rounded.of_head = used.rows * (a.n_heads / a.n_kv_heads);
-  const int64_t chunks = max_keys * a.n_kv_heads * a.head_dim / 8;
+/// Rounded keys, then forward or backward of what `source` has.
+template <typename Source>
+void run(const StreamState& s, const Source& source, const TrainAttentionArgs& a, int64_t count,
+         int64_t max_rows, const Room& used, bool backward) {
+  using T = typename Source::Element;
+  const int64_t chunks = used.longest * a.n_kv_heads * a.head_dim / 8;
   const dim3 grid(loop_blocks(chunks, kRoundThreads), static_cast<unsigned>(count), 2);
   if (!launch_next("rounding keys", round_keys<T>, grid, kRoundThreads, 0, s.stream(), source, a.k,
                    a.v)) {
-    return count;
+    return;
   }
   if constexpr (std::is_same_v<T, Bf16>) {
     if (backward) {
-      launch_backward(s, source, count, max_rows,
-                      {a.q, a.out, a.lse, a.dout, a.dq, a.dk, a.dv, a.scale});
-      return count;
+      return launch_backward(s, source, count, max_rows,
+                             {a.q, a.out, a.lse, a.dout, a.dq, a.dk, a.dv, a.scale});
     }
   }
   attend_on_tensor_cores(s, source, a.n_kv_heads, count, max_rows * (a.n_heads / a.n_kv_heads),
                          a.head_dim, {a.q, a.scale, a.out, a.lse});
+}
+
+/// Forward or backward of as many sequences from `first` on as one launch takes; how many. The
+/// backward is of BF16.
+template <typename T>
+int64_t train_some(const StreamState& s, const TrainAttentionArgs& a, const KeySelection* chosen,
+                   int64_t first, bool backward) {
+  ChosenSource<T> source{
+      {a.n_heads, a.n_kv_heads, a.head_dim, nullptr, nullptr, {}, {}}, nullptr, 0};
+  Room used;
+  int64_t count = 0, max_rows = 0;
+  for (; count < kSequences && first + count < a.n_sequences; ++count) {
+    const TrainSequence& next = a.sequences[first + count];
+    const Room room = used.with(next);
+    if (count > 0 && room.bytes(a, chosen != nullptr, backward) > kScratchBytes) break;
+    source.sequences[count] = {next, used.keys, used.rows};
+    used = room;
+    max_rows = larger(max_rows, next.n_rows);
+  }
+  if (max_rows == 0) return count;
+  const int64_t of_keys = used.keys * a.n_kv_heads * a.head_dim;
+  const int64_t of_units = used.rows * a.n_heads * a.head_dim;
+  source.k = s.scratch<T>();
+  source.v = source.k + of_keys;
+  source.rounded.q = reinterpret_cast<Bf16*>(source.v + of_keys);
+  source.rounded.dout = source.rounded.q + (backward ? of_units : 0);
+  source.rounded.stats = reinterpret_cast<float2*>(source.rounded.dout + (backward ? of_units : 0));
+  source.rounded.of_head = used.rows * (a.n_heads / a.n_kv_heads);
+  if (chosen == nullptr) {
+    run(s, static_cast<const PackedSource<T>&>(source), a, count, max_rows, used, backward);
+    return count;
+  }
+  source.bits =
+      reinterpret_cast<uint32_t*>(source.rounded.stats + (backward ? used.rows * a.n_heads : 0));
+  source.words = chosen_words(used.longest);
+  const int64_t bytes = kMarkWarps * source.words * 4;
+  const dim3 rows(static_cast<unsigned>(ceil_div(max_rows, kMarkWarps)),
+                  static_cast<unsigned>(a.n_kv_heads), static_cast<unsigned>(count));
+  if (allow_shared(mark_chosen<T>, bytes) &&
+      launch_next("chosen keys", mark_chosen<T>, rows, kMarkWarps * 32, static_cast<size_t>(bytes),
+                  s.stream(), source, *chosen)) {
+    run(s, source, a, count, max_rows, used, backward);
+  }
   return count;
 }
 
 /// Rows are read and written in steps of 16 bytes and less; a sequence fits the scratch as a whole.
-bool takes(const TrainAttentionArgs& a, bool backward) {
+bool takes(const TrainAttentionArgs& a, bool chosen, bool backward) {
   if (is_f32(a.operands) || !suits_tensor_cores(a.head_dim, a.scale)) return false;
   for (const float* p :
        {a.q, a.k, a.v, static_cast<const float*>(a.out), a.dout, static_cast<const float*>(a.dq),
@@ -504,20 +486,22 @@ bool takes(const TrainAttentionArgs& a, bool backward) {
   }
   for (int64_t i = 0; i < a.n_sequences; ++i) {
     const TrainSequence& s = a.sequences[i];
+    const Room room = Room().with(s);
     if (!is_aligned16(s.prefix_k) || !is_aligned16(s.prefix_v)) return false;
-    if (Room().with(s).bytes(a, backward) > kScratchBytes) return false;
+    if (room.bytes(a, chosen, backward) > kScratchBytes) return false;
+    if (chosen && kMarkWarps * chosen_words(room.longest) * 4 > kMaxSharedBytes) return false;
   }
   return true;
 }
 
 }  // namespace
 
-bool train_on_tensor_cores(const StreamState& s, const TrainAttentionArgs& a, bool backward) {
-  if (!takes(a, backward)) return false;
-  const bool half = a.operands == WeightFormat::kF16 && !backward;
-  for (int64_t i = 0; i < a.n_sequences;) {
-    i += half ? train_some<Half>(s, a, i, backward) : train_some<Bf16>(s, a, i, backward);
-  }
+bool train_on_tensor_cores(const StreamState& s, const TrainAttentionArgs& a,
+                           const KeySelection* chosen, bool backward) {
+  if (!takes(a, chosen != nullptr, backward)) return false;
+  const auto some =
+      a.operands == WeightFormat::kF16 && !backward ? train_some<Half> : train_some<Bf16>;
+  for (int64_t i = 0; i < a.n_sequences;) i += some(s, a, chosen, i, backward);
   return true;
 }
 

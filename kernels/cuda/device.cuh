@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pieces of kernels: elements of 16 bits in 16-byte chunks, sums and maxima over warps and blocks in a fixed
-// order, the activation functions.
+// Pieces of kernels: elements of 16 bits in 16-byte chunks, sums and maxima over warps and blocks
+// in a fixed order, the activation functions.
 #pragma once
 
 #include <cuda_bf16.h>

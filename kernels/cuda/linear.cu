@@ -129,8 +129,7 @@ bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const voi
                    static_cast<int>(w.n), static_cast<int>(rows), static_cast<int>(k), &alpha,
                    w.data, type, static_cast<int>(padded_k(w.format, w.transposed ? w.n : w.k)), x,
                    type, static_cast<int>(larger(x_stride, k)), &beta, y, CUDA_R_32F,
-                   static_cast<int>(larger(y_stride, w.n)),
-                   compute, CUBLAS_GEMM_DEFAULT),
+                   static_cast<int>(larger(y_stride, w.n)), compute, CUBLAS_GEMM_DEFAULT),
       "product of a linear layer");
 }
 
@@ -354,12 +353,11 @@ void outer_accumulate(const OpContext& context, const OuterArgs& a) {
   const int64_t x_step = rounded ? padded_k(WeightFormat::kBF16, a.k) : larger(a.x_stride, a.k);
   const int64_t dy_step = rounded ? padded_k(WeightFormat::kBF16, a.n) : larger(a.dy_stride, a.n);
   const float one = 1.0f;
-  check(cublasGemmEx(
-            s->blas(), CUBLAS_OP_N, CUBLAS_OP_T, static_cast<int>(a.k), static_cast<int>(a.n),
-            static_cast<int>(a.rows), &a.scale, rounded ? a.x_prepared : a.x, type,
-            static_cast<int>(x_step), rounded ? a.dy_prepared : a.dy, type,
-            static_cast<int>(dy_step), &one, a.out, CUDA_R_32F, static_cast<int>(a.k),
-            compute, CUBLAS_GEMM_DEFAULT),
+  check(cublasGemmEx(s->blas(), CUBLAS_OP_N, CUBLAS_OP_T, static_cast<int>(a.k),
+                     static_cast<int>(a.n), static_cast<int>(a.rows), &a.scale,
+                     rounded ? a.x_prepared : a.x, type, static_cast<int>(x_step),
+                     rounded ? a.dy_prepared : a.dy, type, static_cast<int>(dy_step), &one, a.out,
+                     CUDA_R_32F, static_cast<int>(a.k), compute, CUBLAS_GEMM_DEFAULT),
         "gradient of a weight");
 }
 

@@ -16,8 +16,8 @@ __device__ inline uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
-/// Four 8x8 matrices of 16 bits: lanes 8i..8i+7 point to the rows of matrix i, 16 bytes each. A lane
-/// gets row g at columns 2t, 2t + 1 of each.
+/// Four 8x8 matrices of 16 bits: lanes 8i..8i+7 point to the rows of matrix i, 16 bytes each. A
+/// lane gets row g at columns 2t, 2t + 1 of each.
 __device__ inline void load_matrices(const void* row, uint32_t (&to)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

@@ -178,9 +178,8 @@ void pack(const OpContext& context, WeightFormat format, int64_t n, int64_t k, c
   const StreamState* s = enter(context);
   if (s == nullptr || n * k == 0) return;
   s->weights_change();
-  with_element(format, [&]<typename T>(T) {
-    pack_as<T>(*s, format, n, k, source, transposed, packed);
-  });
+  with_element(format,
+               [&]<typename T>(T) { pack_as<T>(*s, format, n, k, source, transposed, packed); });
 }
 
 void pack_all(const OpContext& context, int64_t count, const PackItem* items) {

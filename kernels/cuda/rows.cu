@@ -57,12 +57,8 @@ struct RowsOut {
   }
 };
 RowsOut rows_out(float* y, const PreparedRows& to, int64_t d) {
-  return {y,
-          static_cast<uint16_t*>(to.data),
-          to.format == WeightFormat::kF16,
-          to.saturated,
-          d,
-          padded_k(WeightFormat::kBF16, d)};
+  return {y, static_cast<uint16_t*>(to.data), to.format == WeightFormat::kF16, to.saturated,
+          d, padded_k(WeightFormat::kBF16, d)};
 }
 
 /// x, y [rows, d]. One block a row: threads sum every 256th element.

@@ -137,9 +137,7 @@ __host__ __device__ constexpr int64_t padded_k(WeightFormat format, int64_t k) {
   const int64_t each = is_f32(format) ? 4 : 8;
   return ceil_div(k, each) * each;
 }
-constexpr int64_t element_bytes(WeightFormat format) {
-  return is_f32(format) ? 4 : 2;
-}
+constexpr int64_t element_bytes(WeightFormat format) { return is_f32(format) ? 4 : 2; }
 
 /// Blocks of a loop over n elements in which each thread takes every (blocks * threads)-th.
 constexpr unsigned loop_blocks(int64_t n, int64_t threads) {

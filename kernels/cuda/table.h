@@ -44,8 +44,10 @@ void scatter_rows(const OpContext&, int64_t rows, int64_t d, const int32_t* inde
 void embed_backward(const OpContext&, int64_t rows, int64_t d, const int32_t* ids, const float* dy,
                     float* out);
 
-// attention.cu, attention_train.cu
+// attention.cu, attention_train.cu, choose_keys.cu
 void attention(const OpContext&, const AttentionArgs&);
+void choose_keys(const OpContext&, const AttentionArgs&, const KeyChoice&);
+void choose_train_keys(const OpContext&, const TrainAttentionArgs&, const KeyChoice&);
 void attention_selected(const OpContext&, const AttentionArgs&, const KeySelection&);
 void attention_train(const OpContext&, const TrainAttentionArgs&);
 void attention_train_backward(const OpContext&, const TrainAttentionArgs&);

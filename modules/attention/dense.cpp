@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Dense causal attention: every row uses every key up to its own position.
-#include <vector>
-
 #include "modules/attention/kernel_args.h"
 #include "modules/device_ops.h"
 
@@ -28,20 +26,15 @@ struct Dense {
 
   void prefill(const ds_call& call, const ds_attn_args& a) const {
     refuse_extras(a);
-    const AttentionShape s = shape_of(a);
-    if (a.train != nullptr) {
-      with_training_args(call, a, s, false, ops_.of(call).attention_train);
-    } else {
-      ops_.of(call).attention(op_context(call), serving_args(a, s));
-    }
+    if (a.train != nullptr) return train(call, a, false);
+    ops_.of(call).attention(op_context(call), serving_args(a, shape_of(a)));
   }
 
   void backward(const ds_call& call, const ds_attn_args& a) const {
     refuse_extras(a);
     if (a.train == nullptr) throw sdk::error(DS_E_ARG, "backward: train is missing");
     if (a.saved == nullptr) throw sdk::error(DS_E_ARG, "backward: saved is missing");
-    const AttentionShape s = shape_of(a);
-    with_training_args(call, a, s, true, ops_.of(call).attention_train_backward);
+    train(call, a, true);
   }
 
   void explain(const ds_call&, const ds_attn_args& a, const ds_tensor& read) const {
@@ -66,15 +59,11 @@ struct Dense {
     if (a.softcap != 0) throw sdk::error(DS_E_UNSUPPORTED, "softcap");
   }
 
-  static void with_training_args(const ds_call& call, const ds_attn_args& a,
-                                 const AttentionShape& s, bool back,
-                                 void (*op)(const OpContext&, const TrainAttentionArgs&)) {
-    // The workspace is the device's; what the kernels are told about sequences is the host's.
-    std::vector<TrainSequence> own(static_cast<std::size_t>(on_gpu(a) ? s.batch : 0));
-    TrainAttentionArgs args = training_args(
-        a, s, on_gpu(a) ? std::span(own) : in_workspace<TrainSequence>(call, s.batch));
-    if (back) add_gradients(a, s, args);
-    op(op_context(call), args);
+  void train(const ds_call& call, const ds_attn_args& a, bool back) const {
+    const Ops& ops = ops_.of(call);
+    with_training_args(call, a, shape_of(a), back, [&](const TrainAttentionArgs& args) {
+      (back ? ops.attention_train_backward : ops.attention_train)(op_context(call), args);
+    });
   }
 
   DeviceOps ops_;

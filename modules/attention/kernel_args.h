@@ -2,6 +2,9 @@
 // From the arguments of the plugin ABI to those of the kernels, checked.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "ds/plugin.hpp"
 #include "kernels/ops.h"
 
@@ -87,9 +90,10 @@ inline KvView kernel_kv(const ds_kv_view& kv, const AttentionShape& s, std::int3
   return out;
 }
 
-/// A length that its pages cannot hold is refused: the kernels trust the table.
+/// A length that its pages cannot hold, or beyond what was planned for, is refused: the kernels
+/// trust both.
 inline void check_lengths(const AttentionArgs& a) {
-  const std::int64_t room = a.table_width * kKvPageTokens;
+  const std::int64_t room = std::min(a.table_width * kKvPageTokens, a.max_keys);
   for (std::int64_t b = 0; b < a.batch; ++b) {
     const std::int64_t n = a.starts[b + 1] - a.starts[b];
     if (a.lengths[b] < n || a.lengths[b] > room)
@@ -119,6 +123,29 @@ inline AttentionArgs serving_args(const ds_attn_args& a, const AttentionShape& s
   out.kv = kernel_kv(kv, s, device);
   if (device != DS_DEV_CUDA) check_lengths(out);
   return out;
+}
+
+/// What the host keeps beside the pages: `bytes` of each page from `data`, `stride` bytes from page
+/// to page.
+struct BesidePages {
+  void* data = nullptr;
+  std::int64_t stride = 0;
+};
+inline BesidePages beside_pages(const ds_kv_view& kv, std::int64_t bytes, std::int32_t device) {
+  const std::int64_t pages = sdk::dim(kv.k_pages, "k_pages", 4, 0);
+  const std::int64_t each = sdk::dim(kv.page_extra, "page_extra", 2, 1);
+  ds_tensor all = *kv.page_extra;  // seen as one row, with what is between its rows
+  const std::int64_t stride = pages > 1 ? all.strides[0] : each;
+  if (all.shape[0] != pages || each < bytes || stride < each || stride % 4 != 0)
+    throw sdk::error(DS_E_SHAPE, "page_extra: " + sdk::shape_text(all.shape, 2) + ", " +
+                                     std::to_string(stride) + " bytes apart, planned " +
+                                     std::to_string(bytes) + " beside each of " +
+                                     std::to_string(pages) + " pages");
+  const std::int64_t length = (pages - 1) * stride + each;
+  all.ndim = 1;
+  all.shape = &length;
+  ++all.strides;
+  return {sdk::flat<std::uint8_t>(all, "page_extra", {}, device).data(), stride};
 }
 
 /// Position of the first of sequence b's `n` rows in this call.
@@ -174,6 +201,18 @@ inline void add_gradients(const ds_attn_args& a, const AttentionShape& s, TrainA
   out.dq = sdk::flat<float>(a.dq, "dq", q_shape, device).data();
   out.dk = sdk::flat<float>(a.dk, "dk", kv_shape, device).data();
   out.dv = sdk::flat<float>(a.dv, "dv", kv_shape, device).data();
+}
+
+/// f(arguments of training). What the kernels are told about sequences is the host's memory, which
+/// the workspace is on the CPU alone: there it is the first TrainSequences of it.
+template <class F>
+void with_training_args(const ds_call& call, const ds_attn_args& a, const AttentionShape& s,
+                        bool back, const F& f) {
+  std::vector<TrainSequence> own(static_cast<std::size_t>(on_gpu(a) ? s.batch : 0));
+  TrainAttentionArgs args =
+      training_args(a, s, on_gpu(a) ? std::span(own) : in_workspace<TrainSequence>(call, s.batch));
+  if (back) add_gradients(a, s, args);
+  f(args);
 }
 
 }  // namespace ds::modules

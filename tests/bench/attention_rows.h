@@ -22,8 +22,9 @@ class AttentionBench {
  public:
   explicit AttentionBench(const Compute& compute) : compute_(compute) {}
 
-  /// `batch` sequences with `rows` rows each, the last of `keys` keys.
-  void paged(const char* row, int64_t batch, int64_t rows, int64_t keys) {
+  /// `batch` sequences with `rows` rows each, the last of `keys` keys. `chosen`: the keys that
+  /// window-global reads by default, and beside that what choosing them takes.
+  void paged(const char* row, int64_t batch, int64_t rows, int64_t keys, bool chosen) {
     const int64_t width = (keys + kKvPageTokens - 1) / kKvPageTokens;
     const auto q = random(batch * rows * kHeads * kDim);
     const Buffer out = room(q.bytes());
@@ -48,13 +49,14 @@ class AttentionBench {
     a.table = table_at.as<int32_t>();
     a.table_width = width;
     a.kv = {KvDtype::kBF16, kKvHeads, kDim, k.data(), v.data()};
+    if (chosen) return paged_chosen(row, a, rows, keys);
     const double pairs =
         static_cast<double>(batch * rows) * static_cast<double>(2 * keys - rows) / 2;
     print(row, seconds_of([&] { compute_.ops->attention(compute_.context, a); }), 4 * pairs);
   }
 
   /// Forward, then backward.
-  void train(const char* row, int64_t batch, int64_t tokens, WeightFormat operands) {
+  void train(const char* row, int64_t batch, int64_t tokens, WeightFormat operands, bool chosen) {
     const int64_t rows = batch * tokens, width = kHeads * kDim, kv = kKvHeads * kDim;
     const auto q = random(rows * width), k = random(rows * kv), v = random(rows * kv);
     const auto dout = random(rows * width);
@@ -67,18 +69,74 @@ class AttentionBench {
                                q.as<float>(),   k.as<float>(),    v.as<float>(),  out.as<float>(),
                                lse.as<float>(), dout.as<float>(), dq.as<float>(), dk.as<float>(),
                                dv.as<float>(),  sequences.data(), batch,          operands};
-    const double pairs = static_cast<double>(rows) * static_cast<double>(tokens) / 2;
-    const double forward = seconds_of([&] { compute_.ops->attention_train(compute_.context, a); });
-    print((std::string(row) + ": forward").c_str(), forward, 4 * pairs);
-    const double backward =
-        seconds_of([&] { compute_.ops->attention_train_backward(compute_.context, a); });
-    print((std::string(row) + ": backward").c_str(), backward, 10 * pairs);
+    const Ops& ops = *compute_.ops;
+    const OpContext& context = compute_.context;
+    Lists lists = chosen ? lists_for(rows, rows * kKvHeads * 4) : Lists{};
+    lists.choice.kept_stride = tokens * kKvHeads * 4;
+    const auto choose = [&] { ops.choose_train_keys(context, a, lists.choice); };
+    const double pairs =
+        static_cast<double>(rows) * (chosen ? kListed : static_cast<double>(tokens) / 2);
+    const std::string name(row);
+    if (chosen) print(name + ": choice", seconds_of(choose), 0);
+    const double forward = seconds_of([&] {
+      if (!chosen) return ops.attention_train(context, a);
+      choose();
+      ops.attention_selected_train(context, a, lists.choice.selection());
+    });
+    print(name + ": forward", forward, 4 * pairs);
+    const double backward = seconds_of([&] {
+      if (!chosen) return ops.attention_train_backward(context, a);
+      choose();
+      ops.attention_selected_train_backward(context, a, lists.choice.selection());
+    });
+    print(name + ": backward", backward, 10 * pairs);
   }
 
  private:
   static constexpr int64_t kHeads = 9, kKvHeads = 3, kDim = 64;
   static constexpr float kScale = 0.125f;
   static constexpr int kCalls = 30;
+  static constexpr int64_t kWindow = 32, kGlobals = 32, kListed = kWindow + kGlobals;
+
+  struct Lists {
+    Buffer keys, counts, kept;
+    KeyChoice choice;
+  };
+  Lists lists_for(int64_t rows, int64_t kept_bytes) const {
+    Lists out{floats(rows * kKvHeads * kListed),
+              floats(rows * kKvHeads),
+              room(static_cast<size_t>(kept_bytes)),
+              {}};
+    out.choice.window = kWindow, out.choice.globals = kGlobals, out.choice.sinks = 4;
+    out.choice.kept = out.kept.data();
+    out.choice.keys = out.keys.as<int32_t>(), out.choice.counts = out.counts.as<int32_t>();
+    out.choice.stride = kListed;
+    return out;
+  }
+
+  void paged_chosen(const char* row, const AttentionArgs& a, int64_t rows, int64_t keys) {
+    const Ops& ops = *compute_.ops;
+    KeyChoice sizes;
+    sizes.globals = kGlobals;
+    const int64_t beside = sizes.kept_bytes(kKvHeads);
+    Lists lists = lists_for(a.batch * keys, a.batch * a.table_width * beside);
+    lists.choice.kept_stride = beside;
+    // The rows before left what they chose beside the pages.
+    AttentionArgs before = a;
+    std::vector<int32_t> starts;
+    for (int64_t b = 0; b <= a.batch; ++b) starts.push_back(static_cast<int32_t>(b * keys));
+    const Buffer starts_at = sent(starts);
+    before.starts = starts_at.as<int32_t>();
+    before.max_rows = keys;
+    ops.choose_keys(compute_.context, before, lists.choice);
+    const auto choose = [&] { ops.choose_keys(compute_.context, a, lists.choice); };
+    print(std::string(row) + ": choice", seconds_of(choose), 0);
+    const double both = seconds_of([&] {
+      choose();
+      ops.attention_selected(compute_.context, a, lists.choice.selection());
+    });
+    print(row, both, 4.0 * static_cast<double>(a.batch * rows * kListed));
+  }
 
   Buffer room(size_t bytes) const { return Buffer::make(*compute_.ops, bytes).value(); }
   Buffer floats(int64_t n) const { return room(static_cast<size_t>(n) * sizeof(float)); }
@@ -130,8 +188,8 @@ class AttentionBench {
     std::sort(took.begin(), took.end());
     return took[2];
   }
-  static void print(const char* row, double s, double products) {
-    std::printf("%s: %.1f us, %.0f TFLOP/s\n", row, s * 1e6,
+  static void print(const std::string& row, double s, double products) {
+    std::printf("%s: %.1f us, %.0f TFLOP/s\n", row.c_str(), s * 1e6,
                 products * static_cast<double>(kHeads * kDim) / s * 1e-12);
   }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu_bench ROW...: one line per row, tokens per second on the GPU of this machine, weights BF16:
 // those of $DS_MODEL if that is set, else random ones of SmolLM2-135M's shapes (speed does not
-// depend on them). Median of five, after one warm-up. Rows, the first four with -fp16, -tf32 or -fp32
-// behind them in that precision:
+// depend on them). Median of five, after one warm-up. Rows, the first four with -fp16, -tf32 or
+// -fp32 behind them in that precision:
 //
 //   decode-B     one token for each of B sequences behind 256 tokens, logits on the host
 //   prefill-T    a prompt of T tokens, 2,048 rows at a time, the last one's logits on the host
@@ -246,7 +246,8 @@ struct Bench {
       DS_CHECK(file->read_f32(wanted.hf_name, tensor).ok());
     }
     const HeldOut held_out(gpu, config, start, HeldOut::licences(**tokenizer));
-    held_out_rows(held_out, std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});
+    held_out_rows(held_out,
+                  std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});
   }
 
   void decode(int64_t batch) const {
@@ -264,8 +265,8 @@ struct Bench {
       for (int64_t at = 0; at < tokens; at += kChunk)
         serving.step(std::min(kChunk, tokens - at), at);
     });
-    std::printf("prefill-%ld%s: %.0f tok/s, %.2f ms\n", tokens, suffix().c_str(), double(tokens) / s,
-                s * 1e3);
+    std::printf("prefill-%ld%s: %.0f tok/s, %.2f ms\n", tokens, suffix().c_str(),
+                double(tokens) / s, s * 1e3);
   }
 
   void train(int64_t batch, int64_t tokens, bool full) {
@@ -304,18 +305,22 @@ struct Bench {
                 mean_difference(there, here), largest, here.size());
   }
 
-  /// One of the rows attention-...
-  bool attention(const char* row) const {
+  /// One of the rows attention-..., or window-global-... for its choice of keys.
+  bool attention(const std::string& row) const {
+    const std::string_view dense = "attention-", chooses = "window-global-";
+    const bool chosen = row.starts_with(chooses);
+    if (!chosen && !row.starts_with(dense)) return false;
+    const std::string part = row.substr((chosen ? chooses : dense).size());
     long batch = 0, tokens = 0;
     AttentionBench bench(gpu);
-    if (std::sscanf(row, "attention-train-%ldx%ld", &batch, &tokens) == 2) {
-      bench.train(row, batch, tokens, WeightFormat::kBF16);
-    } else if (std::sscanf(row, "attention-decode-%ldx%ld", &batch, &tokens) == 2) {
-      bench.paged(row, batch, 1, tokens);
-    } else if (std::sscanf(row, "attention-%ld+%ld", &batch, &tokens) == 2) {
-      bench.paged(row, 1, batch, batch + tokens);
-    } else if (std::sscanf(row, "attention-%ld", &tokens) == 1) {
-      bench.paged(row, 1, tokens, tokens);
+    if (std::sscanf(part.c_str(), "train-%ldx%ld", &batch, &tokens) == 2) {
+      bench.train(row.c_str(), batch, tokens, WeightFormat::kBF16, chosen);
+    } else if (std::sscanf(part.c_str(), "decode-%ldx%ld", &batch, &tokens) == 2) {
+      bench.paged(row.c_str(), batch, 1, tokens, chosen);
+    } else if (std::sscanf(part.c_str(), "%ld+%ld", &batch, &tokens) == 2) {
+      bench.paged(row.c_str(), 1, batch, batch + tokens, chosen);
+    } else if (std::sscanf(part.c_str(), "%ld", &tokens) == 1) {
+      bench.paged(row.c_str(), 1, tokens, tokens, chosen);
     } else {
       return false;
     }
@@ -343,7 +348,7 @@ struct Bench {
       share(row.c_str(), batch, tokens, false);
     } else if (std::sscanf(row.c_str(), "share-full-%ldx%ld", &batch, &tokens) == 2) {
       share(row.c_str(), batch, tokens, true);
-    } else if (!attention(row.c_str())) {
+    } else if (!attention(row)) {
       std::printf("%s: no such row\n", row.c_str());
       return false;
     }

@@ -100,8 +100,7 @@ class HeldOut {
             rng.uniform() * static_cast<double>(stream_.size() - kTokens - 1))));
       DS_CHECK(full->pack(format).ok() && full->zero_gradient().ok());
       loss_of(graph, *full, drawn, true);
-      DS_CHECK(
-          optimizer.step(full->masters(), full->gradient().all(), 1e-4f, 0.99f, 1.0f).ok());
+      DS_CHECK(optimizer.step(full->masters(), full->gradient().all(), 1e-4f, 0.99f, 1.0f).ok());
       saturated_ += graph.settle_saturation();
     }
     DS_CHECK(full->pack(format).ok());

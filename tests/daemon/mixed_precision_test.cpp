@@ -16,7 +16,8 @@ namespace {
 
 using enum WeightFormat;
 
-/// The backend's table, which notes what it is asked to multiply. One at a time: an op has no state.
+/// The backend's table, which notes what it is asked to multiply. One at a time: an op has no
+/// state.
 class Watched {
  public:
   struct Product {
@@ -114,8 +115,8 @@ class MixedPrecision : public testing::Test {
   void load(WeightFormat format, const NamedTensors* instead = nullptr) {
     model = test::load_model(test::data_path("tiny/tied"), watched.compute(), format);
     if (instead != nullptr) {
-      auto made = BaseWeights::from_tensors(model.base->config(), *instead, "", watched.compute(),
-                                            format);
+      auto made =
+          BaseWeights::from_tensors(model.base->config(), *instead, "", watched.compute(), format);
       ASSERT_TRUE(made.ok()) << made.status().message();
       model.base = *made;
     }
@@ -137,9 +138,9 @@ class MixedPrecision : public testing::Test {
     return out;
   }
   std::unique_ptr<Adapters> adapters() const {
-    auto made = Adapters::make(watched.compute(), model.base->config(), 4, 2.0f,
-                               (1u << kTargets) - 1)
-                    .value();
+    auto made =
+        Adapters::make(watched.compute(), model.base->config(), 4, 2.0f, (1u << kTargets) - 1)
+            .value();
     made->initialise(3);
     return made;
   }

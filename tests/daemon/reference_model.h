@@ -76,9 +76,10 @@ inline std::shared_ptr<const TextEncoder> text_encoder_module() {
   return *made;
 }
 
-/// What passes compute with by default.
+/// What passes compute with by default; $DS_TEST_ATTENTION takes dense's place.
 inline Components default_components() {
-  return {text_encoder_module(), attention_module("dense")};
+  const char* attention = std::getenv("DS_TEST_ATTENTION");
+  return {text_encoder_module(), attention_module(attention != nullptr ? attention : "dense")};
 }
 
 /// One pool, backend and set of components per test program. $DS_TEST_DEVICE, cuda:0 for one, takes

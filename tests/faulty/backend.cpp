@@ -190,6 +190,11 @@ const Ops& table() {
     DS_THROUGH(attention);
     DS_THROUGH(attention_train);
     DS_THROUGH(attention_train_backward);
+    DS_THROUGH(choose_keys);
+    DS_THROUGH(choose_train_keys);
+    DS_THROUGH(attention_selected);
+    DS_THROUGH(attention_selected_train);
+    DS_THROUGH(attention_selected_train_backward);
     DS_THROUGH(swiglu);
     DS_THROUGH(swiglu_backward);
     DS_THROUGH(embed);

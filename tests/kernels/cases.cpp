@@ -118,8 +118,7 @@ Case rmsnorm_case(int64_t rows, int64_t d) {
   return simple(
       sized("rmsnorm", rows, d), 2e-6, normal(n + d, 3), Floats(n + rows),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        ops.rmsnorm(c, rows, d, in.data(), in.data() + n, 1e-5f, out->data(), out->data() + n,
-                    {});
+        ops.rmsnorm(c, rows, d, in.data(), in.data() + n, 1e-5f, out->data(), out->data() + n, {});
       },
       [=](const Floats& in) {
         Vec rstd;
@@ -511,6 +510,7 @@ std::vector<Case> all_cases() {
     all.push_back(attention_case({2, 1, 64, dtype, {{1030, 1}, {90, 1}}}));
   }
   for (Case& c : tensor_core_attention_cases()) all.push_back(std::move(c));
+  for (Case& c : key_choice_cases()) all.push_back(std::move(c));
   for (bool backward : {false, true}) {
     all.push_back(train_attention_case({9, 3, 64, 0, {20, 1, 70}}, backward));
     all.push_back(train_attention_case({4, 2, 16, 37, {33, 5}}, backward));

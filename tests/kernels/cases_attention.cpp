@@ -187,8 +187,7 @@ Case attention_case(const AttentionShape& s) {
   // result by as much; values reach four times the result's mean.
   const bool prompt = std::any_of(s.sequences.begin(), s.sequences.end(),
                                   [](const auto& sequence) { return sequence.second > 1; });
-  if (s.dtype != KvDtype::kF32 && !s.selected && prompt)
-    c.tolerance_bf16 = rounding_tolerance(format_of(s.dtype));
+  if (s.dtype != KvDtype::kF32 && prompt) c.tolerance_bf16 = rounding_tolerance(format_of(s.dtype));
   for (const auto& [before, now] : s.sequences) {
     c.name += " " + std::to_string(before) + "+" + std::to_string(now);
     for (int64_t r = before; r < before + now; ++r) {
@@ -346,15 +345,28 @@ std::vector<Case> tensor_core_attention_cases() {
   many.resize(8);
   many[5] = {70, 130};
   prompts(17, 17, 16, many);
+  const auto chosen = [&](int64_t n_heads, int64_t n_kv_heads, int64_t d, const auto& sequences) {
+    for (const KvDtype dtype : {KvDtype::kBF16, KvDtype::kF16})
+      all.push_back(attention_case({n_heads, n_kv_heads, d, dtype, sequences, true}));
+  };
+  chosen(3, 1, 64, Sequences{{500, 300}, {33, 1}, {5, 65}});
+  chosen(1, 1, 48, Sequences{{1100, 130}, {32, 32}});
+  chosen(4, 1, 128, Sequences{{77, 201}, {0, 17}});
+  chosen(9, 3, 64, Sequences{{300, 1}, {0, 1}, {40, 1}});  // one row each
+  chosen(16, 2, 128, Sequences{{129, 1}});
   std::vector<int64_t> rows(33, 3);
   rows[20] = 70;
   for (const bool backward : {false, true}) {
     const auto train = [&](int64_t n_heads, int64_t n_kv_heads, int64_t d, int64_t prefix,
-                           const std::vector<int64_t>& rows) {
+                           const std::vector<int64_t>& rows, bool selected = false) {
       for (const WeightFormat operands : {WeightFormat::kBF16, WeightFormat::kF16})
-        all.push_back(train_attention_case({n_heads, n_kv_heads, d, prefix, rows, false, operands},
-                                           backward));
+        all.push_back(train_attention_case(
+            {n_heads, n_kv_heads, d, prefix, rows, selected, operands}, backward));
     };
+    train(9, 3, 64, 5, {130, 65, 63}, true);
+    train(3, 1, 64, 0, {300, 129}, true);
+    train(4, 1, 80, 70, {65, 17, 1}, true);
+    train(8, 8, 16, 64, {3, 3, 3, 130, 3, 3, 3, 3}, true);
     train(9, 3, 64, 0, {20, 1, 70});
     train(3, 1, 64, 0, {300, 129});
     train(9, 3, 64, 5, {130, 65, 63});

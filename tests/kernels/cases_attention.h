@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention cases: paged (serving) and packed (training).
+// Attention cases: paged (serving) and packed (training), and the choice of keys for them.
 #pragma once
 
 #include <utility>
@@ -67,5 +67,7 @@ Case train_attention_case(const TrainShape& shape, bool backward);
 /// tile): sizes around them, head sizes that they pad, prefixes that end within a tile, more
 /// sequences than a launch takes.
 std::vector<Case> tensor_core_attention_cases();
+/// What choose_keys and choose_train_keys make of sequences that arrive in one call and in many.
+std::vector<Case> key_choice_cases();
 
 }  // namespace ds::test

@@ -8,14 +8,15 @@ namespace {
 
 /// What ops leave for linear layers: `make` fills `prepared` with rows [rows, d], and a product
 /// with the identity brings them back. Rounded where the backend does that.
-Case prepared_case(
-    WeightFormat format, const char* name, int64_t rows, int64_t d, std::function<Floats()> in,
-    std::function<void(const Ops&, const OpContext&, const Floats& in, float* y,
-                       const PreparedRows& prepared)>
-        make,
-    std::function<Vec(const Floats& in)> expect) {
+Case prepared_case(WeightFormat format, const char* name, int64_t rows, int64_t d,
+                   std::function<Floats()> in,
+                   std::function<void(const Ops&, const OpContext&, const Floats& in, float* y,
+                                      const PreparedRows& prepared)>
+                       make,
+                   std::function<Vec(const Floats& in)> expect) {
   Case c = simple(
-      sized(name, rows, d) + " prepared " + format_name(format), 5e-5, std::move(in), Floats(rows * d),
+      sized(name, rows, d) + " prepared " + format_name(format), 5e-5, std::move(in),
+      Floats(rows * d),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Floats identity(d * d, 0.0f), y(rows * d);
         for (int64_t i = 0; i < d; ++i) identity[i * d + i] = 1.0f;
@@ -24,7 +25,8 @@ Case prepared_case(
         const int64_t bytes = ops.prepared_bytes(format, rows, d);
         auto prepared = aligned(std::max<int64_t>(bytes, 16));
         const bool alone = !ops.host_memory && bytes > 0;
-        make(ops, c, in, alone ? nullptr : y.data(), {bytes > 0 ? prepared.get() : nullptr, format});
+        make(ops, c, in, alone ? nullptr : y.data(),
+             {bytes > 0 ? prepared.get() : nullptr, format});
         LinearArgs a;
         a.rows = rows;
         a.x = alone ? nullptr : y.data();
@@ -77,7 +79,8 @@ Case prepared_swiglu(WeightFormat format) {
 Case prepared_swiglu_backward(bool gate) {
   constexpr int64_t rows = kRows, d = kWidth, n = rows * d;
   return prepared_case(
-      WeightFormat::kBF16, gate ? "swiglu_backward gate" : "swiglu_backward up", rows, d, normal(3 * n, 33),
+      WeightFormat::kBF16, gate ? "swiglu_backward gate" : "swiglu_backward up", rows, d,
+      normal(3 * n, 33),
       [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
           const PreparedRows& prepared) {
         Floats other(n);
@@ -122,8 +125,7 @@ Case prepared_linear_swiglu(WeightFormat format) {
         std::shared_ptr<char> weight[2];
         for (int w = 0; w < 2; ++w) {
           weight[w] = aligned(ops.packed_bytes(format, d, k));
-          ops.pack(c, format, d, k, in.data() + rows * k + w * d * k, false,
-                   weight[w].get());
+          ops.pack(c, format, d, k, in.data() + rows * k + w * d * k, false, weight[w].get());
           a.w[w] = {format, d, k, weight[w].get()};
         }
         a.epilogue = Epilogue::kSwiglu;

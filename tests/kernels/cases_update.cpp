@@ -60,7 +60,7 @@ Case factors_case(WeightFormat format, int64_t rank) {
   }
   return simple(
       "pack_factors " + std::to_string(rank) + " " + format_name(format), 0.0,
-      [=] { return as_bf16(random_floats(given, 23)); }, Floats(packed),
+      [=] { return as_half(as_bf16(random_floats(given, 23))); }, Floats(packed),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         std::vector<FactorPack, CaseAllocator<FactorPack>> list(2);
         std::vector<std::shared_ptr<char>> memory;
@@ -193,17 +193,15 @@ Case pack_all_case() {
     bool transposed;
     int64_t n, k;
   };
-  constexpr Shape kShapes[] = {{WeightFormat::kBF16, false, 33, 24},
-                               {WeightFormat::kBF16, false, 20, 37},
-                               {WeightFormat::kBF16, true, 17, 40},
-                               {WeightFormat::kF32, false, 5, 64},
-                               {WeightFormat::kF16, false, 9, 40},
-                               {WeightFormat::kF16, true, 12, 31},
-                               {WeightFormat::kF32, true, 35, 9}};
+  constexpr Shape kShapes[] = {
+      {WeightFormat::kBF16, false, 33, 24}, {WeightFormat::kBF16, false, 20, 37},
+      {WeightFormat::kBF16, true, 17, 40},  {WeightFormat::kF32, false, 5, 64},
+      {WeightFormat::kF16, false, 9, 40},   {WeightFormat::kF16, true, 12, 31},
+      {WeightFormat::kF32, true, 35, 9}};
   int64_t total = 0;
   for (const Shape& s : kShapes) total += s.n * s.k;
   return simple(
-      "pack_all", 0.0, [=] { return as_bf16(random_floats(total, 41)); }, Floats(total),
+      "pack_all", 0.0, [=] { return as_half(as_bf16(random_floats(total, 41))); }, Floats(total),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         std::vector<PackItem, CaseAllocator<PackItem>> items;
         std::vector<std::shared_ptr<char>> memory;

@@ -91,7 +91,6 @@ struct Call {
     table.set(p.pages.data(), kAbiI32, {1, n_pages});
     k.set(p.k_pages.data(), kAbiF32, {n_pages, kKvHeads, 32, kDim});
     v.set(p.v_pages.data(), kAbiF32, {n_pages, kKvHeads, 32, kDim});
-    extra.set(p.extra.data(), kAbiU8, {n_pages, 4096});
     kv.size = sizeof kv;
     kv.page_tokens = 32;
     kv.k_pages = k.get(), kv.v_pages = v.get();
@@ -106,7 +105,10 @@ struct Call {
     plan.size = sizeof plan;
     ds_status st{};
     DS_CHECK(plugin.table<ds_attention>().plan(plugin.handle(), &args, &plan, &st) == DS_OK);
-    DS_CHECK(plan.page_extra_bytes <= 4096);
+    const auto planned = static_cast<int64_t>(plan.page_extra_bytes);
+    DS_CHECK(planned <= 4096);
+    extra.set(p.extra.data(), kAbiU8, {n_pages, planned});
+    extra.set_row_stride(4096, static_cast<uint64_t>((n_pages - 1) * 4096 + planned));
     workspace.resize(plan.workspace_bytes / 8 + 9);
     call.size = sizeof call;
     call.parallel = pool;
@@ -210,9 +212,10 @@ TEST_F(AttentionModules, TheChoiceIsTheFirstKeysAndThoseOfSmallestNorm) {
 }
 
 TEST_F(AttentionModules, BitsDoNotDependOnHowASequenceArrives) {
-  for (const char* name : {"dense", "window-global"}) {
+  for (const Json& config : {Json(), Json::object(), Json{{"window", 5}, {"globals", 40}}}) {
     Problem p(150);
-    const auto plugin = attention_plugin(name, {});
+    const char* name = config.is_null() ? "dense" : "window-global";
+    const auto plugin = attention_plugin(name, config.is_null() ? Json::object() : config);
     const std::vector<float> all = whole(*plugin, p);
     for (const int64_t step : {1, 37}) {
       Problem again(150);
@@ -308,6 +311,14 @@ TEST_F(AttentionModules, WrongShapesAreRefusedByName) {
     EXPECT_NE(refusal([](Call& c) { c.row_bounds[1] = 7; }).find("rows"), std::string::npos);
     if (name == std::string_view("window-global")) {  // the other one plans none
       EXPECT_NE(refusal([](Call& c) { c.call.workspace_bytes = 1; }).find("workspace"),
+                std::string::npos);
+      EXPECT_NE(refusal([](Call& c) { c.args.max_keys = 39; }).find("expected 40 to 39"),
+                std::string::npos);
+      EXPECT_NE(refusal([](Call& c) { c.kv.page_extra = nullptr; }).find("page_extra: missing"),
+                std::string::npos);
+      EXPECT_NE(refusal([&p](Call& c) {
+                  c.extra.set(p.extra.data(), kAbiU8, {2, 16});
+                }).find("page_extra: [2, 16]"),
                 std::string::npos);
     }
     EXPECT_NE(refusal([](Call& c) { c.args.out = nullptr; }).find("out: missing"),
