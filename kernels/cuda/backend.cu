@@ -80,7 +80,7 @@ bool check(cudaError_t error, const char* what) {
 
 bool check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return true;
-  fail("cuBLAS: " + std::string(what) + ": " + cublasGetStatusString(status));
+  fail("cuBLAS: " + std::string(what) + ": " + cublasLtGetStatusString(status));
   return false;
 }
 

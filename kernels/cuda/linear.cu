@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linear layers of many rows through cuBLAS, and the choice between them and few_rows(). Row-major
-// y [rows, n] = x W^T is what cuBLAS, column-major, calls y [n, rows] = W x with W transposed.
+// Linear layers of many rows through cuBLAS, and the choice between them and few_rows().
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/table.h"
@@ -94,43 +93,41 @@ void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
   launched("end of a linear layer");
 }
 
-struct ProductType {
-  cudaDataType_t element;
-  cublasComputeType_t compute;
-};
 /// FP32 is FP32: without TF32, unless that is asked for.
-ProductType product_type(WeightFormat format) {
+Product product_of(WeightFormat format) {
+  Product p;
   switch (format) {
     case WeightFormat::kBF16:
-      return {CUDA_R_16BF, CUBLAS_COMPUTE_32F};
+      p.type = CUDA_R_16BF;
+      break;
     case WeightFormat::kF16:
-      return {CUDA_R_16F, CUBLAS_COMPUTE_32F};
+      p.type = CUDA_R_16F;
+      break;
     case WeightFormat::kTF32:
-      return {CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32};
+      p.compute = CUBLAS_COMPUTE_32F_FAST_TF32;
+      break;
     default:
-      return {CUDA_R_32F, CUBLAS_COMPUTE_32F_PEDANTIC};
+      p.compute = CUBLAS_COMPUTE_32F_PEDANTIC;
   }
+  return p;
 }
 
 /// y [rows, n] = x W^T + beta y; x is rounded rows for weights of 16 bits, else FP32 rows.
-/// What is packed as [n][k] is [k, n] in cuBLAS's columns, and transposed; the pack of W^T is as it
-/// is.
 bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const void* x,
               int64_t x_stride, float beta, float* y, int64_t y_stride) {
   if (w.n == 0) return true;
-  const bool f32 = is_f32(w.format);
-  const auto [type, compute] = product_type(w.format);
-  const float alpha = 1.0f;
-  // The padding of such rows is zero on both sides: multiplied too, it keeps k a multiple of 8. The
-  // pack of W^T has no such rows.
-  const int64_t k = f32 || w.transposed ? w.k : padded_k(w.format, w.k);
-  return check(
-      cublasGemmEx(s.blas(), w.transposed ? CUBLAS_OP_N : CUBLAS_OP_T, CUBLAS_OP_N,
-                   static_cast<int>(w.n), static_cast<int>(rows), static_cast<int>(k), &alpha,
-                   w.data, type, static_cast<int>(padded_k(w.format, w.transposed ? w.n : w.k)), x,
-                   type, static_cast<int>(larger(x_stride, k)), &beta, y, CUDA_R_32F,
-                   static_cast<int>(larger(y_stride, w.n)), compute, CUBLAS_GEMM_DEFAULT),
-      "product of a linear layer");
+  Product p = product_of(w.format);
+  p.m = rows;
+  p.n = w.n;
+  // The padding of rows of 16 bits is zero on both sides: multiplied too, it keeps k a multiple of
+  // 8. The pack of W^T has no such rows.
+  p.k = is_f32(w.format) || w.transposed ? w.k : padded_k(w.format, w.k);
+  p.a = {x, x_stride, false};
+  p.b = {w.data, padded_k(w.format, w.transposed ? w.n : w.k), !w.transposed};
+  p.beta = beta;
+  p.c = y;
+  p.c_stride = y_stride;
+  return s.multiply(p, "product of a linear layer");
 }
 
 /// Where the products of a pair of weights wait to be finished.
@@ -341,24 +338,27 @@ void few_outer(const StreamState& s, OuterArgs a) {
 
 }  // namespace
 
-/// out^T [k, n] += scale * x^T dy in cuBLAS's columns.
+/// out [n, k] += scale * dy^T x.
 void outer_accumulate(const OpContext& context, const OuterArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.rows == 0 || a.n == 0 || a.k == 0) return;
   if (a.n <= kLoraRank) return few_outer(*s, a);
   const bool rounded = a.dy_prepared != nullptr && a.x_prepared != nullptr;
-  const auto [type, compute] = product_type(rounded  ? WeightFormat::kBF16
-                                            : a.tf32 ? WeightFormat::kTF32
-                                                     : WeightFormat::kF32);
-  const int64_t x_step = rounded ? padded_k(WeightFormat::kBF16, a.k) : larger(a.x_stride, a.k);
-  const int64_t dy_step = rounded ? padded_k(WeightFormat::kBF16, a.n) : larger(a.dy_stride, a.n);
-  const float one = 1.0f;
-  check(cublasGemmEx(s->blas(), CUBLAS_OP_N, CUBLAS_OP_T, static_cast<int>(a.k),
-                     static_cast<int>(a.n), static_cast<int>(a.rows), &a.scale,
-                     rounded ? a.x_prepared : a.x, type, static_cast<int>(x_step),
-                     rounded ? a.dy_prepared : a.dy, type, static_cast<int>(dy_step), &one, a.out,
-                     CUDA_R_32F, static_cast<int>(a.k), compute, CUBLAS_GEMM_DEFAULT),
-        "gradient of a weight");
+  Product p = product_of(rounded  ? WeightFormat::kBF16
+                         : a.tf32 ? WeightFormat::kTF32
+                                  : WeightFormat::kF32);
+  p.m = a.n;
+  p.n = a.k;
+  p.k = a.rows;
+  p.a = {rounded ? a.dy_prepared : a.dy, rounded ? padded_k(WeightFormat::kBF16, a.n) : a.dy_stride,
+         true};
+  p.b = {rounded ? a.x_prepared : a.x, rounded ? padded_k(WeightFormat::kBF16, a.k) : a.x_stride,
+         false};
+  p.alpha = a.scale;
+  p.beta = 1.0f;
+  p.c = a.out;
+  p.c_stride = a.k;
+  s->multiply(p, "gradient of a weight");
 }
 
 }  // namespace ds::cuda

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the ops share on the host: the opened GPU, the first failure, and per stream the scratch and
-// the cuBLAS handle that its ops use.
+// the planned products that its ops use.
 #pragma once
 
-#include <cublas_v2.h>
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/pace.h"
 
 namespace ds::cuda {
@@ -19,7 +19,6 @@ namespace ds::cuda {
 /// Bytes that one op may use beside its arguments: products that wait for an epilogue, rounded
 /// inputs, partial sums. Ops work in pieces where more would be needed.
 constexpr int64_t kScratchBytes = int64_t{256} << 20;
-constexpr int64_t kBlasBytes = int64_t{32} << 20;  // what cuBLAS recommends for Hopper
 
 /// One stream of the host's, and what belongs to it: a CUDA stream for each part of the GPU that it
 /// may use, of which one is current, and scratch that these share. Members are null until init()
@@ -36,7 +35,8 @@ class StreamState {
   void* id() { return owned_ ? this : nullptr; }
   bool has(void* native) const;
   cudaStream_t stream() const { return current_->stream; }
-  cublasHandle_t blas() const { return current_->blas; }
+  /// Enqueues a product; false, and kept for finish(), if it cannot be.
+  bool multiply(const Product& product, const char* what) const;
   /// A kernel that writes weights has been enqueued: the next one that asks for weights ahead of
   /// its input (launch_next) must not start early, as only its wait makes what was written visible.
   void weights_change() const { weights_changed_ = true; }
@@ -57,12 +57,11 @@ class StreamState {
  private:
   struct Lane {
     std::atomic<cudaStream_t> stream = nullptr;  // other threads look for theirs among all
-    cublasHandle_t blas = nullptr;  // of its own: cuBLAS chooses kernels by the number of SMs
+    int sms = 0;                                 // that a product may use, 0: all
     bool tried = false, ready = false;
   };
   Lane& lane_of(GpuPart part) { return lanes_[static_cast<size_t>(part)]; }
   const Lane& lane_of(GpuPart part) const { return lanes_[static_cast<size_t>(part)]; }
-  cublasStatus_t make_blas(Lane& lane) const;
   const char* open_lane(GpuPart part);
   void use(GpuPart part);
   void mark();
@@ -74,6 +73,7 @@ class StreamState {
   void* scratch_ = nullptr;
   mutable bool weights_changed_ = false;
   void* blas_scratch_ = nullptr;
+  mutable Products products_;
 
   StreamGate gate_;
   bool recording_ = false;

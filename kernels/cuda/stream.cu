@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A stream's scratch and cuBLAS, and how it gives way: a short queue, and a change of parts between
-// two ops, which an event orders.
+// A stream's scratch and products, and how it gives way: a short queue, and a change of parts
+// between two ops, which an event orders.
 #include "kernels/cuda/partition.h"
 #include "kernels/cuda/state.h"
 
@@ -22,23 +22,17 @@ bool StreamState::has(void* native) const {
 bool StreamState::init() {
   return check(cudaMalloc(&scratch_, kScratchBytes), "scratch of a stream") &&
          check(cudaMalloc(&blas_scratch_, kBlasBytes), "cuBLAS scratch of a stream") &&
-         check(make_blas(*current_), "handle");
+         check(Products::open(), "handle");
 }
 
-cublasStatus_t StreamState::make_blas(Lane& lane) const {
-  // cublasSetStream forgets the workspace, so the order matters. Without a workspace of its own
-  // cuBLAS would allocate, which a capture forbids. Lanes take turns, so they can share one.
-  cublasStatus_t status = cublasCreate(&lane.blas);
-  if (status == CUBLAS_STATUS_SUCCESS) status = cublasSetStream(lane.blas, lane.stream);
-  if (status == CUBLAS_STATUS_SUCCESS)
-    status = cublasSetWorkspace(lane.blas, blas_scratch_, kBlasBytes);
-  return status;
+bool StreamState::multiply(const Product& product, const char* what) const {
+  // Lanes take turns, so they can share a workspace.
+  return check(products_.run(product, blas_scratch_, current_->sms, stream()), what);
 }
 
 StreamState::~StreamState() {
   cudaStreamSynchronize(stream());
   for (Lane& lane : lanes_) {
-    if (lane.blas != nullptr) cublasDestroy(lane.blas);
     const bool ours = &lane != &lane_of(GpuPart::kWhole) || owned_;
     if (ours && lane.stream != nullptr) cudaStreamDestroy(lane.stream);
   }
@@ -52,20 +46,12 @@ StreamState::~StreamState() {
 const char* StreamState::open_lane(GpuPart part) {
   Lane& lane = lane_of(part);
   lane.tried = true;
-  int sms = 0;
   cudaStream_t stream = nullptr;
-  const char* failed = stream_on(part, priority_, &stream, &sms);
+  const char* failed = stream_on(part, priority_, &stream, &lane.sms);
   if (failed != nullptr) return failed;
   lane.stream = stream;
-  if (make_blas(lane) == CUBLAS_STATUS_SUCCESS &&
-      cublasSetSmCountTarget(lane.blas, sms) == CUBLAS_STATUS_SUCCESS) {
-    lane.ready = true;
-    return nullptr;
-  }
-  if (lane.blas != nullptr) cublasDestroy(std::exchange(lane.blas, nullptr));
-  lane.stream = nullptr;
-  cudaStreamDestroy(stream);
-  return "cuBLAS does not run on a part of the GPU";
+  lane.ready = true;
+  return nullptr;
 }
 
 const char* StreamState::set_gate(StreamGate gate) {
