@@ -52,7 +52,8 @@ constexpr Setting kSettings[] = {
      "allowed mean KL divergence of candidate from base on the probe, nats per token"},
 
     {"serve.precision", kT, "default", 0, 0, "default|fp32|tf32|bf16|fp16", kRestart,
-     "numerics of serving and training; fp16 trains with a backward pass in BF16"},
+     "format of products, serving and training; default: fp16 on a GPU, whose backward pass is in "
+     "BF16, else bf16"},
     {"serve.attention", kT, "dense", 0, 0, "", kLive, "attention component of a plugin"},
     {"serve.encoder", kT, "text", 0, 0, "", kLive, "encoder component for text"},
     {"serve.context", kI, "2048", 32, 1 << 20, "", kRestart, "longest sequence in tokens"},

@@ -380,7 +380,7 @@ Result<End> serve(const Arguments& a, Config& config, EventBus& events, ReplaySt
   DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
   VersionStore files(posix_file_system(), a.data);
   BaseStore base_files(posix_file_system(), a.data);
-  DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, components));
+  DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, components, device.is_gpu()));
   Bases bases(*model.file, base_files, form);
   DS_ASSIGN(const std::unique_ptr<Versions> versions,
             open_versions(bases, base_files, files, store, config, *machine));

@@ -43,13 +43,15 @@ IsolationOptions isolation(const Config& config, Metrics& metrics, EventBus& eve
   return out;
 }
 
-WeightFormat packed_format(const Config& config) {
+WeightFormat packed_format(const Config& config, bool on_gpu) {
   const std::string precision = config.text("serve.precision");
   if (precision == "fp32") return WeightFormat::kF32;
   if (precision == "tf32") return WeightFormat::kTF32;
-  return precision == "fp16" ? WeightFormat::kF16 : WeightFormat::kBF16;
+  const bool half = precision == "fp16" || (precision == "default" && on_gpu);
+  return half ? WeightFormat::kF16 : WeightFormat::kBF16;
 }
 
+/// What is not quantized is FP32 or BF16: plugins know no other factors.
 WeightForm quantized_form(const Config& config, const ComponentsSlot& slot,
                           const Plugins::Serving& found) {
   auto quantizer = std::make_shared<const Quantizer>(found.instance, found.generation);
@@ -58,7 +60,9 @@ WeightForm quantized_form(const Config& config, const ComponentsSlot& slot,
     log(LogLevel::kInfo, "plugin",
         std::string(quantizer->name()) +
             ": sees the inputs of the weights first; model.calibrate = false would be faster");
-  return {packed_format(config), std::move(quantizer), calibrated ? slot.current() : nullptr};
+  const bool f32 = is_f32(packed_format(config, false));
+  return {f32 ? WeightFormat::kF32 : WeightFormat::kBF16, std::move(quantizer),
+          calibrated ? slot.current() : nullptr};
 }
 
 /// Whether a plugin that was there before is not: the daemon then starts without it.
@@ -66,13 +70,14 @@ bool left_out(const Plugins& plugins) { return !plugins.list()["refused"].empty(
 
 /// What model.quant = `name` means.
 Result<WeightForm> form_called(const std::string& name, Plugins& plugins, const Config& config,
-                               const ComponentsSlot& slot) {
-  if (name == "file") return WeightForm(packed_format(config));
+                               const ComponentsSlot& slot, bool on_gpu) {
+  const WeightForm as_in_file = packed_format(config, on_gpu);
+  if (name == "file") return as_in_file;
   const auto serving = plugins.find(DS_KIND_QUANTIZER, name);
   if (!serving.ok() && left_out(plugins) && config.text("model.quant") == name) {
     log(LogLevel::kError, "plugin",
         serving.status().message() + "; weights as in the file instead");
-    return WeightForm(packed_format(config));
+    return as_in_file;
   }
   DS_ASSIGN(const Plugins::Serving found, serving);
   return quantized_form(config, slot, found);
@@ -206,8 +211,9 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
   return plugins;
 }
 
-Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot) {
-  return form_called(config.text("model.quant"), plugins, config, slot);
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot,
+                               bool on_gpu) {
+  return form_called(config.text("model.quant"), plugins, config, slot, on_gpu);
 }
 
 void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Bases& bases,
@@ -219,8 +225,9 @@ void follow_plugins(Plugins& plugins, Config& config, ComponentsSlot& slot, Base
     const auto weights = on_gpu ? versions.current() : on_host(versions.current());
     return take(kind, next, {on_gpu, weights->base.get(), &compute}, slot);
   };
-  config.before_change("model.quant", [&](const std::string& name) -> Status {
-    DS_ASSIGN(const WeightForm form, form_called(name, plugins, config, slot));
+  const bool gpu_there = !loader.now().ops->host_memory;
+  config.before_change("model.quant", [&, gpu_there](const std::string& name) -> Status {
+    DS_ASSIGN(const WeightForm form, form_called(name, plugins, config, slot, gpu_there));
     return keep_in(form, bases, versions);
   });
   for (const char* setting : kLearnerSettings) {

@@ -37,7 +37,8 @@ Result<std::unique_ptr<Plugins>> open_plugins(const std::string& data, const Con
                                               Metrics& metrics, EventBus& events,
                                               ComponentsSlot& slot, bool on_gpu);
 /// What model.quant means, with the components that `slot` has now.
-Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot);
+Result<WeightForm> weight_form(Plugins& plugins, const Config& config, const ComponentsSlot& slot,
+                               bool on_gpu);
 
 /// From now on new sequences take what serve.attention, serve.encoder and model.quant are set to,
 /// and the newest generation of it. A setting that cannot be applied is refused. What has to be

@@ -15,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 bin='' out=build/gpu rows=()
-all=(ops parts plugins precision model engine engine-window-global memcheck racecheck initcheck parity gap held-out
+all=(ops parts plugins precision model engine engine-window-global memcheck racecheck initcheck parity parity-fp16 gap held-out
      decode-1 decode-64 decode-256 prefill-512 prefill-4096 decode-1-fp16 prefill-4096-fp16
      lora-8x64 lora-16x1024 full-4x512 full-16x1024 full-4x512-fp16 full-16x1024-fp16 full-16x1024-tf32
      full-16x1024-fp32 share-lora-8x64 share-full-4x512

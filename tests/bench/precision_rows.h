@@ -39,12 +39,28 @@ inline double mean_difference(std::span<const double> a, std::span<const double>
   return sum / static_cast<double>(a.size());
 }
 
+inline std::vector<float> served_logits(const Compute& compute, const BaseWeights& base,
+                                        const std::vector<TokenId>& ids, int64_t rows_at_once) {
+  const KvDtype kv = kv_dtype(*compute.ops, base.format());
+  return test::serve_logits(compute, base, nullptr, ids, rows_at_once, kv);
+}
+
+/// The texts of SmolLM2's reference, for a real model.
+inline std::vector<std::vector<TokenId>> reference_ids() {
+  const Json reference = test::read_json(test::data_path("smollm2/reference.json"));
+  std::vector<std::vector<TokenId>> out;
+  for (const Json& text : reference["teacher_forced"]) {
+    out.emplace_back();
+    for (const Json& id : text["ids"]) out.back().push_back(id.get<int>());
+  }
+  return out;
+}
+
 /// Mean |difference| between the trainer's forward pass and serving token by token, on one text.
 inline double trainer_server_gap(const Compute& compute, const BaseWeights& base,
                                  const std::vector<TokenId>& ids) {
   const int64_t vocab = base.config().vocab;
-  const KvDtype kv = kv_dtype(*compute.ops, base.format());
-  const auto served = test::serve_logits(compute, base, nullptr, ids, 1, kv);
+  const auto served = served_logits(compute, base, ids, 1);
   TrainGraph graph(base.config(), compute);
   TrainBatch batch;
   batch.add(ids, 1, nullptr);
