@@ -151,22 +151,13 @@ __global__ void __launch_bounds__(kGroupThreads, kChosenBlocks<kD>)
   extern __shared__ float4 shared[];
   const AttentionArgs& a = r.a;
   const int64_t sequence = blockIdx.y, head = blockIdx.x, d = a.kv.head_dim;
-  const int64_t row0 = a.starts[sequence];
-  const auto n_rows = static_cast<int>(a.starts[sequence + 1] - row0);
-  const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
-  const QueryUnits units{row0,
-                         a.n_heads,
-                         n_rows * group,
-                         group,
-                         static_cast<int>(head) * group,
-                         a.lengths[sequence] - n_rows,
-                         static_cast<int>(d)};
+  const QueryUnits units = paged_units(a, sequence, head);
   const int first = static_cast<int>(blockIdx.z) * kUnits;
   if (first >= units.count) return;
   const int first_row = units.row(first), last_row = units.row(first + kUnits - 1);
   auto* tiles = reinterpret_cast<T*>(shared);
   const MapMemory m(tiles + 4 * kTileElements<kD>, r.map_words);
-  const ChosenRows rows{r.chosen, row0 + first_row, a.kv.n_kv_heads, head,
+  const ChosenRows rows{r.chosen, units.row0 + first_row, a.kv.n_kv_heads, head,
                         last_row - first_row + 1};
   const int words = (units.before + last_row) / 32 + 1;
   const int n_keys = map_keys(rows, m, words);

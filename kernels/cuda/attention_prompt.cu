@@ -31,16 +31,8 @@ struct PagedSource {
   AttentionArgs a;
 
   __device__ PagedKeys<T> keys(int64_t sequence, int64_t head) const {
-    const int64_t d = a.kv.head_dim, row0 = a.starts[sequence];
-    const auto rows = static_cast<int>(a.starts[sequence + 1] - row0);
-    const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
-    const QueryUnits units{row0,
-                           a.n_heads,
-                           rows * group,
-                           group,
-                           static_cast<int>(head) * group,
-                           a.lengths[sequence] - rows,
-                           static_cast<int>(d)};
+    const QueryUnits units = paged_units(a, sequence, head);
+    const int64_t d = a.kv.head_dim;
     const int64_t at = head * kKvPageTokens * d;
     return {units, static_cast<const T*>(a.kv.k) + at, static_cast<const T*>(a.kv.v) + at,
             a.table + sequence * a.table_width, a.kv.n_kv_heads * kKvPageTokens * d};

@@ -448,6 +448,17 @@ void add_linear_cases(std::vector<Case>* all) {
   }
 }
 
+void add_outer_cases(std::vector<Case>* all) {
+  all->push_back(outer_case(1, 5, 7));
+  all->push_back(outer_case(131, 250, 70));
+  all->push_back(outer_case(64, 16, 576));
+  all->push_back(outer_case(300, 96, 16));
+  all->push_back(outer_case(300, 9, 40));
+  all->push_back(outer_case(700, 8, 130));
+  all->push_back(outer_case(131, 250, 70, true));
+  all->push_back(outer_case(64, 40, 576, true));
+}
+
 }  // namespace
 
 std::vector<Case> all_cases() {
@@ -459,15 +470,8 @@ std::vector<Case> all_cases() {
     all.push_back(adamw_case(d * 3));
     all.push_back(vectors_case(d * 100));
   }
-  all.push_back(outer_case(1, 5, 7));
-  all.push_back(outer_case(131, 250, 70));
-  all.push_back(outer_case(64, 16, 576));
-  all.push_back(outer_case(300, 96, 16));
-  all.push_back(outer_case(300, 9, 40));
-  all.push_back(outer_case(700, 8, 130));
+  add_outer_cases(&all);
   all.push_back(pack_all_case());
-  all.push_back(outer_case(131, 250, 70, true));
-  all.push_back(outer_case(64, 40, 576, true));
   for (WeightFormat format : kFormats) {
     all.push_back(factors_case(format, 5));
     all.push_back(factors_case(format, 16));
