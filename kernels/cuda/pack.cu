@@ -139,7 +139,8 @@ namespace {
 
 /// Eight elements a thread; n counts eights.
 __global__ void __launch_bounds__(kThreads)
-    round_eights(int64_t n, const float4* __restrict__ x, uint4* rounded) {
+    round_eights(int64_t n, const float4* x, uint4* rounded) {
+  begin_after_previous();
   for (int64_t i = loop_begin(); i < n; i += loop_step()) {
     const float4 a = x[2 * i], b = x[2 * i + 1];
     const __nv_bfloat162 pairs[4] = {
@@ -157,9 +158,8 @@ void round_rows(const StreamState& s, int64_t rows, int64_t k, const float* x, i
   if (rows * padded == 0) return;
   if (padded == k && x_stride == k && is_aligned16(x) && is_aligned16(rounded)) {
     const int64_t n = rows * k / 8;
-    round_eights<<<loop_blocks(n, kThreads), kThreads, 0, s.stream()>>>(
-        n, reinterpret_cast<const float4*>(x), static_cast<uint4*>(rounded));
-    launched("prepare");
+    launch_next("prepare", round_eights, dim3(loop_blocks(n, kThreads)), kThreads, 0, s.stream(), n,
+                reinterpret_cast<const float4*>(x), static_cast<uint4*>(rounded));
     return;
   }
   pack_rows<<<loop_blocks(rows * padded, kThreads), kThreads, 0, s.stream()>>>(

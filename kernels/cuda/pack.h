@@ -11,4 +11,9 @@ class StreamState;
 void round_rows(const StreamState&, int64_t rows, int64_t k, const float* x, int64_t x_stride,
                 void* rounded);
 
+/// RMSNorm of x [rows, d], rows `x_stride` apart, with weight w [d]: to y [rows, d], to rows as
+/// round_rows() gives them, or to both; either may be null.
+void norm_rows(const StreamState&, int64_t rows, int64_t d, const float* x, int64_t x_stride,
+               const float* w, float eps, float* y, void* rounded, float* rstd = nullptr);
+
 }  // namespace ds::cuda
