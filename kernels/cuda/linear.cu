@@ -356,6 +356,7 @@ int64_t rows_at_once(WeightFormat format, int64_t k) {
 void linear(const OpContext& context, const LinearArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.rows == 0 || a.n_weights == 0) return;
+  if (some_rows(*s, a)) return;
   const int64_t each = rows_at_once(a.w[0].format, a.w[0].k);
   const int64_t most = a.w[0].n > kManyOutputs ? kGemvRows / 2 : kGemvRows;
   const bool many = a.rows > most || a.w[0].transposed || each == 0;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two ways of a linear call. Up to kGemvRows rows: few_rows() streams the weights once, without
-// tensor cores, all weights of the call and its epilogue in one launch. More: cuBLAS, and what it
-// cannot fuse in one launch behind it. Either way low-rank inputs t = A x come first.
+// The ways of a linear call. Up to kFewRows of BF16 weights: some_rows() reads the weights once, on
+// tensor cores, all weights of the call and its epilogue in one launch. Up to kGemvRows that it
+// does not take (FP32, the head): few_rows() does the same without tensor cores. More: cuBLAS, and
+// what it cannot fuse in one launch behind it. Each way low-rank inputs t = A x come first.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -43,6 +44,9 @@ void low_rank_inputs(const StreamState&, const LinearArgs&, int64_t row, int64_t
 
 /// Rows [row, row + rows) of a call, at most kGemvRows; their lora.t is there.
 void few_rows(const StreamState&, const LinearArgs&, int64_t row, int64_t rows);
+
+/// All of a call. False, and nothing enqueued, if it is not for this kernel.
+bool some_rows(const StreamState&, const LinearArgs&);
 
 /// Bytes of a row in BF16.
 inline int64_t rounded_row_bytes(int64_t k) { return padded_k(WeightFormat::kBF16, k) * 2; }
