@@ -66,12 +66,22 @@ struct LoraPair {
   float scale = 0.0f;
 };
 
+/// A LoraPair in a table in the memory of the backend; a == nullptr: none.
+struct LoraEntry {
+  const void *a = nullptr, *b = nullptr;
+  float scale = 0.0f;
+};
+
 /// Low-rank parts of one call (a struct of the host). Rows choose their slot, so one batch may mix
 /// versions.
 struct LoraSlots {
   const int32_t* slot_of_row = nullptr;  ///< [rows], -1 = base only
   int n_slots = 0;
   LoraPair pair[kMaxLoraSlots][kMaxFusedWeights];
+  /// What is in `pair` again, [n_weights][kMaxLoraSlots] in the memory of the backend, or null.
+  /// Where it is given and host_memory is false, it is read when the call runs: a recording of the
+  /// call serves whatever pairs are there by then.
+  const LoraEntry* table = nullptr;
   float* t = nullptr;  ///< out/workspace [n_weights][rows][16]: A x of each row (kept for backward)
 };
 
@@ -110,8 +120,8 @@ struct LinearArgs {
   const float* x = nullptr;          ///< [rows, k]
   int64_t x_stride = 0;              ///< floats between rows of x
   const void* x_prepared = nullptr;  ///< from prepare(); null if prepared_bytes() is 0
-  // Neighbouring phases in the same call, for at most Ops::fused_rows rows that are not prepared.
-  /// RMSNorm of x comes first, with this weight [k]; null: none.
+  // Neighbouring phases in the same call, where Ops::fuses_phases.
+  /// RMSNorm of x, which is not prepared, comes first, with this weight [k]; null: none.
   const float* norm = nullptr;
   float norm_eps = 0;
   /// The outputs are q, k and v of a serving step: rope_append() follows, whose q is y[0]; k and v
@@ -126,7 +136,7 @@ struct LinearArgs {
   Epilogue epilogue = Epilogue::kNone;
   const float* residual = nullptr;  ///< [rows, n_0], stride y_stride[0]
   /// With kSwiglu: y_0 as prepare() gives it for such weights, or null. Where it is given and
-  /// host_memory is false, y[0] may be null. Only of more than Ops::fused_rows rows.
+  /// host_memory is false, y[0] may be null. Only of rows whose prepared_bytes() are not 0.
   void* y_prepared = nullptr;
 };
 
@@ -284,6 +294,17 @@ struct AdamWArgs {
   int64_t step = 1;  ///< from 1, for bias correction
 };
 
+/// From each row of logits a token: the first of the largest where its heat is 0, else drawn with
+/// weights e^(heat * (logit - largest)): the first at which the weights so far sum to more than
+/// `chance` of all.
+struct SampleArgs {
+  int64_t rows = 0, vocab = 0, stride = 0;
+  const float* logits = nullptr;
+  const float* heat = nullptr;     ///< [rows] 1 / temperature, or 0
+  const double* chance = nullptr;  ///< [rows] in [0, 1)
+  int32_t* token = nullptr;        ///< [rows] out; -1 where a logit is not finite
+};
+
 /// The table. Every entry is filled by every backend; `tests/kernels/ops_test.cpp` runs each
 /// against a double-precision oracle, finite differences, and as a benchmark.
 struct Ops {
@@ -293,7 +314,7 @@ struct Ops {
   // Memory. On the CPU it is the host's, so that upload and download are copies.
   bool host_memory;       ///< allocate() gives memory that the host can use as its own
   bool reads_transposed;  ///< linear() takes views with `transposed`: no second pack is needed
-  int64_t fused_rows;     ///< linear() takes LinearArgs::norm and ::rope for up to so many rows
+  bool fuses_phases;      ///< linear() takes LinearArgs::norm and ::rope
   void* (*allocate)(int64_t bytes);  ///< aligned to 256 bytes; null: there is not enough
   /// Host memory that is copied from and to at the bus's full speed, else like allocate().
   void* (*allocate_pinned)(int64_t bytes);
@@ -389,6 +410,7 @@ struct Ops {
   void (*embed_backward)(const OpContext&, int64_t rows, int64_t d, const int32_t* ids,
                          const float* dy, float* out);
 
+  void (*sample)(const OpContext&, const SampleArgs&);
   void (*cross_entropy)(const OpContext&, const CrossEntropyArgs&);
   void (*kl_topk)(const OpContext&, const KlTopkArgs&);
 

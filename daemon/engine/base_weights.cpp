@@ -79,32 +79,60 @@ std::vector<double> inverse_frequencies(const ModelConfig& c) {
 
 namespace {
 
-/// How `source`, in the backend's memory, is to be packed into `out`, whose memory is reused if it
-/// is enough.
+/// How `source`, in the backend's memory, is to be packed into `out`: where that has been before,
+/// or was laid out to be, else into memory of its own.
 Result<PackItem> room_for(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
                           const float* source, bool transposed, Linear& out) {
   const Ops& ops = *compute.ops;
-  DS_TRY(out.storage.grow(ops, static_cast<size_t>(ops.packed_bytes(format, n, k))));
-  out.view = {format, n, k, out.storage.data()};
-  return PackItem{format, transposed, n, k, source, out.storage.data()};
+  if (out.view.data == nullptr) {
+    DS_ASSIGN(out.storage, Buffer::make(ops, static_cast<size_t>(ops.packed_bytes(format, n, k))));
+    out.view.data = out.storage.data();
+  }
+  out.view = {format, n, k, out.view.data};
+  return PackItem{format, transposed, n, k, source, const_cast<void*>(out.view.data)};
 }
 
-/// As pack_linear; `source` is in the backend's memory.
-Result<Linear> pack_there(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
-                          const float* source, bool transposed) {
-  Linear out;
-  DS_ASSIGN(const PackItem item, room_for(compute, format, n, k, source, transposed, out));
-  compute.ops->pack(compute.context, format, n, k, source, transposed, item.packed);
-  return out;
+/// `source` is the host's.
+Status pack_into(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
+                 const float* source, bool transposed, Linear& out) {
+  DS_ASSIGN(const auto from, InBackend::make(*compute.ops, compute.context, source,
+                                             static_cast<size_t>(n * k) * sizeof(float)));
+  DS_ASSIGN(const PackItem item,
+            room_for(compute, format, n, k, from.as<float>(), transposed, out));
+  compute.ops->pack(compute.context, format, n, k, item.source, transposed, item.packed);
+  return {};
+}
+
+/// Gives some weights of a layer, which have no memory yet, places one behind the other.
+Status lay_out(const Compute& compute, const ModelConfig& c, WeightFormat format,
+               LayerWeights& layer, std::initializer_list<Target> targets, Buffer& memory) {
+  const Ops& ops = *compute.ops;
+  const auto bytes = [&](Target t) {
+    const auto [n, k] = target_shape(c, t);
+    return static_cast<size_t>(ops.packed_bytes(format, n, k));
+  };
+  constexpr size_t kAlign = 64;
+  size_t total = 0;
+  for (const Target t : targets) total += bytes(t);
+  for (const Target t : targets) {
+    if (bytes(t) % kAlign != 0 || layer.linear[t].view.data != nullptr) return {};
+  }
+  DS_ASSIGN(memory, Buffer::make(ops, total));
+  size_t at = 0;
+  for (const Target t : targets) {
+    layer.linear[t].view.data = memory.data() + at;
+    at += bytes(t);
+  }
+  return {};
 }
 
 }  // namespace
 
 Result<Linear> pack_linear(const Compute& compute, WeightFormat format, int64_t n, int64_t k,
                            const float* source, bool transposed) {
-  DS_ASSIGN(const auto from, InBackend::make(*compute.ops, compute.context, source,
-                                             static_cast<size_t>(n * k) * sizeof(float)));
-  return pack_there(compute, format, n, k, from.as<float>(), transposed);
+  Linear out;
+  DS_TRY(pack_into(compute, format, n, k, source, transposed, out));
+  return out;
 }
 
 uint64_t WeightForm::key() const {
@@ -205,6 +233,7 @@ class BaseWeights::Builder {
                   [at](Store& s) { return &s.layers[at].attention_norm; }));
     DS_TRY(vector(prefix + "post_attention_layernorm.weight", c.d_model,
                   [at](Store& s) { return &s.layers[at].mlp_norm; }));
+    if (!quantized()) DS_TRY(lay_out_layer(c, at));
     for (int t = 0; t < kTargets; ++t) {
       const auto target = static_cast<Target>(t);
       const auto [n, k] = target_shape(c, target);
@@ -215,6 +244,20 @@ class BaseWeights::Builder {
             vector(name + ".bias", n, [at, t](Store& s) { return &s.layers[at].linear[t].bias; }));
     }
     return {};
+  }
+
+  Status lay_out_layer(const ModelConfig& c, size_t at) {
+    for (Store* store : stores_) {
+      if (store == nullptr) continue;
+      LayerWeights& layer = store->layers[at];
+      DS_TRY(lay_out(compute_of(store), c, form_.format, layer, {kQ, kK, kV}, layer.qkv));
+      DS_TRY(lay_out(compute_of(store), c, form_.format, layer, {kGate, kUp}, layer.gate_up));
+    }
+    return {};
+  }
+  /// Weights stay in the quantizer's format, else they are packed.
+  bool quantized() const {
+    return form_.quantizer != nullptr && form_.quantizer->multiplies() && compute_.ops->host_memory;
   }
 
   /// The same for all weights of a model: made once.
@@ -243,8 +286,7 @@ class BaseWeights::Builder {
   Status pack(int64_t n, int64_t k, const float* source, const Place<Linear>& place) {
     for (Store* store : stores_) {
       if (store == nullptr) continue;
-      DS_ASSIGN(*place(*store),
-                pack_linear(compute_of(store), format_of(store), n, k, source, false));
+      DS_TRY(pack_into(compute_of(store), format_of(store), n, k, source, false, *place(*store)));
     }
     return {};
   }
@@ -271,7 +313,7 @@ class BaseWeights::Builder {
     const Quantizer& quantizer = *form_.quantizer;
     DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
     DS_ASSIGN(auto quant, quantizer.quantize(compute_.context, name, n, k, source.data()));
-    if (quantizer.multiplies() && compute_.ops->host_memory) {
+    if (quantized()) {
       Linear& out = *place(*stores_[0]);
       out.view = {form_.format, n, k, nullptr};
       out.quant = std::move(quant);
@@ -429,8 +471,10 @@ Result<WeightView> BaseWeights::second_pack(const Compute& compute, int64_t laye
     } else {
       ops.unpack(compute.context, source.view, rows.as<float>());
     }
-    DS_ASSIGN(Linear made, pack_there(compute, format, transposed ? k : n, transposed ? n : k,
-                                      rows.as<float>(), transposed));
+    Linear made;
+    DS_ASSIGN(const PackItem item, room_for(compute, format, transposed ? k : n, transposed ? n : k,
+                                            rows.as<float>(), transposed, made));
+    ops.pack(compute.context, format, item.n, item.k, item.source, transposed, item.packed);
     DS_TRY(finish(compute));  // others read it on their streams, and `rows` ends here
     packs[index] = std::make_unique<Linear>(std::move(made));
   }
@@ -468,7 +512,8 @@ Status run_linear(const Compute& compute, const BaseWeights& base,
                                          {quant.data(), weights.size()}, args, scratch);
   }
   const int64_t k = args.w[0].k;
-  if (args.x_prepared == nullptr) {
+  // A backend that fuses phases need not be helped with an input that no other call reads.
+  if (args.x_prepared == nullptr && !compute.ops->fuses_phases) {
     DS_ASSIGN(void* const room,
               prepared_room(*compute.ops, base.format(), args.rows, k, scratch.prepared));
     if (room != nullptr)

@@ -27,6 +27,8 @@ StepPlace::StepPlace(const ModelConfig& config, const EngineOptions& options, co
 
 Status StepPlace::reserve() {
   DS_ASSIGN(logits, Buffer::pinned(*compute.ops, logits_bytes));
+  DS_ASSIGN(tokens, Buffer::pinned(*compute.ops,
+                                   static_cast<size_t>(forward.max_rows()) * sizeof(TokenId)));
   DS_TRY(forward.reserve());
   DS_TRY(pages.reserve());
   return finish(compute);

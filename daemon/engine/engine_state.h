@@ -84,9 +84,11 @@ struct PlannedRows {
 /// One logits row and what becomes of it.
 struct LogitUse {
   LiveSequence* sequence = nullptr;
-  int64_t position = 0;  ///< of the row's token; its logits speak of position + 1
-  bool samples = false;  ///< false: scores the prompt token at position + 1
-  TokenId token = 0;     ///< outcome from here on
+  int64_t position = 0;      ///< of the row's token; its logits speak of position + 1
+  bool samples = false;      ///< false: scores the prompt token at position + 1
+  int32_t row = 0;           ///< of the step
+  std::optional<Draw> draw;  ///< the backend takes the token, and the logits stay there
+  TokenId token = 0;         ///< outcome from here on
   Logprobs scores;
   Status status;
 };
@@ -112,6 +114,7 @@ struct StepPlace {
   KvPages pages;
   Forward forward;
   Buffer logits;  ///< [max rows, vocab]; pages the kernel never touched cost nothing
+  Buffer tokens;  ///< [max rows] that the backend drew
   size_t logits_bytes;
 };
 
@@ -164,6 +167,8 @@ struct Engine::State {
   Status run(const Run& run);
   bool go_on_after(const Status& failure, const Run& run);
   void list_logits(const PlannedRows& item, int64_t row0);
+  std::optional<Draw> drawn_there(const LiveSequence& sequence, int64_t position) const;
+  void order_uses();
   void judge_logits();
   void judge(LogitUse& use, std::span<const float> logits, SampleScratch& scratch) const;
   void apply(LogitUse& use, int64_t now_ns);
@@ -192,7 +197,7 @@ struct Engine::State {
   bool draining = false, stopping = false, any_cancelled = false;
   bool leave_device = false;  ///< it failed, says somebody else
   bool on_host = false;       ///< `place` is the CPU's in place of a device that was lost
-  bool reporting = false;  ///< an ended sequence's callback is running
+  bool reporting = false;     ///< an ended sequence's callback is running
   int64_t next_arrival = 1;
 
   // Workspace of a step; kept so that a steady state does not allocate.
@@ -202,10 +207,11 @@ struct Engine::State {
   std::vector<TokenId> ids;
   std::vector<SequenceSpan> spans;
   std::vector<int32_t> slots, logit_rows;
-  std::vector<LogitUse> uses;
+  std::vector<LogitUse> uses;  ///< those with a draw last
+  std::vector<Draw> draws;
   std::vector<SampleScratch> scratch;  ///< one per sampling task
   int64_t row_limit = 0;               ///< of a step; small for a while after it found no memory
-  std::vector<float> hidden;  ///< [max rows, d_model] once an embedding was asked for
+  std::vector<float> hidden;           ///< [max rows, d_model] once an embedding was asked for
 
   std::atomic<double> rate{0};  ///< tokens per second at rate_ns, smoothed over some seconds
   std::atomic<int64_t> rate_ns{0};

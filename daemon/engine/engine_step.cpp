@@ -125,7 +125,6 @@ Status Engine::State::run(const Run& run) {
   ids.clear();
   spans.clear();
   slots.clear();
-  logit_rows.clear();
   uses.clear();
   bool wants_hidden = false;
   for (const PlannedRows& item : run.items) {
@@ -143,9 +142,10 @@ Status Engine::State::run(const Run& run) {
   if (wants_hidden && hidden.empty()) {
     hidden.resize(static_cast<size_t>(place->forward.max_rows() * config.d_model));
   }
-  DS_TRY(place->forward.run(*run.base, {ids, spans, slots, run.deltas, logit_rows, run.components},
-                            place->pages, place->logits.as<float>(),
-                            wants_hidden ? hidden.data() : nullptr));
+  order_uses();
+  const StepBatch batch{ids, spans, slots, run.deltas, logit_rows, draws, run.components};
+  DS_TRY(place->forward.run(*run.base, batch, place->pages, place->logits.as<float>(),
+                            wants_hidden ? hidden.data() : nullptr, place->tokens.as<TokenId>()));
   judge_logits();
 
   int64_t row0 = 0;
@@ -163,11 +163,12 @@ Status Engine::State::run(const Run& run) {
 void Engine::State::list_logits(const PlannedRows& item, int64_t row0) {
   LiveSequence& s = *item.sequence;
   const auto want = [&](int64_t position, bool samples) {
-    logit_rows.push_back(static_cast<int32_t>(row0 + position - s.computed));
     LogitUse& use = uses.emplace_back();
     use.sequence = &s;
     use.position = position;
     use.samples = samples;
+    use.row = static_cast<int32_t>(row0 + position - s.computed);
+    if (samples) use.draw = drawn_there(s, position);
   };
   const int64_t end = s.computed + item.rows;
   if (s.scores_prompt()) {
@@ -181,17 +182,39 @@ void Engine::State::list_logits(const PlannedRows& item, int64_t row0) {
   if (end == known && known < s.token_limit) want(end - 1, true);
 }
 
+/// A GPU takes the token where that needs no more than the logits, which then need not come here.
+std::optional<Draw> Engine::State::drawn_there(const LiveSequence& s, int64_t position) const {
+  if (place->compute.ops->host_memory || s.request.logprobs >= 0) return std::nullopt;
+  return plain_draw(s.request.sampling, s.counts, static_cast<uint64_t>(position + 1));
+}
+
+void Engine::State::order_uses() {
+  std::ranges::stable_partition(uses, [](const LogitUse& use) { return !use.draw.has_value(); });
+  logit_rows.clear();
+  draws.clear();
+  for (const LogitUse& use : uses) {
+    logit_rows.push_back(use.row);
+    if (use.draw.has_value()) draws.push_back(*use.draw);
+  }
+}
+
 void Engine::State::judge_logits() {
-  if (uses.empty()) return;
+  const int64_t whole = std::ssize(uses) - std::ssize(draws);
+  for (int64_t i = whole; i < std::ssize(uses); ++i) {
+    LogitUse& use = uses[static_cast<size_t>(i)];
+    use.token = place->tokens.as<TokenId>()[i - whole];
+    if (use.token < 0) use.status = corrupt("a logit is not finite");
+  }
+  if (whole == 0) return;
   struct Job {
     State* state;
-    int64_t tasks;
-  } job{this, std::min(std::ssize(scratch), std::ssize(uses))};
+    int64_t tasks, uses;
+  } job{this, std::min(std::ssize(scratch), whole), whole};
   const ds_task_fn judge_some = [](void* user, int64_t task) {
     const Job& job = *static_cast<Job*>(user);
     State& state = *job.state;
     const int64_t vocab = state.config.vocab;
-    for (int64_t i = task; i < std::ssize(state.uses); i += job.tasks) {
+    for (int64_t i = task; i < job.uses; i += job.tasks) {
       const std::span row(state.place->logits.as<float>() + i * vocab, static_cast<size_t>(vocab));
       state.judge(state.uses[static_cast<size_t>(i)], row,
                   state.scratch[static_cast<size_t>(task)]);

@@ -109,6 +109,11 @@ void LoraDelta::bind(int64_t layer, std::span<const Target> targets, int slot,
   }
 }
 
+LoraEntry LoraDelta::entry(int64_t layer, Target target) const {
+  const Pair& pair = layers_[static_cast<size_t>(layer)][target];
+  return {pair.a.view.data, pair.b.view.data, scale_};
+}
+
 KvPages::KvPages(const ModelConfig& c, const Compute& compute, KvDtype dtype, int64_t n_pages)
     : compute_(compute),
       dtype_(dtype),
@@ -210,6 +215,9 @@ Status Forward::linear(std::initializer_list<Target> targets, const BaseWeights&
     slots.slot_of_row = tables_.lora_slots();
     slots.n_slots = static_cast<int>(batch.deltas.size());
     slots.t = lora_t_.as<float>();
+    if (lora_by_table_)
+      slots.table =
+          lora_table_.as<LoraEntry>() + (layer * kTargets + *targets.begin()) * kMaxLoraSlots;
     for (int s = 0; s < slots.n_slots; ++s) {
       batch.deltas[static_cast<size_t>(s)]->bind(layer, {targets.begin(), targets.size()}, s,
                                                  slots);
@@ -251,7 +259,7 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                             tables_.positions(),
                             tables_.slots(),
                             pages.layer(layer)};
-  DS_ASSIGN(const Input normed, norm(base, batch, w.attention_norm));
+  const Input normed = norm(batch, w.attention_norm);
   Fused fused;
   if (normed.norm != nullptr) fused.rope = &rope;
   DS_TRY(linear({kQ, kK, kV}, base, layer, batch, normed,
@@ -262,9 +270,9 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   DS_TRY(
       linear({kO}, base, layer, batch, {attended_.as<float>()}, {x}, Epilogue::kResidual, x, {}));
 
-  DS_ASSIGN(const Input to_mlp, norm(base, batch, w.mlp_norm));
+  const Input to_mlp = norm(batch, w.mlp_norm);
   fused = {};
-  if (to_mlp.prepared != nullptr) {
+  if (to_mlp.norm != nullptr) {
     DS_ASSIGN(fused.y_prepared,
               prepared_room(ops, base.format(), rows, c.d_ff, activated_prepared_));
   }
@@ -275,34 +283,25 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                 Epilogue::kResidual, x, {});
 }
 
-Result<Forward::Input> Forward::norm(const BaseWeights& base, const StepBatch& batch,
-                                     const BackendFloats& weight) {
+Forward::Input Forward::norm(const StepBatch& batch, const BackendFloats& weight) {
   const Ops& ops = *compute_.ops;
-  const int64_t rows = tables_.rows(), d = config_.d_model;
-  if (batch.watch == nullptr && rows <= ops.fused_rows)
-    return Input{x_.as<float>(), nullptr, &weight};
-  // The CPU's ops would make both, a watch sees FP32.
-  const bool fp32 = ops.host_memory || batch.watch != nullptr;
-  void* prepared = nullptr;
-  if (!fp32) {
-    DS_ASSIGN(prepared, prepared_room(ops, base.format(), rows, d, scratch_.prepared));
-  }
-  float* normed = prepared == nullptr ? normed_.as<float>() : nullptr;
-  ops.rmsnorm(compute_.context, rows, d, x_.as<float>(), weight.data(), config_.norm_eps, normed,
-              nullptr, {prepared, base.format()});
-  return Input{normed, prepared};
+  if (batch.watch == nullptr && ops.fuses_phases) return {x_.as<float>(), nullptr, &weight};
+  ops.rmsnorm(compute_.context, tables_.rows(), config_.d_model, x_.as<float>(), weight.data(),
+              config_.norm_eps, normed_.as<float>(), nullptr, {});
+  return {normed_.as<float>()};
 }
 
-Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
+Status Forward::head(const BaseWeights& base, const StepBatch& batch, const Outputs& to) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
+  const int64_t wanted = std::ssize(batch.logit_rows), drawn = std::ssize(batch.draws);
   ops.gather_rows(compute_.context, wanted, c.d_model, tables_.logit_rows(), x_.as<float>(),
                   rows_.as<float>());
   LinearArgs args;
   args.rows = wanted;
   args.x = rows_.as<float>();
   args.x_stride = c.d_model;
-  if (wanted <= ops.fused_rows) {
+  if (ops.fuses_phases) {
     args.norm = base.final_norm().data();
     args.norm_eps = c.norm_eps;
   } else {
@@ -310,13 +309,18 @@ Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
                 c.norm_eps, normed_.as<float>(), nullptr, {});
     args.x = normed_.as<float>();
   }
-  args.y[0] = logits;
+  args.y[0] = to.logits;
   const Linear* head = &base.head();
-  return run_linear(compute_, base, {&head, 1}, args, scratch_);
+  DS_TRY(run_linear(compute_, base, {&head, 1}, args, scratch_));
+  if (drawn > 0) {
+    ops.sample(compute_.context, {drawn, c.vocab, c.vocab, to.logits + (wanted - drawn) * c.vocab,
+                                  tables_.heat(), tables_.chance(), to.tokens});
+  }
+  return {};
 }
 
 Status Forward::enqueue(const BaseWeights& base, const StepBatch& batch, const Components& with,
-                        KvPages& pages, float* logits, float* hidden) {
+                        KvPages& pages, const Outputs& to) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
   float* x = x_.as<float>();
@@ -327,83 +331,133 @@ Status Forward::enqueue(const BaseWeights& base, const StepBatch& batch, const C
                           pages.n_pages()));
   DS_TRY(pages.reserve_extra(attention_.page_extra_bytes()));
   for (int64_t layer = 0; layer < c.n_layers; ++layer) DS_TRY(block(base, layer, batch, pages));
-  if (hidden != nullptr) {
+  if (to.hidden != nullptr) {
     ops.rmsnorm(compute_.context, tables_.rows(), c.d_model, x, base.final_norm().data(),
-                c.norm_eps, hidden, nullptr, {});
+                c.norm_eps, to.hidden, nullptr, {});
   }
-  if (logits == nullptr) return {};
-  return head(base, std::ssize(batch.logit_rows), logits);
+  if (to.logits == nullptr) return {};
+  return head(base, batch, to);
 }
 
 StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch,
                                  const Components& with, const KvPages& pages,
-                                 const float* logits) const {
+                                 const Outputs& to) const {
   StepRecordings::Key key;
   for (const int64_t size : {tables_.rows(), tables_.batch(), tables_.table_width(),
-                             static_cast<int64_t>(batch.logit_rows.size())})
+                             std::ssize(batch.logit_rows), std::ssize(batch.draws)})
     key.push_back(static_cast<uint64_t>(size));
   key.push_back(with.key());
   for (const void* address :
-       {tables_.address(), static_cast<const void*>(logits),
+       {tables_.address(), static_cast<const void*>(to.logits), static_cast<const void*>(to.tokens),
         static_cast<const void*>(scratch_.prepared.data()),
         static_cast<const void*>(activated_prepared_.data()), attention_.workspace(),
         static_cast<const void*>(pages.layer(0).k), static_cast<const void*>(pages.extra(0))})
     key.push_back(reinterpret_cast<uint64_t>(address));
   key.push_back(base.serial());
-  for (const LoraDelta* delta : batch.deltas) key.push_back(delta->serial());
+  key.push_back(batch.deltas.empty() ? 0 : 1);
+  // Kernels look for pairs in a table; a quantizer plugin gets them by value.
+  if (base.layer(0).linear[kQ].quant != nullptr) {
+    for (const LoraDelta* delta : batch.deltas) key.push_back(delta->serial());
+  }
   return key;
 }
 
-int64_t Forward::logits_bytes(const StepBatch& batch) const {
-  return std::ssize(batch.logit_rows) * config_.vocab * 4;
-}
-
-/// Where the backend writes what goes to the host: there, or in its own memory. Null stays null.
-Status Forward::place_outputs(const StepBatch& batch, float*& logits, float*& hidden) {
-  const Ops& ops = *compute_.ops;
-  if (ops.host_memory) return {};
-  if (logits != nullptr) {
-    DS_TRY(out_.grow(ops, static_cast<size_t>(logits_bytes(batch))));
-    logits = out_.as<float>();
+/// Brings the pairs of `deltas` to where recorded steps look for them.
+Status Forward::set_lora_table(std::span<const LoraDelta* const> deltas) {
+  const auto is_there = [](const LoraDelta* delta, uint64_t serial) {
+    return delta->serial() == serial;
+  };
+  lora_by_table_ = !deltas.empty();
+  if (deltas.empty() || std::ranges::equal(deltas, lora_serials_, is_there)) return {};
+  lora_serials_.clear();
+  lora_entries_.assign(static_cast<size_t>(config_.n_layers * kTargets * kMaxLoraSlots), {});
+  for (const LoraDelta* delta : deltas) {
+    const size_t slot = lora_serials_.size();
+    for (size_t i = slot; i < lora_entries_.size(); i += kMaxLoraSlots) {
+      const auto weight = static_cast<int64_t>(i) / kMaxLoraSlots;
+      lora_entries_[i] = delta->entry(weight / kTargets, static_cast<Target>(weight % kTargets));
+    }
+    lora_serials_.push_back(delta->serial());
   }
-  if (hidden != nullptr) {
-    DS_TRY(hidden_.grow(ops, static_cast<size_t>(max_rows_ * config_.d_model) * sizeof(float)));
-    hidden = hidden_.as<float>();
-  }
+  const size_t bytes = lora_entries_.size() * sizeof(LoraEntry);
+  DS_TRY(lora_table_.grow(*compute_.ops, bytes));
+  compute_.ops->upload(compute_.context, lora_table_.data(), lora_entries_.data(),
+                       static_cast<int64_t>(bytes));
   return {};
 }
 
+/// Where the backend writes what goes to the host: there, or in its own memory. Null stays null.
+Result<Forward::Outputs> Forward::place_outputs(const StepBatch& batch, const Outputs& to) {
+  const Ops& ops = *compute_.ops;
+  Outputs there = to;
+  if (batch.logit_rows.empty()) there.logits = nullptr;
+  if (ops.host_memory) return there;
+  if (there.logits != nullptr) {
+    DS_TRY(out_.grow(ops, batch.logit_rows.size() * static_cast<size_t>(config_.vocab) * 4));
+    there.logits = out_.as<float>();
+  }
+  if (to.hidden != nullptr) {
+    DS_TRY(hidden_.grow(ops, static_cast<size_t>(max_rows_ * config_.d_model) * sizeof(float)));
+    there.hidden = hidden_.as<float>();
+  }
+  if (to.tokens != nullptr) {
+    DS_TRY(tokens_.grow(ops, static_cast<size_t>(max_rows_) * sizeof(TokenId)));
+    there.tokens = tokens_.as<TokenId>();
+  }
+  return there;
+}
+
+void Forward::fetch_outputs(const StepBatch& batch, const Outputs& from, const Outputs& to) const {
+  const Ops& ops = *compute_.ops;
+  if (ops.host_memory) return;
+  const int64_t drawn = std::ssize(batch.draws), whole = std::ssize(batch.logit_rows) - drawn;
+  if (from.logits != nullptr && whole > 0)
+    ops.download(compute_.context, to.logits, from.logits, whole * config_.vocab * 4);
+  if (from.hidden != nullptr)
+    ops.download(compute_.context, to.hidden, from.hidden, tables_.rows() * config_.d_model * 4);
+  if (drawn > 0)
+    ops.download(compute_.context, to.tokens, from.tokens,
+                 drawn * static_cast<int64_t>(sizeof(TokenId)));
+}
+
+namespace {
+
+/// Sizes that come again and again: of decode steps, and of full chunks of one long prompt.
+bool comes_again(const StepBatch& batch) {
+  constexpr size_t kChunks = 64;
+  return batch.sequences.size() == batch.ids.size() ||
+         (batch.sequences.size() == 1 && batch.ids.size() % kChunks == 0);
+}
+
+}  // namespace
+
 Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
-                    float* hidden) {
+                    float* hidden, TokenId* tokens) {
   const Ops& ops = *compute_.ops;
   const int64_t rows = static_cast<int64_t>(batch.ids.size());
   DS_CHECK(rows > 0 && rows <= max_rows_);
   DS_CHECK(batch.deltas.size() <= kMaxLoraSlots);
-  // Decode steps come again and again in the same sizes.
-  const bool again = !ops.host_memory && batch.watch == nullptr && hidden == nullptr &&
-                     batch.sequences.size() == batch.ids.size();
+  DS_CHECK(batch.draws.size() <= (tokens == nullptr ? 0 : batch.logit_rows.size()));
+  const bool again =
+      !ops.host_memory && batch.watch == nullptr && hidden == nullptr && comes_again(batch);
   DS_TRY(reserve());
   DS_TRY(pages.reserve());
   DS_TRY(tables_.set(ops, compute_.context, batch.ids, batch.sequences, batch.slot_of_row,
-                     batch.logit_rows, again));
+                     batch.logit_rows, again, batch.draws));
   const std::shared_ptr<const Components> held =
       batch.components == nullptr ? compute_.components->current() : nullptr;
   const Components& with = held != nullptr ? *held : *batch.components;
-  if (batch.logit_rows.empty()) logits = nullptr;
-  float *logits_there = logits, *hidden_there = hidden;
-  DS_TRY(place_outputs(batch, logits_there, hidden_there));
-  const auto enqueue_it = [&] {
-    return enqueue(base, batch, with, pages, logits_there, hidden_there);
-  };
+  const Outputs to{logits, hidden, tokens};
+  DS_ASSIGN(const Outputs there, place_outputs(batch, to));
+  const auto enqueue_it = [&] { return enqueue(base, batch, with, pages, there); };
+  lora_by_table_ = false;
   if (again) {
-    DS_TRY(recordings_.run(key(base, batch, with, pages, logits_there), enqueue_it));
+    DS_TRY(set_lora_table(batch.deltas));
+    DS_TRY(recordings_.run(key(base, batch, with, pages, there), enqueue_it));
   } else {
     DS_TRY(enqueue_it());
   }
-  if (!ops.host_memory && logits != nullptr)
-    ops.download(compute_.context, logits, logits_there, logits_bytes(batch));
-  if (!ops.host_memory && hidden != nullptr)
-    ops.download(compute_.context, hidden, hidden_there, rows * config_.d_model * 4);
+  fetch_outputs(batch, there, to);
   return finish(compute_);
 }
 

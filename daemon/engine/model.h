@@ -99,6 +99,9 @@ enum class HostCopy { kKept, kNone };
 
 struct LayerWeights {
   std::array<Linear, kTargets> linear;
+  /// Memory of packs that lie side by side: q, k and v, and gate and up, so that a backend can
+  /// multiply by several as by one.
+  Buffer qkv, gate_up;
   BackendFloats attention_norm, mlp_norm;  ///< [d_model]
 };
 
@@ -207,6 +210,8 @@ class LoraDelta {
                                                        const std::vector<LayerFactors>& factors);
   /// Points `slots.pair[slot][...]` at the factors of the `n` given targets of one layer.
   void bind(int64_t layer, std::span<const Target> targets, int slot, LoraSlots& slots) const;
+  /// The same of one target, as a table of slots has it.
+  LoraEntry entry(int64_t layer, Target target) const;
   int64_t rank() const { return rank_; }
   float scale() const { return scale_; }
   uint64_t serial() const { return serial_; }  ///< of this object, never another's
@@ -284,8 +289,9 @@ struct StepBatch {
   std::span<const int32_t> slot_of_row;      ///< [rows] into deltas, -1 = base
   std::span<const LoraDelta* const> deltas;  ///< at most kMaxLoraSlots
   std::span<const int32_t> logit_rows;       ///< rows whose logits are wanted
-  const Components* components = nullptr;    ///< null: what the slot of Compute has now
-  const LinearWatch* watch = nullptr;        ///< null: nobody
+  std::span<const Draw> draws;  ///< of the last of logit_rows: a token each is wanted, no logits
+  const Components* components = nullptr;  ///< null: what the slot of Compute has now
+  const LinearWatch* watch = nullptr;      ///< null: nobody
 };
 
 /// The forward pass with its planned workspace. Not thread-safe; one per thread that runs it.
@@ -299,20 +305,28 @@ class Forward {
   void forget_recordings() { recordings_.clear(); }
 
   /// Appends K/V of all rows to their pages and computes logits of the wanted rows.
-  /// logits: FP32 [logit_rows.size(), vocab] of the host, null to skip the head.
+  /// logits: FP32 [logit_rows.size(), vocab] of the host, null to skip the head. Those of rows with
+  /// a draw are undefined.
   /// hidden: FP32 [rows, d_model] of the host, after the final norm, or null.
+  /// tokens: [draws.size()] of the host, as Ops::sample gives them.
   /// Fails as a plugin or a GPU does; then the pages' new rows and the outputs are undefined. After
   /// kResource the same rows may be run again, or fewer of them.
   Status run(const BaseWeights& base, const StepBatch& batch, KvPages& pages, float* logits,
-             float* hidden);
+             float* hidden, TokenId* tokens = nullptr);
   int64_t max_rows() const { return max_rows_; }
 
  private:
-  /// Everything from the ids to `logits` and `hidden` in the backend's memory, each may be null.
+  /// Where results go: to the host, or what will be copied there. Each may be null.
+  struct Outputs {
+    float *logits = nullptr, *hidden = nullptr;
+    TokenId* tokens = nullptr;
+  };
+  /// Everything from the ids to what `to` has in the backend's memory.
   Status enqueue(const BaseWeights& base, const StepBatch& batch, const Components& with,
-                 KvPages& pages, float* logits, float* hidden);
+                 KvPages& pages, const Outputs& to);
   StepRecordings::Key key(const BaseWeights& base, const StepBatch& batch, const Components& with,
-                          const KvPages& pages, const float* logits) const;
+                          const KvPages& pages, const Outputs& to) const;
+  Status set_lora_table(std::span<const LoraDelta* const> deltas);
   Status block(const BaseWeights& base, int64_t layer, const StepBatch& batch,
                const KvPages& pages);
   /// Rows that linear layers read: FP32, as Ops::prepare() gives them, or FP32 that are normed
@@ -331,10 +345,10 @@ class Forward {
                 const StepBatch& batch, const Input& input, std::initializer_list<float*> y,
                 Epilogue epilogue, const float* residual, const Fused& fused);
   /// RMSNorm of x_, at the latest when the layer reads it.
-  Result<Input> norm(const BaseWeights& base, const StepBatch& batch, const BackendFloats& weight);
-  int64_t logits_bytes(const StepBatch& batch) const;
-  Status place_outputs(const StepBatch& batch, float*& logits, float*& hidden);
-  Status head(const BaseWeights& base, int64_t wanted, float* logits);
+  Input norm(const StepBatch& batch, const BackendFloats& weight);
+  Result<Outputs> place_outputs(const StepBatch& batch, const Outputs& to);
+  void fetch_outputs(const StepBatch& batch, const Outputs& from, const Outputs& to) const;
+  Status head(const BaseWeights& base, const StepBatch& batch, const Outputs& to);
   Status show(const StepBatch& batch, int64_t layer, Target target, int64_t k, const float* x);
   ModelConfig config_;
   Compute compute_;
@@ -344,7 +358,12 @@ class Forward {
   ServingAttention attention_;
   LinearScratch scratch_;
   Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_, activated_prepared_;
-  Buffer out_, hidden_;  ///< what goes to the host at the end, where that is a copy
+  Buffer out_, hidden_, tokens_;  ///< what goes to the host at the end, where that is a copy
+  // [layer][target][slot], for steps that are recorded: whichever deltas a replay is for.
+  Buffer lora_table_;
+  std::vector<LoraEntry> lora_entries_;
+  std::vector<uint64_t> lora_serials_;  ///< of the deltas in it
+  bool lora_by_table_ = false;          ///< in this step
   StepRecordings recordings_;
   std::vector<float> shown_;  ///< for a watch
 };

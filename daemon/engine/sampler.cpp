@@ -2,16 +2,14 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <string>
 
+#include "kernels/sampling.h"
 #include "storage/seams.h"
 
 namespace ds {
 namespace {
-
-constexpr size_t kLanes = 8;
 
 Status out_of_range(const char* name, double value, const char* range) {
   return invalid(std::string(name) + ": " + std::to_string(value) + ", expected " + range);
@@ -20,69 +18,10 @@ Status out_of_range(const char* name, double value, const char* range) {
 /// `value > low` in the form that is false for NaN.
 bool within(float value, float low, float high) { return value >= low && value <= high; }
 
-/// The largest logit, or a failure naming the first value that is not finite. Lanes let the
-/// compiler use SIMD: this runs over the whole vocabulary for every token.
-Result<float> largest_finite(std::span<const float> x) {
-  float best[kLanes], poison[kLanes] = {};
-  std::fill(best, best + kLanes, x[0]);
-  const size_t whole = x.size() / kLanes * kLanes;
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) {
-      best[j] = x[i + j] > best[j] ? x[i + j] : best[j];
-      poison[j] += x[i + j] * 0.0f;  // NaN from NaN and infinity
-    }
-  }
-  for (size_t i = whole; i < x.size(); ++i) {
-    best[0] = x[i] > best[0] ? x[i] : best[0];
-    poison[0] += x[i] * 0.0f;
-  }
-  for (size_t j = 1; j < kLanes; ++j) poison[0] += poison[j];
-  if (poison[0] == 0.0f) return *std::max_element(best, best + kLanes);
+Status not_finite(std::span<const float> x) {
   const auto bad = std::ranges::find_if(x, [](float v) { return !std::isfinite(v); });
   return corrupt("logit of token " + std::to_string(bad - x.begin()) + " is " +
                  std::to_string(*bad) + ", expected a finite number");
-}
-
-TokenId first_with(std::span<const float> x, float value) {
-  return static_cast<TokenId>(std::ranges::find(x, value) - x.begin());
-}
-
-/// e^x for x <= 0 within 2 ulp, 0 below the normal numbers. Cephes' expf (Moshier): x = n ln 2 + r,
-/// then a polynomial in r. Branchless, so that a loop over the vocabulary becomes SIMD; libm's does
-/// not.
-inline float exp_below_one(float x) {
-  const float clamped = x > -87.0f ? x : -87.0f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float shifted = clamped * 1.44269504088896341f + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kRound) + 127;
-  const float scaled = p * std::bit_cast<float>(exponent << 23);
-  return x > -87.0f ? scaled : 0.0f;
-}
-
-/// weights[i] = e^((x[i] - best) * heat); returns their sum, in double and in a fixed order.
-double softmax_weights(std::span<const float> x, float best, float heat,
-                       std::vector<float>& weights) {
-  weights.resize(x.size());
-  float* w = weights.data();
-  for (size_t i = 0; i < x.size(); ++i) w[i] = exp_below_one((x[i] - best) * heat);
-  double sum[kLanes] = {};
-  const size_t whole = x.size() / kLanes * kLanes;
-  for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) sum[j] += w[i + j];
-  }
-  for (size_t i = whole; i < x.size(); ++i) sum[0] += w[i];
-  double total = 0;
-  for (const double lane : sum) total += lane;
-  return total;
 }
 
 bool adjusts(const Sampling& s, const TokenCounts& counts) {
@@ -167,17 +106,13 @@ void filter(const Sampling& s, double total, std::span<const float> weights,
   std::erase_if(candidates, [&](const auto& c) { return c.first < s.min_p; });
 }
 
-/// First index at which the running sum of weights passes `target`.
-template <typename WeightAt>
-size_t walk(size_t n, double target, WeightAt weight_at) {
-  size_t last = 0;
-  for (size_t i = 0; i < n; ++i) {
-    if (weight_at(i) <= 0) continue;
-    last = i;
-    target -= weight_at(i);
-    if (target < 0) break;
-  }
-  return last;  // rounding can leave a hair behind the end: then the last one with any weight
+Draw draw_of(const Sampling& s, uint64_t position) {
+  if (s.temperature == 0) return {};
+  return {1.0f / std::max(s.temperature, 1e-6f), Rng(s.seed, position).uniform()};
+}
+
+bool filters(const Sampling& s) {
+  return s.temperature != 0 && (s.top_k > 0 || s.top_p < 1 || s.min_p > 0);
 }
 
 }  // namespace
@@ -204,37 +139,46 @@ Status check_sampling(const Sampling& s, int64_t vocab) {
   return {};
 }
 
+std::optional<Draw> plain_draw(const Sampling& s, const TokenCounts& counts, uint64_t position) {
+  if (adjusts(s, counts) || filters(s)) return std::nullopt;
+  return draw_of(s, position);
+}
+
 Result<TokenId> sample_token(std::span<const float> logits, const Sampling& sampling,
                              const TokenCounts& counts, uint64_t position, SampleScratch& scratch) {
-  DS_ASSIGN(float best, largest_finite(logits));
+  const int64_t vocab = std::ssize(logits);
+  const Draw draw = draw_of(sampling, position);
   if (adjusts(sampling, counts)) {
+    if (std::isnan(largest_finite(logits.data(), vocab))) return not_finite(logits);
     scratch.logits.assign(logits.begin(), logits.end());
     adjust(scratch.logits, sampling, counts);
     logits = scratch.logits;
-    best = *std::ranges::max_element(logits);
   }
-  if (sampling.temperature == 0) return first_with(logits, best);
-
-  const float heat = 1.0f / std::max(sampling.temperature, 1e-6f);
-  const double total = softmax_weights(logits, best, heat, scratch.weights);
-  const double chance = Rng(sampling.seed, position).uniform();
-  if (sampling.top_k == 0 && sampling.top_p == 1 && sampling.min_p == 0) {
-    const auto& weights = scratch.weights;
-    const auto at = walk(weights.size(), chance * total, [&](size_t i) { return weights[i]; });
-    return static_cast<TokenId>(at);
+  if (!filters(sampling)) {
+    const TokenId token = sample_row(logits.data(), vocab, draw.heat, draw.chance);
+    if (token < 0) return not_finite(logits);
+    return token;
   }
-  const Candidates& candidates = scratch.candidates;
+  const float best = largest_finite(logits.data(), vocab);
+  if (std::isnan(best)) return not_finite(logits);
+  scratch.weights.resize(logits.size());
+  const double total =
+      softmax_weights(logits.data(), vocab, best, draw.heat, scratch.weights.data());
   filter(sampling, total, scratch.weights, scratch.candidates);
+  const Candidates& candidates = scratch.candidates;
   const double left = total_weight(candidates.begin(), candidates.end());
-  return candidates[walk(candidates.size(), chance * left,
-                         [&](size_t i) { return candidates[i].first; })]
-      .second;
+  Walk walk(draw.chance * left);
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (walk.passes_at(static_cast<int64_t>(i), candidates[i].first)) break;
+  }
+  return candidates[static_cast<size_t>(walk.last())].second;
 }
 
 Result<Logprobs> score_token(std::span<const float> logits, TokenId id, int n_top,
                              SampleScratch& scratch) {
-  DS_ASSIGN(const float best, largest_finite(logits));
-  const double total = softmax_weights(logits, best, 1.0f, scratch.weights);
+  const float best = largest_finite(logits.data(), std::ssize(logits));
+  if (std::isnan(best)) return not_finite(logits);
+  const double total = softmax_weights(logits.data(), std::ssize(logits), best, 1.0f, nullptr);
   const double log_total = static_cast<double>(best) + std::log(total);
 
   Logprobs out;

@@ -5,12 +5,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "ds/status.h"
+#include "engine/step_tables.h"
 #include "engine/tokenizer.h"
 
 namespace ds {
@@ -29,6 +31,11 @@ Status check_sampling(const Sampling& sampling, int64_t vocab);
 
 /// How often each token was generated so far; penalties look at the answer, not at the prompt.
 using TokenCounts = std::unordered_map<TokenId, int32_t>;
+
+/// The draw of a token that depends on nothing but the logits: no bias, penalties or filters are
+/// in the way. Ops::sample gives the same token as sample_token() then.
+std::optional<Draw> plain_draw(const Sampling& sampling, const TokenCounts& counts,
+                               uint64_t position);
 
 /// Workspace of one thread; grows to the vocabulary once.
 struct SampleScratch {

@@ -28,6 +28,12 @@ size_t CallTables::append(std::span<const float> part) {
   return begin;
 }
 
+size_t CallTables::append(std::span<const double> part) {
+  const size_t begin = room(2 * part.size());
+  std::memcpy(host_.data() + begin, part.data(), part.size_bytes());
+  return begin;
+}
+
 Status CallTables::bring(const Ops& ops, const OpContext& context) {
   data_ = host_.data();
   if (ops.host_memory) return {};
@@ -41,7 +47,7 @@ Status CallTables::bring(const Ops& ops, const OpContext& context) {
 Status StepTables::set(const Ops& ops, const OpContext& context, std::span<const int32_t> ids,
                        std::span<const SequenceSpan> sequences,
                        std::span<const int32_t> slot_of_row, std::span<const int32_t> logit_rows,
-                       bool rounded) {
+                       bool rounded, std::span<const Draw> draws) {
   tables_.clear();
   rows_ = std::ssize(ids);
   batch_ = std::ssize(sequences);
@@ -58,6 +64,14 @@ Status StepTables::set(const Ops& ops, const OpContext& context, std::span<const
   ids_ = tables_.append(ids);
   lora_slots_ = tables_.append(slot_of_row);
   logit_rows_ = tables_.append(logit_rows);
+  heats_.clear();
+  chances_.clear();
+  for (const Draw& draw : draws) {
+    heats_.push_back(draw.heat);
+    chances_.push_back(draw.chance);
+  }
+  heat_ = tables_.append(heats_);
+  chance_ = tables_.append(chances_);
 
   const auto each = [&](const auto& add) {
     part_.clear();

@@ -19,13 +19,20 @@ struct SequenceSpan {
   const int32_t* pages = nullptr;  ///< page ids covering positions 0 .. position0 + n_rows - 1
 };
 
-/// Several arrays of 4-byte numbers brought to a backend in one copy, and room there for results.
+/// How Ops::sample takes a token from a row of logits.
+struct Draw {
+  float heat = 0;  ///< 1 / temperature; 0: the largest
+  double chance = 0;
+};
+
+/// Several arrays of numbers brought to a backend in one copy, and room there for results.
 class CallTables {
  public:
   void clear() { host_.clear(); }
   // Each returns what at() knows it by.
   size_t append(std::span<const int32_t> part);
   size_t append(std::span<const float> part);
+  size_t append(std::span<const double> part);
   size_t room(size_t numbers);
   /// After the last of these. What is there now may still be in use by calls on the context's
   /// stream.
@@ -33,7 +40,7 @@ class CallTables {
   /// In the memory of the backend, once it is brought.
   template <typename T = const int32_t>
   T* at(size_t part) const {
-    static_assert(sizeof(T) == sizeof(int32_t));
+    static_assert(sizeof(T) % sizeof(int32_t) == 0);
     return reinterpret_cast<T*>(data_ + part);
   }
   /// Results to the host; there after finish().
@@ -54,7 +61,8 @@ class StepTables {
   /// power of two, at least 256, so that steps one after the other have the same sizes.
   Status set(const Ops& ops, const OpContext& context, std::span<const int32_t> ids,
              std::span<const SequenceSpan> sequences, std::span<const int32_t> slot_of_row,
-             std::span<const int32_t> logit_rows, bool rounded = false);
+             std::span<const int32_t> logit_rows, bool rounded = false,
+             std::span<const Draw> draws = {});
   const void* address() const { return at(0); }  ///< of all of them
 
   int64_t rows() const { return rows_; }
@@ -72,14 +80,18 @@ class StepTables {
   const int32_t* lengths() const { return at(lengths_); }  ///< [batch]
   const int32_t* table() const { return at(table_); }      ///< [batch, table_width]
   const int32_t* logit_rows() const { return at(logit_rows_); }
+  const float* heat() const { return tables_.at<const float>(heat_); }        ///< [draws]
+  const double* chance() const { return tables_.at<const double>(chance_); }  ///< [draws]
 
  private:
   const int32_t* at(size_t part) const { return tables_.at(part); }
 
   int64_t rows_ = 0, batch_ = 0, max_rows_ = 0, max_keys_ = 0, table_width_ = 0;
   size_t ids_ = 0, positions_ = 0, slots_ = 0, lora_slots_ = 0, starts_ = 0, lengths_ = 0,
-         table_ = 0, logit_rows_ = 0;
+         table_ = 0, logit_rows_ = 0, heat_ = 0, chance_ = 0;
   std::vector<int32_t> part_;
+  std::vector<float> heats_;
+  std::vector<double> chances_;
   CallTables tables_;
 };
 

@@ -20,6 +20,7 @@
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/update.h"
 #include "kernels/cpu/vector_math.h"
+#include "kernels/sampling.h"
 
 namespace ds::DS_ISA {
 
@@ -27,7 +28,7 @@ constexpr Ops table(const char* name) {
   return {.name = name,
           .host_memory = true,
           .reads_transposed = false,
-          .fused_rows = 0,
+          .fuses_phases = false,
           .allocate = host_allocate,
           .allocate_pinned = host_allocate,
           .release_pinned = host_release,
@@ -70,6 +71,7 @@ constexpr Ops table(const char* name) {
           .gather_rows = gather_rows,
           .scatter_rows = scatter_rows,
           .embed_backward = embed_backward,
+          .sample = sample_rows,
           .cross_entropy = cross_entropy,
           .kl_topk = kl_topk,
           .adamw = adamw,

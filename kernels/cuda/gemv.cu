@@ -11,7 +11,9 @@ namespace ds::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kAhead = 4;  // 16-byte loads of a weight row that a lane has under way
+// 16-byte loads of a weight row that a lane has under way: all of them for k up to 1,536, so that
+// no weight is waited for after the input.
+constexpr int kAhead = 6;
 
 /// What a group of lanes computes.
 enum class Outputs {
@@ -204,52 +206,12 @@ struct LaneSums {
   }
 };
 
-/// Low-rank part and bias of output i of weight w in one row.
-template <typename T>
-__device__ inline float with_additions(const Additions& add, int w, int64_t i, int row,
-                                       float value) {
-  if (add.slot_of_row != nullptr) {
-    const int32_t slot = add.slot_of_row[row];
-    if (slot >= 0 && add.low[slot][w].b != nullptr) {
-      LowRow<T> b;
-      b.load(add.low[slot][w].b, i);
-      value = b.add_to(value, add.t + (w * add.t_rows + row) * kLoraRank, add.low[slot][w].scale);
-    }
-  }
-  return add.bias[w] == nullptr ? value : value + add.bias[w][i];
-}
-
 template <int kRows>
 __device__ inline float element_of(const float (&sum)[kRows], int row) {
   float out = sum[0];
 #pragma unroll
   for (int r = 1; r < kRows; ++r) out = row == r ? sum[r] : out;
   return out;
-}
-
-/// A pair of one row of q goes to y, of k and v to their page; q and k turn by the row's position.
-__device__ inline void finish_rope(const GemvArgs& a, const Group& g, int row, float x, float y) {
-  const RopeAppendArgs& rope = a.rope;
-  const int64_t half = rope.kv.head_dim / 2;
-  if (g.w0 < 2) {
-    const int64_t angle = rope.positions[row] * half + g.pair;
-    rotate(rope.cos[angle], rope.sin[angle], &x, &y);
-  }
-  if (g.w0 == 0) {
-    float* to = a.y[0] + row * a.y_stride[0] + g.i0;
-    to[0] = x;
-    to[half] = y;
-    return;
-  }
-  const int64_t to = page_offset(rope.kv, rope.slots[row], g.head) + g.pair;
-  void* pages = g.w0 == 1 ? rope.kv.k : rope.kv.v;
-  if (rope.kv.dtype == KvDtype::kF32) {
-    store_pair<float>(pages, to, half, x, y);
-  } else if (rope.kv.dtype == KvDtype::kF16) {
-    store_pair<Half>(pages, to, half, x, y);
-  } else {
-    store_pair<Bf16>(pages, to, half, x, y);
-  }
 }
 
 /// A group of 8, 16 or 32 lanes computes the same outputs of all rows; lane r of it finishes row r.
@@ -275,6 +237,10 @@ __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArg
   sums.load(a, row0, row1, lane);
   begin_after_previous();
   const float residual = writes && a.residual != nullptr ? a.residual[to] : 0.0f;
+  PairPlace place;
+  if constexpr (kOutputs == Outputs::kRope) {
+    if (writes) place.find(a.rope, g.w0, g.head, g.pair, lane);
+  }
   const StagedRows<T, kRounded, kRows> in(a, shared);
   sums.multiply(a, row0, row1, lane, in.x);
   sums.add_lanes(a.lanes, in.factor);
@@ -282,7 +248,9 @@ __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArg
   float value = with_additions<T>(a.add, g.w0, g.i0, lane, element_of(sums.sum0, lane));
   float other = 0.0f;
   if (kTwo) other = with_additions<T>(a.add, g.w1, g.i1, lane, element_of(sums.sum1, lane));
-  if constexpr (kOutputs == Outputs::kRope) return finish_rope(a, g, lane, value, other);
+  if constexpr (kOutputs == Outputs::kRope) {
+    return place.put(a.rope, g.w0, a.y[0] + to, value, other);
+  }
   if constexpr (kOutputs == Outputs::kSwiglu) value = silu_times(value, other);
   a.y[g.w0][to] = residual + value;
 }
@@ -321,7 +289,7 @@ struct LowInputs {
   InputRows in;
   int64_t rows = 0, t_rows = 0;
   const int32_t* slot_of_row = nullptr;
-  const void* a[kMaxLoraSlots][kMaxFusedWeights];
+  LowPairs pairs;
   float* t = nullptr;
 };
 
@@ -340,8 +308,9 @@ __global__ void __launch_bounds__(kLoraRank * 32)
       ++count;
     }
     float sum[kRows] = {}, squares[kRows] = {};
-    if (slot >= 0 && a.a[slot][w] != nullptr) {
-      const auto* matrix = static_cast<const T*>(a.a[slot][w]) + rank * a.in.padded;
+    const void* low = slot < 0 ? nullptr : a.pairs.at(w, slot).a;
+    if (low != nullptr) {
+      const auto* matrix = static_cast<const T*>(low) + rank * a.in.padded;
 #pragma unroll 2
       for (int c = lane; c < chunks; c += 32) {
         const Chunk<T> weights = unpack_chunk(reinterpret_cast<const uint4*>(matrix)[c], T());
@@ -378,14 +347,27 @@ void launch_low_rank(const StreamState& s, const LowInputs& a, int n_weights) {
   }
 }
 
+}  // namespace
+
 InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded) {
   const int64_t k = a.w[0].k, padded = padded_k(a.w[0].format, k);
   const bool whole =
       padded == k && a.x_stride % 4 == 0 && is_aligned16(a.x) && is_aligned16(a.norm);
-  return {rounded, a.x + row * a.x_stride, a.x_stride, k, padded, a.norm, a.norm_eps, whole};
+  const float* norm = rounded == nullptr ? a.norm : nullptr;  // rounded rows are normed already
+  return {rounded, a.x + row * a.x_stride, a.x_stride, k, padded, norm, a.norm_eps, whole};
 }
 
-}  // namespace
+LowPairs low_pairs(const LinearArgs& a) {
+  LowPairs out;
+  out.table = a.lora->table;
+  for (int slot = 0; slot < a.lora->n_slots && out.table == nullptr; ++slot) {
+    for (int w = 0; w < a.n_weights; ++w) {
+      const LoraPair& pair = a.lora->pair[slot][w];
+      out.value[w][slot] = {pair.a.data, pair.b.data, pair.scale};
+    }
+  }
+  return out;
+}
 
 Additions additions_of(const LinearArgs& a, int64_t row) {
   Additions out;
@@ -394,12 +376,7 @@ Additions additions_of(const LinearArgs& a, int64_t row) {
   out.slot_of_row = a.lora->slot_of_row + row;
   out.t = a.lora->t + row * kLoraRank;
   out.t_rows = a.rows;
-  for (int slot = 0; slot < a.lora->n_slots; ++slot) {
-    for (int w = 0; w < a.n_weights; ++w) {
-      const LoraPair& pair = a.lora->pair[slot][w];
-      out.low[slot][w] = {pair.b.data, pair.scale};
-    }
-  }
+  out.low = low_pairs(a);
   return out;
 }
 
@@ -411,9 +388,7 @@ void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int
   low.t_rows = a.rows;
   low.slot_of_row = a.lora->slot_of_row + row;
   low.t = a.lora->t + row * kLoraRank;
-  for (int slot = 0; slot < a.lora->n_slots; ++slot) {
-    for (int w = 0; w < a.n_weights; ++w) low.a[slot][w] = a.lora->pair[slot][w].a.data;
-  }
+  low.pairs = low_pairs(a);
   with_element(a.w[0].format, [&]<typename T>(T) {
     if (sizeof(T) == 2 && rounded != nullptr) return launch_low_rank<T, true>(s, low, a.n_weights);
     launch_low_rank<T, false>(s, low, a.n_weights);

@@ -2,6 +2,7 @@
 // Linear layers of many rows through cuBLAS, and the choice between them and few_rows().
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/pack.h"
+#include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/table.h"
 
 namespace ds::cuda {
@@ -10,13 +11,16 @@ namespace {
 constexpr int kThreads = 128;  // columns of a block
 constexpr int kTileRows = 4;   // rows that one thread finishes
 
-/// Products of rows in memory, to be finished: in place, or into rounded rows.
+/// Products of rows in memory, to be finished: into y, which may be where they are, or into rounded
+/// rows.
 struct Finish {
   int64_t rows = 0, n = 0;
-  float* y = nullptr;  ///< products of weight `weight`; of the gate with swiglu
+  const float* product = nullptr;  ///< of weight `weight`; of the gate with swiglu
+  const float* up = nullptr;       ///< of weight 1 with swiglu
+  int64_t stride = 0;              ///< of both
+  float* y = nullptr;
   int64_t y_stride = 0;
-  const float* up = nullptr;  ///< products of weight 1 with swiglu, [rows, n]
-  void* prepared = nullptr;   ///< [rows, padded n] in the format of the weights; null: in place
+  void* prepared = nullptr;  ///< [rows, padded n] in the format of the weights; null: into y
   const float* residual = nullptr;
   int weight = 0;
   Additions add;
@@ -27,6 +31,7 @@ struct Finish {
 /// slot changes.
 template <typename T, bool kPaired>
 __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ Finish a) {
+  begin_after_previous();
   constexpr int kParts = kPaired ? 2 : 1;
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const int64_t padded = padded_k(WeightFormat::kBF16, a.n);
@@ -44,8 +49,8 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
   for (int r = 0; r < kTileRows; ++r) {
     const int64_t row = first + r;
     if (row >= a.rows) break;
-    product[r][0] = a.y[row * a.y_stride + i];
-    if constexpr (kPaired) product[r][1] = a.up[row * a.n + i];
+    product[r][0] = a.product[row * a.stride + i];
+    if constexpr (kPaired) product[r][1] = a.up[row * a.stride + i];
     if (a.residual != nullptr) residual[r] = a.residual[row * a.y_stride + i];
   }
   LowRow<T> b[kParts];
@@ -64,10 +69,11 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
       const int w = a.weight + p;
-      if (slot >= 0 && a.add.low[slot][w].b != nullptr) {
-        if (slot != loaded) b[p].load(a.add.low[slot][w].b, i);
+      const LoraEntry low = slot < 0 ? LoraEntry{} : a.add.low.at(w, slot);
+      if (low.b != nullptr) {
+        if (slot != loaded) b[p].load(low.b, i);
         const float* t = a.add.t + (w * a.add.t_rows + row) * kLoraRank;
-        product[r][p] = b[p].add_to(product[r][p], t, a.add.low[slot][w].scale);
+        product[r][p] = b[p].add_to(product[r][p], t, low.scale);
       }
       product[r][p] += bias[p];
     }
@@ -88,9 +94,71 @@ void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
                   static_cast<unsigned>(ceil_div(padded_k(WeightFormat::kBF16, a.n), kThreads)));
   with_element(format, [&]<typename T>(T) {
     const auto kernel = a.up != nullptr ? finish_rows<T, true> : finish_rows<T, false>;
-    kernel<<<grid, kThreads, 0, s.stream()>>>(a);
+    launch_next("end of a linear layer", kernel, grid, kThreads, 0, s.stream(), a);
   });
-  launched("end of a linear layer");
+}
+
+/// prepared [rows, n] = silu(gate) * up where nothing is added to the products [rows, stride]: a
+/// thread takes four neighbours. Results are rounded to T, so fast exponentials and divisions do.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    finish_swiglu_fours(int n, const float* gate, const float* up, int64_t stride, T* prepared) {
+  begin_after_previous();
+  const int i = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * 4;
+  if (i >= n) return;
+  const int64_t row = blockIdx.x;
+  const float4 g = *reinterpret_cast<const float4*>(gate + row * stride + i);
+  const float4 u = *reinterpret_cast<const float4*>(up + row * stride + i);
+  const auto silu = [](float x) { return __fdividef(x, 1.0f + __expf(-x)); };
+  store_four(prepared + row * n + i,
+             make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+}
+
+/// Products of q, k and v side by side, to be finished and put where rope_append() puts them.
+struct FinishRope {
+  const float* product = nullptr;  ///< [rows, stride]
+  int64_t rows = 0, stride = 0;
+  float* q = nullptr;
+  int64_t q_stride = 0;
+  RopeAppendArgs rope;
+  Additions add;
+};
+
+/// A thread takes one pair of one head of kTileRows rows, whose products and places it asks for at
+/// once. Grid: rows, pairs.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) finish_rope_rows(const __grid_constant__ FinishRope a) {
+  begin_after_previous();
+  const int half = static_cast<int>(a.rope.kv.head_dim) / 2;
+  const int n_heads = static_cast<int>(a.rope.n_heads);
+  const int n_kv = static_cast<int>(a.rope.kv.n_kv_heads);
+  const int n = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+  const int unit = n / half, pair = n % half, first = static_cast<int>(blockIdx.x) * kTileRows;
+  if (unit >= n_heads + 2 * n_kv) return;
+  int head = unit, w = 0;
+  if (head >= n_heads) {
+    head -= n_heads;
+    w = head < n_kv ? 1 : 2;
+    head %= n_kv;
+  }
+  const int64_t i = head * 2 * half + pair;
+  float x[kTileRows], y[kTileRows];
+  PairPlace place[kTileRows];
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    const int row = min(first + r, static_cast<int>(a.rows) - 1);
+    const float* from = a.product + row * a.stride + unit * 2 * half + pair;
+    x[r] = from[0];
+    y[r] = from[half];
+    place[r].find(a.rope, w, head, pair, row);
+  }
+#pragma unroll
+  for (int r = 0; r < kTileRows; ++r) {
+    const int row = first + r;
+    if (row >= a.rows) return;
+    place[r].put(a.rope, w, a.q + row * a.q_stride + i, with_additions<T>(a.add, w, i, row, x[r]),
+                 with_additions<T>(a.add, w, i + half, row, y[r]));
+  }
 }
 
 /// FP32 is FP32: without TF32, unless that is asked for.
@@ -130,87 +198,161 @@ bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const voi
   return s.multiply(p, "product of a linear layer");
 }
 
-/// Where the products of a pair of weights wait to be finished.
-struct PairRoom {
-  float *gate = nullptr, *up = nullptr;  ///< gate null: in y
+/// Rows of a call of many rows: x as multiply() wants it.
+struct Piece {
+  int64_t row = 0, rows = 0;  ///< of the call
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  const void* rounded = nullptr;  ///< x, if it is of 16 bits
 };
 
-/// Rows [row, row + rows) of a call, x as multiply() wants it.
-bool multiply_all(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows,
-                  const void* x, int64_t x_stride, const PairRoom& room) {
-  const bool paired = a.epilogue == Epilogue::kSwiglu;
-  for (int w = 0; w < (paired ? 1 : a.n_weights); ++w) {
-    const int64_t stride = room.gate != nullptr ? a.w[0].n : a.y_stride[w];
-    float* y = room.gate != nullptr ? room.gate : a.y[w] + row * stride;
+/// Each weight's products in its y, finished there.
+bool multiply_each(const StreamState& s, const LinearArgs& a, const Piece& p) {
+  for (int w = 0; w < a.n_weights; ++w) {
+    float* y = a.y[w] + p.row * a.y_stride[w];
     const float* residual =
-        a.epilogue == Epilogue::kResidual ? a.residual + row * a.y_stride[w] : nullptr;
+        a.epilogue == Epilogue::kResidual ? a.residual + p.row * a.y_stride[w] : nullptr;
     const bool in_place = residual == y;
-    if (!multiply(s, a.w[w], rows, x, x_stride, in_place ? 1.0f : 0.0f, y, stride)) return false;
-    if (paired && !multiply(s, a.w[1], rows, x, x_stride, 0.0f, room.up, a.w[1].n)) return false;
-    if (!paired && a.lora == nullptr && a.bias[w] == nullptr && (residual == nullptr || in_place)) {
-      continue;
-    }
+    if (!multiply(s, a.w[w], p.rows, p.x, p.x_stride, in_place ? 1.0f : 0.0f, y, a.y_stride[w]))
+      return false;
+    if (a.lora == nullptr && a.bias[w] == nullptr && (residual == nullptr || in_place)) continue;
     Finish f;
-    f.rows = rows;
+    f.rows = p.rows;
     f.n = a.w[w].n;
-    f.y = y;
-    f.y_stride = stride;
-    f.up = paired ? room.up : nullptr;
-    if (a.y_prepared != nullptr) {
-      f.prepared = static_cast<char*>(a.y_prepared) + row * rounded_row_bytes(f.n);
-    }
+    f.product = f.y = y;
+    f.stride = f.y_stride = a.y_stride[w];
     f.residual = in_place ? nullptr : residual;
     f.weight = w;
-    f.add = additions_of(a, row);
+    f.add = additions_of(a, p.row);
     launch_finish(s, f, a.w[w].format);
   }
   return true;
 }
 
-/// t = A x of rows [row, row + rows) where all rows that have a low-rank part have the same: what
-/// rows without one get is not read.
-bool multiply_low_rank(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows,
-                       const void* x, int64_t x_stride) {
+/// Whether `next` continues w in memory, so that both are one matrix.
+bool continues(const WeightView& w, const WeightView& next) {
+  return !w.transposed && !next.transposed &&
+         static_cast<const char*>(w.data) + packed_bytes(w.format, w.n, w.k) == next.data;
+}
+
+/// All weights' products side by side: [rows, total].
+bool multiply_side_by_side(const StreamState& s, const LinearArgs& a, const Piece& p,
+                           float* products, int64_t total) {
+  for (int w = 0; w < a.n_weights;) {
+    WeightView view = a.w[w];
+    while (++w < a.n_weights && continues(view, a.w[w])) view.n += a.w[w].n;
+    if (!multiply(s, view, p.rows, p.x, p.x_stride, 0.0f, products, total)) return false;
+    products += view.n;
+  }
+  return true;
+}
+
+void finish_swiglu(const StreamState& s, const LinearArgs& a, const Piece& p, const float* products,
+                   int64_t total) {
+  Finish f;
+  f.rows = p.rows;
+  f.n = a.w[0].n;
+  f.product = products;
+  f.up = products + f.n;
+  f.stride = total;
+  if (a.y_prepared != nullptr) {
+    f.prepared = static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(f.n);
+  } else {
+    f.y = a.y[0] + p.row * a.y_stride[0];
+    f.y_stride = a.y_stride[0];
+  }
+  const bool plain = a.lora == nullptr && a.bias[0] == nullptr && a.bias[1] == nullptr;
+  if (plain && f.prepared != nullptr && f.n % 8 == 0) {
+    const dim3 grid(static_cast<unsigned>(p.rows),
+                    static_cast<unsigned>(ceil_div(f.n / 4, kThreads)));
+    return with_element(a.w[0].format, [&]<typename T>(T) {
+      launch_next("end of swiglu", finish_swiglu_fours<T>, grid, kThreads, 0, s.stream(),
+                  static_cast<int>(f.n), f.product, f.up, f.stride, static_cast<T*>(f.prepared));
+    });
+  }
+  f.add = additions_of(a, p.row);
+  launch_finish(s, f, a.w[0].format);
+}
+
+void finish_rope(const StreamState& s, const LinearArgs& a, const Piece& p, const float* products,
+                 int64_t total) {
+  FinishRope f;
+  f.product = products;
+  f.rows = p.rows;
+  f.stride = total;
+  f.q = a.y[0] + p.row * a.y_stride[0];
+  f.q_stride = a.y_stride[0];
+  f.rope = *a.rope;
+  f.rope.positions += p.row;
+  f.rope.slots += p.row;
+  f.add = additions_of(a, p.row);
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.rows, kTileRows)),
+                  static_cast<unsigned>(ceil_div(total / 2, kThreads)));
+  with_element(a.w[0].format, [&]<typename T>(T) {
+    launch_next("end of q, k and v", finish_rope_rows<T>, grid, kThreads, 0, s.stream(), f);
+  });
+}
+
+/// t = A x where all rows that have a low-rank part have the same one, known by now: what rows
+/// without one get is not read.
+bool multiply_low_rank(const StreamState& s, const LinearArgs& a, const Piece& p) {
   for (int w = 0; w < a.n_weights; ++w) {
     const WeightView& low = a.lora->pair[0][w].a;
-    float* t = a.lora->t + (w * a.rows + row) * kLoraRank;
-    if (low.data != nullptr && !multiply(s, low, rows, x, x_stride, 0.0f, t, kLoraRank)) {
+    float* t = a.lora->t + (w * a.rows + p.row) * kLoraRank;
+    if (low.data != nullptr && !multiply(s, low, p.rows, p.x, p.x_stride, 0.0f, t, kLoraRank)) {
       return false;
     }
   }
   return true;
 }
 
-/// In pieces whose rounded rows and second products fit the scratch.
-void many_rows(const StreamState& s, const LinearArgs& a) {
+/// Rows [row, row + rows) of the call, normed and rounded into `room` where they have to be.
+Piece piece_of(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows, char* room) {
   const WeightFormat format = a.w[0].format;
   const bool rounds = !is_f32(format);
   const int64_t k = a.w[0].k;
-  const int64_t round_bytes = rounds && a.x_prepared == nullptr ? rounded_row_bytes(k) : 0;
-  int64_t up_bytes = a.epilogue == Epilogue::kSwiglu ? a.w[1].n * 4 : 0;
-  if (a.y_prepared != nullptr) up_bytes *= 2;
-  const int64_t row_bytes = larger(round_bytes + up_bytes, 1);
+  const float* x = a.x + row * a.x_stride;
+  if (rounds && a.x_prepared != nullptr) {
+    const auto* there = static_cast<const char*>(a.x_prepared) + row * rounded_row_bytes(k);
+    return {row, rows, there, padded_k(format, k), there};
+  }
+  if (!rounds && a.norm == nullptr) return {row, rows, x, a.x_stride, nullptr};
+  if (!rounds) {
+    norm_rows(s, rows, k, x, a.x_stride, a.norm, a.norm_eps, reinterpret_cast<float*>(room), {});
+    return {row, rows, room, k, nullptr};
+  }
+  if (a.norm != nullptr) {
+    norm_rows(s, rows, k, x, a.x_stride, a.norm, a.norm_eps, nullptr, {room, format});
+  } else {
+    round_rows(s, rows, k, x, a.x_stride, {room, format});
+  }
+  return {row, rows, room, padded_k(format, k), room};
+}
+
+/// In pieces whose rows and products, where these wait to be finished, fit the scratch.
+void many_rows(const StreamState& s, const LinearArgs& a) {
+  const bool swiglu = a.epilogue == Epilogue::kSwiglu, wait = swiglu || a.rope != nullptr;
+  const int64_t k = a.w[0].k;
+  int64_t total = 0;
+  for (int w = 0; w < a.n_weights; ++w) total += a.w[w].n;
+  const int64_t x_bytes = larger(rounded_row_bytes(k), a.norm == nullptr ? 0 : k * 4);
+  const int64_t row_bytes = x_bytes + (wait ? total * 4 : 0);
   const int64_t each = smaller(a.rows, larger(1, (kScratchBytes - 256) / row_bytes));
+  auto* products =
+      reinterpret_cast<float*>(s.scratch<char>() + ceil_div(each * x_bytes, 256) * 256);
   for (int64_t row = 0; row < a.rows; row += each) {
-    const int64_t rows = smaller(each, a.rows - row);
-    const void* rounded = nullptr;
-    if (rounds && a.x_prepared != nullptr) {
-      rounded = static_cast<const char*>(a.x_prepared) + row * rounded_row_bytes(k);
-    } else if (rounds) {
-      round_rows(s, rows, k, a.x + row * a.x_stride, a.x_stride, {s.scratch<char>(), format});
-      rounded = s.scratch<char>();
-    }
-    const void* x = rounds ? rounded : a.x + row * a.x_stride;
-    const int64_t stride = rounds ? padded_k(format, k) : a.x_stride;
-    if (a.lora != nullptr && a.lora->n_slots > 1) {
-      low_rank_inputs(s, a, row, rows, rounded);
-    } else if (a.lora != nullptr && !multiply_low_rank(s, a, row, rows, x, stride)) {
+    const Piece p = piece_of(s, a, row, smaller(each, a.rows - row), s.scratch<char>());
+    if (a.lora != nullptr && (a.lora->n_slots > 1 || a.lora->table != nullptr)) {
+      low_rank_inputs(s, a, row, p.rows, p.rounded);
+    } else if (a.lora != nullptr && !multiply_low_rank(s, a, p)) {
       return;
     }
-    PairRoom room;
-    room.up = reinterpret_cast<float*>(s.scratch<char>() + ceil_div(each * round_bytes, 256) * 256);
-    if (a.y_prepared != nullptr) room.gate = room.up + rows * a.w[1].n;
-    if (!multiply_all(s, a, row, rows, x, stride, room)) return;
+    if (!(wait ? multiply_side_by_side(s, a, p, products, total) : multiply_each(s, a, p))) return;
+    if (swiglu) {
+      finish_swiglu(s, a, p, products, total);
+    } else if (wait) {
+      finish_rope(s, a, p, products, total);
+    }
   }
 }
 
@@ -220,7 +362,7 @@ namespace {
 
 /// Rows of a call of few_rows(): as many as its shared memory takes, 0 if not even one.
 int64_t rows_at_once(WeightFormat format, int64_t k) {
-  int64_t rows = kFewRows;
+  int64_t rows = kGemvRows;
   while (rows > 0 && rows * padded_k(format, k) * 4 > kMaxSharedBytes - kSharedForSums) rows /= 2;
   return rows;
 }
@@ -230,8 +372,10 @@ int64_t rows_at_once(WeightFormat format, int64_t k) {
 void linear(const OpContext& context, const LinearArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.rows == 0 || a.n_weights == 0) return;
+  if (some_rows(*s, a)) return;
   const int64_t each = rows_at_once(a.w[0].format, a.w[0].k);
-  const bool many = a.rows > kFewRows || a.w[0].transposed || each == 0;
+  const int64_t most = a.w[0].n > kManyOutputs ? kGemvRows / 2 : kGemvRows;
+  const bool many = a.rows > most || a.w[0].transposed || each == 0;
   if (many && a.w[0].k > 0) return many_rows(*s, a);
   if (a.lora != nullptr) low_rank_inputs(*s, a, 0, a.rows, a.x_prepared);
   for (int64_t row = 0; row < a.rows; row += each) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two ways of a linear call. Up to kFewRows rows: few_rows() streams the weights once, without
-// tensor cores, all weights of the call and its epilogue in one launch. More: cuBLAS, and what it
-// cannot fuse in one launch behind it. Either way low-rank inputs t = A x come first.
+// The ways of a linear call. Up to kFewRows of BF16 weights: some_rows() reads the weights once, on
+// tensor cores, all weights of the call and its epilogue in one launch. Up to kGemvRows that it
+// does not take (FP32, the head): few_rows() does the same without tensor cores. More: cuBLAS, and
+// what it cannot fuse in one launch behind it. Each way low-rank inputs t = A x come first.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -9,19 +10,28 @@
 
 namespace ds::cuda {
 
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = 16;          ///< rows that need not be rounded ahead of the call
+constexpr int64_t kGemvRows = 8;          ///< of one launch without tensor cores
+constexpr int64_t kManyOutputs = 8192;    ///< from which on cuBLAS is better at fewer rows
 constexpr int64_t kSharedForSums = 1024;  ///< bytes of a block of few_rows() beside its input rows
 
-/// What is added to the products of a call, by value in the parameters of a kernel.
+/// The low-rank pairs of a call: in a table, or by value in the parameters of a kernel.
+struct LowPairs {
+  const LoraEntry* table = nullptr;  ///< null: by value
+  LoraEntry value[kMaxFusedWeights][kMaxLoraSlots];
+
+  __device__ const LoraEntry& at(int w, int32_t slot) const {
+    return table == nullptr ? value[w][slot] : table[w * kMaxLoraSlots + slot];
+  }
+};
+LowPairs low_pairs(const LinearArgs& a);
+
+/// What is added to the products of a call.
 struct Additions {
-  struct Low {
-    const void* b = nullptr;  ///< [n, 16] in the format of the weights; null: none
-    float scale = 0.0f;
-  };
   const int32_t* slot_of_row = nullptr;  ///< null: no low-rank parts
   const float* t = nullptr;              ///< [weights][t_rows][16]
   int64_t t_rows = 0;
-  Low low[kMaxLoraSlots][kMaxFusedWeights];
+  LowPairs low;
   const float* bias[kMaxFusedWeights] = {nullptr, nullptr, nullptr};
 };
 
@@ -33,8 +43,11 @@ Additions additions_of(const LinearArgs& a, int64_t row);
 void low_rank_inputs(const StreamState&, const LinearArgs&, int64_t row, int64_t rows,
                      const void* rounded);
 
-/// Rows [row, row + rows) of a call, at most kFewRows; their lora.t is there.
+/// Rows [row, row + rows) of a call, at most kGemvRows; their lora.t is there.
 void few_rows(const StreamState&, const LinearArgs&, int64_t row, int64_t rows);
+
+/// All of a call. False, and nothing enqueued, if it is not for this kernel.
+bool some_rows(const StreamState&, const LinearArgs&);
 
 /// Bytes of a row of 16-bit elements.
 inline int64_t rounded_row_bytes(int64_t k) { return padded_k(WeightFormat::kBF16, k) * 2; }
@@ -50,6 +63,8 @@ struct InputRows {
   float eps;
   bool whole;  ///< rows and norm are aligned to 16 bytes and consist of whole chunks
 };
+/// From row `row` of the call on; `rounded` are those rows in BF16, normed already, or null.
+InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded);
 
 /// Elements [c * kElements, ..) of an input row as products with weights of type T see them; zero
 /// beyond k. kRounded: from `rounded`. Where there is a norm, they still want its factor
@@ -135,6 +150,22 @@ struct LowRow {
     return value;
   }
 };
+
+/// Low-rank part and bias of output i of weight w in one row.
+template <typename T>
+__device__ inline float with_additions(const Additions& add, int w, int64_t i, int row,
+                                       float value) {
+  if (add.slot_of_row != nullptr) {
+    const int32_t slot = add.slot_of_row[row];
+    const LoraEntry low = slot < 0 ? LoraEntry{} : add.low.at(w, slot);
+    if (low.b != nullptr) {
+      LowRow<T> b;
+      b.load(low.b, i);
+      value = b.add_to(value, add.t + (w * add.t_rows + row) * kLoraRank, low.scale);
+    }
+  }
+  return add.bias[w] == nullptr ? value : value + add.bias[w][i];
+}
 
 #endif
 

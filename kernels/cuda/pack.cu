@@ -41,8 +41,9 @@ __device__ inline void convert_rows(int64_t n, int64_t k, int64_t padded, const 
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    pack_rows(int64_t n, int64_t k, int64_t padded, const float* __restrict__ source,
-              int64_t stride, T* packed, int32_t* saturated) {
+    pack_rows(int64_t n, int64_t k, int64_t padded, const float* source, int64_t stride, T* packed,
+              int32_t* saturated) {
+  begin_after_previous();
   convert_rows(n, k, padded, source, stride, packed, saturated);
 }
 
@@ -161,12 +162,11 @@ void round_rows(const StreamState& s, int64_t rows, int64_t k, const float* x, i
                 const PreparedRows& to) {
   const int64_t padded = padded_k(to.format, k);
   if (rows * padded == 0) return;
-  const unsigned blocks = loop_blocks(ceil_div(rows * padded, 8), kThreads);
+  const dim3 blocks(loop_blocks(ceil_div(rows * padded, 8), kThreads));
   with_element(to.format, [&]<typename T>(T) {
-    pack_rows<<<blocks, kThreads, 0, s.stream()>>>(rows, k, padded, x, x_stride,
-                                                   static_cast<T*>(to.data), to.saturated);
+    launch_next("prepare", pack_rows<T>, blocks, kThreads, 0, s.stream(), rows, k, padded, x,
+                x_stride, static_cast<T*>(to.data), to.saturated);
   });
-  launched("prepare");
 }
 
 int64_t packed_bytes(WeightFormat format, int64_t n, int64_t k) {

@@ -27,4 +27,37 @@ __device__ inline int64_t page_offset(const KvView& kv, int64_t slot, int64_t he
   return ((page * kv.n_kv_heads + head) * kKvPageTokens + slot % kKvPageTokens) * kv.head_dim;
 }
 
+/// Where a pair of a head of q (w = 0), k or v (1, 2) goes in one row, looked up ahead of its use.
+struct PairPlace {
+  float cos = 1.0f, sin = 0.0f;  ///< of the row's position; v does not turn
+  int64_t at = 0;                ///< of k and v, in their pages
+
+  __device__ void find(const RopeAppendArgs& rope, int w, int64_t head, int64_t pair, int64_t row) {
+    if (w < 2) {
+      const int64_t angle = rope.positions[row] * (rope.kv.head_dim / 2) + pair;
+      cos = rope.cos[angle];
+      sin = rope.sin[angle];
+    }
+    if (w > 0) at = page_offset(rope.kv, rope.slots[row], head) + pair;
+  }
+  /// `q` is where the pair's first half goes if it is of q.
+  __device__ void put(const RopeAppendArgs& rope, int w, float* q, float x, float y) const {
+    const int64_t half = rope.kv.head_dim / 2;
+    if (w < 2) rotate(cos, sin, &x, &y);
+    if (w == 0) {
+      q[0] = x;
+      q[half] = y;
+      return;
+    }
+    void* pages = w == 1 ? rope.kv.k : rope.kv.v;
+    if (rope.kv.dtype == KvDtype::kF32) {
+      store_pair<float>(pages, at, half, x, y);
+    } else if (rope.kv.dtype == KvDtype::kF16) {
+      store_pair<Half>(pages, at, half, x, y);
+    } else {
+      store_pair<Bf16>(pages, at, half, x, y);
+    }
+  }
+};
+
 }  // namespace ds::cuda

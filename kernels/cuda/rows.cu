@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Row-wise and elementwise ops: RMSNorm, rotary embedding, activations.
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/pack.h"
 #include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/state.h"
 #include "kernels/cuda/table.h"
@@ -45,6 +46,18 @@ struct RowsOut {
   __host__ bool by_fours() const {
     return padded == d && is_aligned16(y) && is_aligned16(prepared);
   }
+  /// Columns i and i + 1, i even and padded == d.
+  __device__ void set_two(int64_t row, int64_t i, float2 v) const {
+    const int64_t at = row * d + i;
+    if (y != nullptr) *reinterpret_cast<float2*>(y + at) = v;
+    if (prepared == nullptr) return;
+    *reinterpret_cast<uint32_t*>(prepared + at) =
+        half ? pack_pair<Half>(v.x, v.y) : pack_pair<Bf16>(v.x, v.y);
+    if (half) {
+      count_saturated(v.x);
+      count_saturated(v.y);
+    }
+  }
   /// Threads i, i + step, .. of a row's. Zeros have the same bits in both.
   __device__ void pad(int64_t row, int64_t i, int64_t step) const {
     if (prepared == nullptr) return;
@@ -63,10 +76,10 @@ RowsOut rows_out(float* y, const PreparedRows& to, int64_t d) {
 
 /// x, y [rows, d]. One block a row: threads sum every 256th element.
 __global__ void __launch_bounds__(kThreads)
-    rmsnorm_rows(int64_t d, const float* x, const float* __restrict__ w, float eps, RowsOut out,
-                 float* rstd) {
+    rmsnorm_rows(int64_t d, const float* x, int64_t stride, const float* __restrict__ w, float eps,
+                 RowsOut out, float* rstd) {
   begin_after_previous();
-  const float* in = x + blockIdx.x * d;
+  const float* in = x + blockIdx.x * stride;
   float sum = 0.0f;
   for (int64_t i = threadIdx.x; i < d; i += kThreads) sum = fmaf(in[i], in[i], sum);
   sum = block_sum(sum);
@@ -85,8 +98,8 @@ constexpr int kGradientBlocks = 4 * kSms;  // partial sums of dw
 /// As rmsnorm_rows with a warp to a row, d up to 32 kPerLane, for many rows.
 template <int kColumns>
 __global__ void __launch_bounds__(kThreads)
-    rmsnorm_warps(int64_t rows, int64_t d, const float* __restrict__ x, const float* __restrict__ w,
-                  float eps, RowsOut out, float* rstd) {
+    rmsnorm_warps(int64_t rows, int64_t d, const float* __restrict__ x, int64_t stride,
+                  const float* __restrict__ w, float eps, RowsOut out, float* rstd) {
   begin_after_previous();
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -95,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int64_t i = lane + 32 * c;
-    v[c] = i < d ? x[row * d + i] : 0.0f;
+    v[c] = i < d ? x[row * stride + i] : 0.0f;
     sum = fmaf(v[c], v[c], sum);
   }
   const float inverse = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(d) + eps);
@@ -105,6 +118,36 @@ __global__ void __launch_bounds__(kThreads)
     if (i < d) out.set(row, i, v[c] * inverse * w[i]);
   }
   out.pad(row, lane, 32);
+  if (rstd != nullptr && lane == 0) rstd[row] = inverse;
+}
+
+/// The same by pairs of columns, where rows need no padding: memory bounds it.
+template <int kColumns>
+__global__ void __launch_bounds__(kThreads)
+    rmsnorm_pairs(int64_t rows, int d, const float* __restrict__ x, int64_t stride,
+                  const float* __restrict__ w, float eps, RowsOut out, float* rstd) {
+  begin_after_previous();
+  constexpr int kPairs = kColumns / 2;
+  const int lane = threadIdx.x % 32;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= rows) return;
+  const auto* in = reinterpret_cast<const float2*>(x + row * stride);
+  float2 v[kPairs];
+  float sum = 0.0f;
+#pragma unroll
+  for (int c = 0; c < kPairs; ++c) {
+    const int i = lane + 32 * c;
+    v[c] = 2 * i < d ? in[i] : make_float2(0.0f, 0.0f);
+    sum = fmaf(v[c].x, v[c].x, fmaf(v[c].y, v[c].y, sum));
+  }
+  const float inverse = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(d) + eps);
+#pragma unroll
+  for (int c = 0; c < kPairs; ++c) {
+    const int i = lane + 32 * c;
+    if (2 * i >= d) continue;
+    const float2 weight = reinterpret_cast<const float2*>(w)[i];
+    out.set_two(row, 2 * i, make_float2(v[c].x * inverse * weight.x, v[c].y * inverse * weight.y));
+  }
   if (rstd != nullptr && lane == 0) rstd[row] = inverse;
 }
 
@@ -320,20 +363,33 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+void norm_rows(const StreamState& s, int64_t rows, int64_t d, const float* x, int64_t x_stride,
+               const float* w, float eps, float* y, const PreparedRows& rounded, float* rstd) {
+  const RowsOut out = rows_out(y, rounded, d);
+  constexpr int64_t kManyRows = 8;
+  const bool pairs =
+      d % 2 == 0 && x_stride % 2 == 0 && out.by_fours() && is_aligned16(x) && is_aligned16(w);
+  const dim3 warps(static_cast<unsigned>(ceil_div(rows, kWarps)));
+  const bool done =
+      rows > kManyRows && by_warps(d, [&]<int kColumns>() {
+        if (pairs) {
+          launch_next("rmsnorm", rmsnorm_pairs<kColumns>, warps, kThreads, 0, s.stream(), rows,
+                      static_cast<int>(d), x, x_stride, w, eps, out, rstd);
+        } else {
+          launch_next("rmsnorm", rmsnorm_warps<kColumns>, warps, kThreads, 0, s.stream(), rows, d,
+                      x, x_stride, w, eps, out, rstd);
+        }
+      });
+  if (done) return;
+  launch_next("rmsnorm", rmsnorm_rows, dim3(static_cast<unsigned>(rows)), kThreads, 0, s.stream(),
+              d, x, x_stride, w, eps, out, rstd);
+}
+
 void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x, const float* w,
              float eps, float* y, float* rstd, const PreparedRows& prepared) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows == 0) return;
-  const RowsOut out = rows_out(y, prepared, d);
-  constexpr int64_t kManyRows = kSms;  // one of rmsnorm_rows for each SM
-  const bool done = rows > kManyRows && by_warps(d, [&]<int kColumns>() {
-                      launch_next("rmsnorm", rmsnorm_warps<kColumns>,
-                                  dim3(static_cast<unsigned>(ceil_div(rows, kWarps))), kThreads, 0,
-                                  s->stream(), rows, d, x, w, eps, out, rstd);
-                    });
-  if (done) return;
-  launch_next("rmsnorm", rmsnorm_rows, dim3(static_cast<unsigned>(rows)), kThreads, 0, s->stream(),
-              d, x, w, eps, out, rstd);
+  norm_rows(*s, rows, d, x, d, w, eps, y, prepared, rstd);
 }
 
 void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,

@@ -55,6 +55,9 @@ void attention_selected_train(const OpContext&, const TrainAttentionArgs&, const
 void attention_selected_train_backward(const OpContext&, const TrainAttentionArgs&,
                                        const KeySelection&);
 
+// sample.cu
+void sample(const OpContext&, const SampleArgs&);
+
 // loss.cu
 void cross_entropy(const OpContext&, const CrossEntropyArgs&);
 void kl_topk(const OpContext&, const KlTopkArgs&);

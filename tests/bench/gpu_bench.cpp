@@ -4,8 +4,10 @@
 // depend on them). Median of five, after one warm-up. Rows, the first four with -fp16, -tf32 or
 // -fp32 behind them in that precision:
 //
-//   decode-B     one token for each of B sequences behind 256 tokens, logits on the host
-//   prefill-T    a prompt of T tokens, 2,048 rows at a time, the last one's logits on the host
+//   decode-B     one token for each of B sequences behind 256 tokens, drawn on the GPU as the
+//   engine
+//                does it, greedily; logits-B: with all logits on the host
+//   prefill-T    a prompt of T tokens, 4,096 rows at a time, and the first token of the answer
 //   lora-BxT     LoRA step (rank 8 on every linear), B sequences of T tokens, loss on all of them
 //   full-BxT     the same for every parameter
 //   attention-T, attention-R+K, attention-decode-BxK, attention-train-BxT
@@ -103,10 +105,14 @@ class Serving {
         forward_(base_->config(), compute, max_rows),
         logits_(Buffer::pinned(*compute.ops,
                                static_cast<size_t>(batch * base_->config().vocab) * sizeof(float))
-                    .value()) {
+                    .value()),
+        tokens_(Buffer::pinned(*compute.ops, static_cast<size_t>(batch) * sizeof(TokenId)).value()),
+        draws_(static_cast<size_t>(batch)) {
     table_.resize(static_cast<size_t>(batch * width_));
     std::iota(table_.begin(), table_.end(), 0);
   }
+  /// Tokens are not drawn: all logits come to the host.
+  void want_logits() { draws_.clear(); }
   /// Each sequence's next `rows` tokens from `position` on.
   void step(int64_t rows, int64_t position) {
     const std::vector<TokenId> ids = some_ids(rows * batch_, base_->config().vocab, position);
@@ -122,7 +128,10 @@ class Serving {
     batch.sequences = spans;
     batch.slot_of_row = slots;
     batch.logit_rows = last;
-    DS_CHECK(forward_.run(*base_, batch, pages_, logits_.as<float>(), nullptr).ok());
+    batch.draws = draws_;
+    DS_CHECK(
+        forward_.run(*base_, batch, pages_, logits_.as<float>(), nullptr, tokens_.as<TokenId>())
+            .ok());
   }
 
  private:
@@ -131,7 +140,8 @@ class Serving {
   KvPages pages_;
   Forward forward_;
   std::vector<int32_t> table_;
-  Buffer logits_;
+  Buffer logits_, tokens_;
+  std::vector<Draw> draws_;
 };
 
 /// Steps on the same B sequences of T tokens, loss on all of them.
@@ -254,16 +264,17 @@ struct Bench {
                   std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});
   }
 
-  void decode(int64_t batch) const {
+  void decode(const char* row, int64_t batch, bool logits) const {
     Serving serving(gpu, base, batch, 320, std::max<int64_t>(batch, 512));
+    if (logits) serving.want_logits();
     int64_t position = 256;
     const double s = seconds(gpu, [&] { serving.step(1, position++); });
-    std::printf("decode-%ld%s: %.0f tok/s, %.1f us a step\n", batch, suffix().c_str(),
-                double(batch) / s, s * 1e6);
+    std::printf("%s%s: %.0f tok/s, %.1f us a step\n", row, suffix().c_str(), double(batch) / s,
+                s * 1e6);
   }
 
   void prefill(int64_t tokens) const {
-    constexpr int64_t kChunk = 2048;
+    constexpr int64_t kChunk = 4096;
     Serving serving(gpu, base, 1, tokens, kChunk);
     const double s = seconds(gpu, [&] {
       for (int64_t at = 0; at < tokens; at += kChunk)
@@ -352,7 +363,9 @@ struct Bench {
     } else if (row == "held-out") {
       held_out();
     } else if (std::sscanf(row.c_str(), "decode-%ld", &batch) == 1 && batch > 0) {
-      decode(batch);
+      decode(row.c_str(), batch, false);
+    } else if (std::sscanf(row.c_str(), "logits-%ld", &batch) == 1 && batch > 0) {
+      decode(row.c_str(), batch, true);
     } else if (std::sscanf(row.c_str(), "prefill-%ld", &tokens) == 1 && tokens > 0) {
       prefill(tokens);
     } else if (std::sscanf(row.c_str(), "lora-%ldx%ld", &batch, &tokens) == 2) {

@@ -286,6 +286,20 @@ TEST_F(EngineTest, SeedsDecideTheText) {
   EXPECT_NE(submit(*engine, r).wait().text, a.text);
 }
 
+/// Without log-probabilities a GPU draws tokens itself; with them the sampler does, from the same
+/// logits.
+TEST_F(EngineTest, TokensThatTheBackendDrawsAreTheSamplers) {
+  for (const float temperature : {0.0f, 0.7f, 1.0f}) {
+    GenerateRequest drawn = probe("drawn", 5), sampled = probe("sampled", 5);
+    drawn.sampling.temperature = sampled.sampling.temperature = temperature;
+    drawn.logprobs = -1;
+    const Finish got = alone(drawn), want = alone(sampled);
+    ASSERT_TRUE(got.status.ok() && want.status.ok());
+    EXPECT_EQ(got.text, want.text) << "temperature " << temperature;
+    EXPECT_EQ(got.completion_count, 60);
+  }
+}
+
 TEST_F(EngineTest, StopStringsEndTheTextAcrossTokens) {
   GenerateRequest plain = probe("p", 3);
   for (TokenId id = 0; id < 640; ++id) {  // whole characters only, so that bytes of tokens add up

@@ -201,6 +201,7 @@ const Ops& table() {
     DS_THROUGH(gather_rows);
     DS_THROUGH(scatter_rows);
     DS_THROUGH(embed_backward);
+    DS_THROUGH(sample);
     DS_THROUGH(cross_entropy);
     DS_THROUGH(kl_topk);
     DS_THROUGH(adamw);

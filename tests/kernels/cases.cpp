@@ -419,7 +419,7 @@ constexpr WeightFormat kFormats[] = {WeightFormat::kBF16, WeightFormat::kF32, We
 
 void add_linear_cases(std::vector<Case>* all) {
   for (WeightFormat format : kFormats) {
-    for (int64_t rows : {1, 2, 5, 17, 100}) {
+    for (int64_t rows : {1, 2, 5, 17, 40, 100}) {
       all->push_back(linear_case({rows, 37, {5, 16, 33}, format, Epilogue::kNone, true, 2}));
       all->push_back(linear_case({rows, 96, {70}, format, Epilogue::kResidual, rows == 5, 1}));
       all->push_back(linear_case({rows, 131, {56, 56}, format, Epilogue::kSwiglu, rows == 2, 3}));
@@ -434,10 +434,16 @@ void add_linear_cases(std::vector<Case>* all) {
       turned.transposed = true;
       all->push_back(linear_case(turned));
     }
-    for (int64_t rows : {1, 3, 8, 9}) {
-      LinearShape normed{rows, 131, {56, 56}, format, Epilogue::kSwiglu, false, 2};
+    for (int64_t rows : {1, 3, 8, 9, 20, 70}) {
+      LinearShape normed{rows, rows == 9 ? 1600 : 131, {56, 56}, format, Epilogue::kSwiglu, false,
+                         2};
       normed.norm = true;
       all->push_back(linear_case(normed));
+      normed.k = 576;
+      all->push_back(linear_case(normed));
+    }
+    for (int64_t rows : {1, 2, 7, 12, 70}) {
+      for (int64_t head_dim : {12, 32}) all->push_back(rope_linear_case(format, rows, head_dim));
     }
   }
   for (int64_t rows : {2, 100}) {
@@ -466,6 +472,7 @@ std::vector<Case> all_cases() {
   add_linear_cases(&all);
   for (int64_t d : {5, 64, 576}) {
     all.push_back(rmsnorm_case(7, d));
+    all.push_back(rmsnorm_case(140, d));
     all.push_back(rmsnorm_backward_case(70, d));
     all.push_back(adamw_case(d * 3));
     all.push_back(vectors_case(d * 100));
@@ -482,10 +489,8 @@ std::vector<Case> all_cases() {
     all.push_back(rope_case(9, 2, 20, flag));
   }
   add_prepared_cases(&all);
+  add_sample_cases(&all);
   all.push_back(relu_case(1001));
-  for (WeightFormat format : kFormats) {
-    for (int64_t rows : {1, 2, 7, 12}) all.push_back(rope_linear_case(format, rows));
-  }
   all.push_back(recording_case(1000));
   all.push_back(memory_case(1000));
   all.push_back(move_rows_case(9, 5));

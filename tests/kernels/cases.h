@@ -61,7 +61,7 @@ struct LinearShape {
   int lora_slots = 0;  ///< rows cycle through -1, 0, .., lora_slots - 1
   uint32_t seed = 1;
   bool transposed = false;  ///< the pack of W^T, where Ops::reads_transposed
-  bool norm = false;        ///< the input is `raw` after RMSNorm, where Ops::fused_rows
+  bool norm = false;        ///< the input is `raw` after RMSNorm, where Ops::fuses_phases
 };
 
 struct LinearProblem {
@@ -108,7 +108,7 @@ std::shared_ptr<char> aligned(int64_t bytes);
 double error_of(const Floats& got, const Vec& expected);
 
 Case linear_case(const LinearShape& shape);
-Case rope_linear_case(WeightFormat format, int64_t rows);
+Case rope_linear_case(WeightFormat format, int64_t rows, int64_t head_dim);
 /// Small and odd shapes of every op, for correctness.
 std::vector<Case> all_cases();
 /// The shapes of a 135M model (d 576, ff 1536, 9/3 heads of 64, vocab 49152), for timing.

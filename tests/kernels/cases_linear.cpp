@@ -109,7 +109,7 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
     for (int64_t r = 0; r < s.rows; ++r) rows.push_back(r);
   }
   auto bound = std::make_shared<Bound>();
-  const bool normed_there = s.norm && static_cast<int64_t>(rows.size()) <= ops.fused_rows;
+  const bool normed_there = s.norm && ops.fuses_phases;
   const Floats& input = normed_there ? raw : x;
   for (int64_t r : rows) {
     bound->x.insert(bound->x.end(), input.begin() + r * s.k, input.begin() + (r + 1) * s.k);
@@ -149,7 +149,7 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
     }
   }
   if (s.lora_slots > 0) a.lora = &bound->lora;
-  if (const int64_t bytes = ops.prepared_bytes(s.format, a.rows, s.k); bytes > 0) {
+  if (const int64_t bytes = ops.prepared_bytes(s.format, a.rows, s.k); bytes > 0 && !normed_there) {
     bound->prepared = aligned(bytes);
     a.x_prepared = bound->prepared.get();
   }
@@ -193,14 +193,16 @@ namespace {
 
 /// Sizes and places of rope_linear_case().
 struct RopeLinear {
-  static constexpr int64_t kHeads = 3, kKv = 1, kDim = 12, kIn = 20, kPositions = 50, kHalf = 6;
-  static constexpr int64_t kN[] = {kHeads * kDim, kKv* kDim, kKv* kDim};
-  static constexpr int64_t kWeights = (kHeads + 2 * kKv) * kDim * kIn;
+  static constexpr int64_t kHeads = 3, kKv = 1, kIn = 20, kPositions = 50, kSlots = 128;
   WeightFormat format;
-  int64_t rows;
+  int64_t rows, dim;
+
+  int64_t half() const { return dim / 2; }
+  int64_t n(int w) const { return (w == 0 ? kHeads : kKv) * dim; }
+  int64_t weights() const { return (kHeads + 2 * kKv) * dim * kIn; }
 
   static int32_t position(int64_t r) { return static_cast<int32_t>(r * 7 % kPositions); }
-  static int32_t slot(int64_t r) { return static_cast<int32_t>((r * 11 + 3) % 64); }
+  static int32_t slot(int64_t r) { return static_cast<int32_t>((r * 11 + 3) % kSlots); }
   static float angle(int64_t i) { return 0.1f * static_cast<float>(i); }
 
   /// In one call where the backend takes that, else in two.
@@ -214,18 +216,18 @@ struct RopeLinear {
     const float* source = in.data() + rows * kIn;
     float* to[] = {rope.q, rope.k, const_cast<float*>(rope.v)};
     for (int w = 0; w < 3; ++w) {
-      packed[w] = aligned(ops.packed_bytes(format, kN[w], kIn));
-      ops.pack(c, format, kN[w], kIn, source, false, packed[w].get());
-      source += kN[w] * kIn;
-      a.w[w] = {format, kN[w], kIn, packed[w].get()};
+      packed[w] = aligned(ops.packed_bytes(format, n(w), kIn));
+      ops.pack(c, format, n(w), kIn, source, false, packed[w].get());
+      source += n(w) * kIn;
+      a.w[w] = {format, n(w), kIn, packed[w].get()};
       a.y[w] = to[w];
-      a.y_stride[w] = kN[w];
+      a.y_stride[w] = n(w);
     }
     if (const int64_t bytes = ops.prepared_bytes(format, rows, kIn); bytes > 0) {
       a.x_prepared = (prepared = aligned(bytes)).get();
       ops.prepare(c, rows, kIn, a.x, kIn, {prepared.get(), format});
     }
-    if (rows <= ops.fused_rows) a.rope = &rope;
+    if (ops.fuses_phases) a.rope = &rope;
     ops.linear(c, a);
     if (a.rope == nullptr) ops.rope_append(c, rope);
     ops.finish(c);
@@ -233,23 +235,23 @@ struct RopeLinear {
 
   /// q of all rows, then k and v of each.
   void outputs(const Ops& ops, const OpContext& c, const Floats& in, Floats* out) const {
-    Floats cos(kPositions * kHalf), sin(kPositions * kHalf), k(rows * kKv * kDim), v(k);
-    for (int64_t i = 0; i < kPositions * kHalf; ++i)
+    Floats cos(kPositions * half()), sin(kPositions * half()), k(rows * kKv * dim), v(k);
+    for (int64_t i = 0; i < kPositions * half(); ++i)
       cos[i] = std::cos(angle(i)), sin[i] = std::sin(angle(i));
     Ints positions, slots;
     for (int64_t r = 0; r < rows; ++r) {
       positions.push_back(position(r));
       slots.push_back(slot(r));
     }
-    Floats pages_k(64 * kKv * kDim), pages_v(pages_k);
-    const KvView kv{KvDtype::kF32, kKv, kDim, pages_k.data(), pages_v.data()};
+    Floats pages_k(kSlots * kKv * dim), pages_v(pages_k);
+    const KvView kv{KvDtype::kF32, kKv, dim, pages_k.data(), pages_v.data()};
     run(ops, c, in,
         {rows, kHeads, out->data(), k.data(), v.data(), cos.data(), sin.data(), positions.data(),
          slots.data(), kv});
     for (int64_t r = 0; r < rows; ++r) {
-      float* at = out->data() + rows * kHeads * kDim + r * 2 * kDim;
-      std::copy_n(pages_k.begin() + slot(r) * kDim, kDim, at);
-      std::copy_n(pages_v.begin() + slot(r) * kDim, kDim, at + kDim);
+      float* at = out->data() + rows * kHeads * dim + r * 2 * dim;
+      std::copy_n(pages_k.begin() + slot(r) * dim, dim, at);
+      std::copy_n(pages_v.begin() + slot(r) * dim, dim, at + dim);
     }
   }
 
@@ -258,21 +260,21 @@ struct RopeLinear {
     Vec y[3];
     int64_t at = rows * kIn;
     for (int w = 0; w < 3; ++w) {
-      y[w] = reference::matmul(rows, kN[w], kIn, x, slice(in, at, at + kN[w] * kIn));
-      at += kN[w] * kIn;
+      y[w] = reference::matmul(rows, n(w), kIn, x, slice(in, at, at + n(w) * kIn));
+      at += n(w) * kIn;
     }
     Vec kv;
     for (int64_t r = 0; r < rows; ++r) {
       Vec cos, sin;
-      for (int64_t i = 0; i < kHalf; ++i) {
-        cos.push_back(std::cos(angle(position(r) * kHalf + i)));
-        sin.push_back(std::sin(angle(position(r) * kHalf + i)));
+      for (int64_t i = 0; i < half(); ++i) {
+        cos.push_back(std::cos(angle(position(r) * half() + i)));
+        sin.push_back(std::sin(angle(position(r) * half() + i)));
       }
       for (int64_t h = 0; h < kHeads; ++h)
-        reference::rotate(kHalf, cos.data(), sin.data(), false, &y[0][(r * kHeads + h) * kDim]);
-      reference::rotate(kHalf, cos.data(), sin.data(), false, &y[1][r * kDim]);
-      kv.insert(kv.end(), y[1].begin() + r * kDim, y[1].begin() + (r + 1) * kDim);
-      kv.insert(kv.end(), y[2].begin() + r * kDim, y[2].begin() + (r + 1) * kDim);
+        reference::rotate(half(), cos.data(), sin.data(), false, &y[0][(r * kHeads + h) * dim]);
+      reference::rotate(half(), cos.data(), sin.data(), false, &y[1][r * dim]);
+      kv.insert(kv.end(), y[1].begin() + r * dim, y[1].begin() + (r + 1) * dim);
+      kv.insert(kv.end(), y[2].begin() + r * dim, y[2].begin() + (r + 1) * dim);
     }
     return joined(y[0], kv);
   }
@@ -280,13 +282,13 @@ struct RopeLinear {
 
 }  // namespace
 
-/// q, k and v of a few rows, turned and put into their pages.
-Case rope_linear_case(WeightFormat format, int64_t rows) {
-  const RopeLinear of{format, rows};
+/// q, k and v, turned and put into their pages.
+Case rope_linear_case(WeightFormat format, int64_t rows, int64_t head_dim) {
+  const RopeLinear of{format, rows, head_dim};
   return simple(
-      "linear rope " + std::to_string(rows) + " " + format_name(format), 2e-5,
-      [=] { return as_bf16(random_floats(rows * RopeLinear::kIn + RopeLinear::kWeights, 51)); },
-      Floats(rows * (RopeLinear::kHeads + 2 * RopeLinear::kKv) * RopeLinear::kDim),
+      sized("linear rope", rows, head_dim) + " " + format_name(format), 2e-5,
+      [=] { return as_bf16(random_floats(rows * RopeLinear::kIn + of.weights(), 51)); },
+      Floats(rows * (RopeLinear::kHeads + 2 * RopeLinear::kKv) * head_dim),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         of.outputs(ops, c, in, out);
       },

@@ -19,5 +19,6 @@ std::string sized(const char* name, int64_t a, int64_t b);  ///< "name 3x4"
 
 /// Of ops that leave their result for linear layers.
 void add_prepared_cases(std::vector<Case>* all);
+void add_sample_cases(std::vector<Case>* all);
 
 }  // namespace ds::test

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// Recorded decode steps on a GPU (DS_TEST_DEVICE): what is published later is served by the
+// recording that is there.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <atomic>
+#include <random>
+
+#include "reference_model.h"
+
+namespace ds {
+namespace {
+
+using test::Machine;
+
+std::atomic<int> recordings{0};
+const Ops* real = nullptr;
+
+/// The machine's table, but for how it begins to record.
+Ops with_recording(bool (*begin)(const OpContext&)) {
+  Ops ops = *real;
+  ops.begin_recording = begin;
+  return ops;
+}
+
+std::shared_ptr<const LoraDelta> random_delta(const BaseWeights& base, const Compute& compute,
+                                              uint32_t seed) {
+  constexpr int64_t kRank = 4;
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal(0.0f, 0.3f);
+  std::vector<LoraDelta::LayerFactors> factors(static_cast<size_t>(base.config().n_layers));
+  for (LoraDelta::LayerFactors& layer : factors) {
+    for (int t = 0; t < kTargets; ++t) {
+      if (t == kK) continue;  // a weight without a low-rank part
+      const auto [n, k] = target_shape(base.config(), static_cast<Target>(t));
+      layer[t].a.resize(static_cast<size_t>(kRank * k));
+      layer[t].b.resize(static_cast<size_t>(n * kRank));
+      for (auto* part : {&layer[t].a, &layer[t].b}) {
+        for (float& x : *part) x = normal(rng);
+      }
+    }
+  }
+  auto packed = LoraDelta::pack(base, compute, kRank, 0.5f, factors);
+  DS_CHECK(packed.ok());
+  return *packed;
+}
+
+/// Decode steps of some sequences, every second of which is on a delta.
+class Decoding {
+ public:
+  Decoding(const Compute& compute, const BaseWeights& base, int64_t batch)
+      : base_(base),
+        batch_(batch),
+        pages_(base.config(), compute, KvDtype::kBF16, batch),
+        forward_(base.config(), compute, batch) {
+    for (int64_t b = 0; b < batch; ++b) table_.push_back(static_cast<int32_t>(b));
+  }
+
+  std::vector<float> step(const LoraDelta* delta, int64_t position) {
+    std::vector<TokenId> ids;
+    std::vector<SequenceSpan> spans;
+    std::vector<int32_t> slots, rows;
+    for (int64_t b = 0; b < batch_; ++b) {
+      ids.push_back(static_cast<TokenId>(3 + (b * 31 + position * 7) % 500));
+      spans.push_back({b, 1, position, table_.data() + b});
+      slots.push_back(b % 2 == 0 ? 0 : -1);
+      rows.push_back(static_cast<int32_t>(b));
+    }
+    StepBatch step;
+    step.ids = ids;
+    step.sequences = spans;
+    step.slot_of_row = slots;
+    step.deltas = {&delta, 1};
+    step.logit_rows = rows;
+    std::vector<float> logits(static_cast<size_t>(batch_ * base_.config().vocab));
+    DS_CHECK(forward_.run(base_, step, pages_, logits.data(), nullptr).ok());
+    return logits;
+  }
+
+ private:
+  const BaseWeights& base_;
+  int64_t batch_;
+  KvPages pages_;
+  Forward forward_;
+  std::vector<int32_t> table_;
+};
+
+TEST(Recordings, PublishingADeltaRecordsNothing) {
+  Machine machine;
+  if (machine.compute.ops->host_memory) GTEST_SKIP() << "no GPU: DS_TEST_DEVICE is not set";
+  real = machine.compute.ops;
+  const Ops counting = with_recording([](const OpContext& context) {
+    ++recordings;
+    return real->begin_recording(context);
+  });
+  const Ops direct = with_recording([](const OpContext&) { return false; });
+  const auto model =
+      test::load_model(test::data_path("tiny/untied-gqa"), machine.compute, WeightFormat::kBF16);
+  Compute recorded_with = machine.compute, direct_with = machine.compute;
+  recorded_with.ops = &counting;
+  direct_with.ops = &direct;
+  for (const int64_t batch : {int64_t{2}, int64_t{20}}) {  // by few_rows(), by products
+    recordings = 0;
+    Decoding recorded(recorded_with, *model.base, batch), called(direct_with, *model.base, batch);
+    std::vector<float> before;
+    int64_t position = 0;
+    for (uint32_t published = 1; published <= 5; ++published) {
+      const auto delta = random_delta(*model.base, machine.compute, published);
+      for (int step = 0; step < 3; ++step, ++position) {
+        const std::vector<float> got = recorded.step(delta.get(), position);
+        EXPECT_EQ(got, called.step(delta.get(), position))
+            << batch << " sequences, delta " << published << ", position " << position;
+        EXPECT_NE(got, before);
+        before = got;
+      }
+    }
+    EXPECT_EQ(recordings, 1) << batch << " sequences";
+  }
+}
+
+}  // namespace
+}  // namespace ds
