@@ -185,10 +185,10 @@ struct KeySelection {
   int64_t stride = 0;
 };
 
-/// A choice of keys: for each kv head a row at position t reads the last `window` keys and, of those
-/// before them, the first `sinks` and the ones with the smallest |k|^2, `globals` in all; of equal
-/// ones the earlier. It depends on the row's own sequence alone, so on one backend it is the same
-/// however the sequence was cut into calls.
+/// A choice of keys: for each kv head a row at position t reads the last `window` keys and, of
+/// those before them, the first `sinks` and the ones with the smallest |k|^2, `globals` in all; of
+/// equal ones the earlier. It depends on the row's own sequence alone, so on one backend it is the
+/// same however the sequence was cut into calls.
 struct KeyChoice {
   int64_t window = 1, globals = 0, sinks = 0;  ///< window at least 1
   /// In place of that: [sequences, n_given] positions, of which each row reads the first `globals`

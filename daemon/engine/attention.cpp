@@ -95,8 +95,8 @@ Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const
                                std::byte* extra, int64_t extra_stride) {
   if (page_extra_bytes_ > 0) {
     extra_.set(extra, kAbiU8, {n_pages_, page_extra_bytes_}, device_);
-    extra_.set_row_stride(
-        extra_stride, static_cast<uint64_t>((n_pages_ - 1) * extra_stride + page_extra_bytes_));
+    extra_.set_row_stride(extra_stride,
+                          static_cast<uint64_t>((n_pages_ - 1) * extra_stride + page_extra_bytes_));
   }
   args_.layer = layer;
   q_.move_to(q);

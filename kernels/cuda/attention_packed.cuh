@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training's sequences as kernels on tensor cores read them, in the stream's scratch: keys and
-// values in BF16, each sequence's prefix and own ones in a row, and chosen keys as bits.
+// values in BF16, each sequence's prefix and own ones in a row, and in the backward chosen keys as
+// bits.
 #pragma once
 
 #include "kernels/cuda/attention_mma.cuh"
@@ -26,6 +27,7 @@ struct PackedKeys {
     const int64_t first = int64_t{tile} * kPassingRows * stride;
     return {{first, first + kPassingRows / 2 * stride}, stride, n_keys - tile * kPassingRows};
   }
+  __device__ int64_t offset(int position) const { return position * stride; }
 };
 
 /// With a bit for each key that a row reads, `shift` bits on: own keys begin at a multiple of 64.
@@ -35,7 +37,8 @@ struct ChosenKeys : PackedKeys {
   int64_t row_words;     ///< from row to row
   int shift;
 
-  /// As attend_units asks; `seen` tells which rows.
+  /// Which of the keys from this one on the lane's rows read, whose keys so far `seen` counts;
+  /// false: none of the warp's reads any.
   template <int kM, int kWords>
   __device__ bool chosen(int first_key, const int (&seen)[kM][2],
                          uint32_t (&to)[kM][2][kWords]) const {
@@ -106,6 +109,10 @@ struct ChosenSource : PackedSource {
             n_kv_heads * words, into > 0 ? kPassingRows - into : 0};
   }
 };
+
+inline bool marks_fit(int64_t keys) {
+  return kMarkWarps * ChosenSource::words_for(keys) * 4 <= kMaxSharedBytes;
+}
 
 /// A warp for each list. Grid: rows by kMarkWarps, kv heads, sequences.
 static __global__ void mark_chosen(const __grid_constant__ ChosenSource source,

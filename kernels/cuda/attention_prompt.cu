@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention of prompts over BF16 pages, on tensor cores: a passing tile is two pages.
-#include "kernels/cuda/attention_mma.cuh"
+// Paged attention of prompts over BF16 pages, on tensor cores: a passing tile is two pages, or 64
+// chosen keys.
+#include "kernels/cuda/attention_chosen.cuh"
 #include "kernels/cuda/attention_mma.h"
 
 namespace ds::cuda {
@@ -9,7 +10,6 @@ namespace {
 static_assert(kPassingRows == 2 * kKvPageTokens);
 
 struct PagedKeys {
-  static constexpr bool kChosen = false;
   QueryUnits units;
   const Bf16 *k, *v;  ///< of the kv head in page 0
   const int32_t* pages;
@@ -21,38 +21,42 @@ struct PagedKeys {
     const bool both = count > kKvPageTokens;
     return {{first, both ? pages[2 * tile + 1] * page_step : first}, units.d, count};
   }
+  __device__ int64_t offset(int position) const {
+    return pages[position / kKvPageTokens] * page_step + position % kKvPageTokens * units.d;
+  }
 };
 
 struct PagedSource {
   AttentionArgs a;
 
   __device__ PagedKeys keys(int64_t sequence, int64_t head) const {
-    const int64_t d = a.kv.head_dim, row0 = a.starts[sequence];
-    const auto rows = static_cast<int>(a.starts[sequence + 1] - row0);
-    const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
-    const QueryUnits units{row0,
-                           a.n_heads,
-                           rows * group,
-                           group,
-                           static_cast<int>(head) * group,
-                           a.lengths[sequence] - rows,
-                           static_cast<int>(d)};
+    const int64_t d = a.kv.head_dim;
     const int64_t at = head * kKvPageTokens * d;
-    return {units, static_cast<const Bf16*>(a.kv.k) + at, static_cast<const Bf16*>(a.kv.v) + at,
-            a.table + sequence * a.table_width, a.kv.n_kv_heads * kKvPageTokens * d};
+    return {paged_units(a, sequence, head), static_cast<const Bf16*>(a.kv.k) + at,
+            static_cast<const Bf16*>(a.kv.v) + at, a.table + sequence * a.table_width,
+            a.kv.n_kv_heads * kKvPageTokens * d};
   }
 };
 
+bool takes(const AttentionArgs& a) {
+  if (a.kv.dtype != KvDtype::kBF16 || !suits_tensor_cores(a.kv.head_dim, a.scale)) return false;
+  return is_aligned16(a.q) && is_aligned16(a.out) && is_aligned16(a.kv.k) && is_aligned16(a.kv.v);
+}
+
 }  // namespace
 
-bool attend_prompts_on_tensor_cores(const StreamState& s, const AttentionArgs& a) {
-  const int64_t d = a.kv.head_dim;
-  if (a.kv.dtype != KvDtype::kBF16 || !suits_tensor_cores(d, a.scale)) return false;
-  if (!is_aligned16(a.q) || !is_aligned16(a.out) || !is_aligned16(a.kv.k) || !is_aligned16(a.kv.v))
-    return false;
-  attend_on_tensor_cores(s, PagedSource{a}, a.kv.n_kv_heads, a.batch,
-                         a.max_rows * (a.n_heads / a.kv.n_kv_heads), d,
-                         {a.q, a.scale, a.out, nullptr});
+bool attend_prompts_on_tensor_cores(const StreamState& s, const AttentionArgs& a,
+                                    const KeySelection* chosen) {
+  const int64_t max_units = a.max_rows * (a.n_heads / a.kv.n_kv_heads);
+  const Attend attend{a.q, a.scale, a.out, nullptr};
+  if (!takes(a) || (chosen != nullptr && !map_fits(a.max_keys))) return false;
+  if (chosen == nullptr) {
+    attend_on_tensor_cores(s, PagedSource{a}, a.kv.n_kv_heads, a.batch, max_units, a.kv.head_dim,
+                           attend);
+  } else {
+    attend_chosen_on_tensor_cores(s, PagedSource{a}, *chosen, a.kv.n_kv_heads, a.batch, max_units,
+                                  a.max_keys, a.kv.head_dim, attend);
+  }
   return true;
 }
 

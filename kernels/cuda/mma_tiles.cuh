@@ -170,6 +170,19 @@ struct QueryUnits {
   __device__ int seen(int unit) const { return before + row(unit) + 1; }
 };
 
+/// Those of a sequence that is served, for one kv head.
+__device__ inline QueryUnits paged_units(const AttentionArgs& a, int64_t sequence, int64_t head) {
+  const int32_t row0 = a.starts[sequence], rows = a.starts[sequence + 1] - row0;
+  const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
+  return {row0,
+          a.n_heads,
+          rows * group,
+          group,
+          static_cast<int>(head) * group,
+          a.lengths[sequence] - rows,
+          static_cast<int>(a.kv.head_dim)};
+}
+
 /// Hands group 1's values to group 0, thread by thread; true in group 0. All threads of the block,
 /// done with shared memory.
 template <int kValues>
