@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Paged attention. Over pages of 16 bits batches of single rows go to attention_decode.cu, prompts
-// to attention_prompt.cu or attention_chosen.cu; other single rows and chosen keys to
-// attention_rows.cu, and other prompts are here, in FP32 by tiles.
+// to attention_prompt.cu; other single rows and chosen keys to attention_rows.cu, and other prompts
+// are here, in FP32 by tiles.
 #include "kernels/cuda/attention_mma.h"
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_tiles.cuh"
@@ -66,7 +66,7 @@ void attention(const OpContext& context, const AttentionArgs& a) {
   if (s == nullptr || a.batch == 0 || a.max_rows == 0 || a.max_keys == 0) return;
   if (attend_one_row_each(*s, a, nullptr)) return;
   if (a.max_rows == 1) return attend_rows(*s, a, nullptr);
-  if (attend_prompts_on_tensor_cores(*s, a)) return;
+  if (attend_prompts_on_tensor_cores(*s, a, nullptr)) return;
   if (a.kv.dtype == KvDtype::kF32) {
     attend_prompts<float>(*s, a);
   } else if (a.kv.dtype == KvDtype::kF16) {
@@ -81,7 +81,7 @@ void attention_selected(const OpContext& context, const AttentionArgs& a,
   const StreamState* s = enter(context);
   if (s == nullptr || a.batch == 0 || a.max_rows == 0 || a.max_keys == 0) return;
   if (attend_one_row_each(*s, a, &selection)) return;
-  if (a.max_rows > 1 && attend_chosen_on_tensor_cores(*s, a, selection)) return;
+  if (a.max_rows > 1 && attend_prompts_on_tensor_cores(*s, a, &selection)) return;
   attend_rows(*s, a, &selection);
 }
 

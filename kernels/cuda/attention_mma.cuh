@@ -114,8 +114,7 @@ __device__ inline bool join_groups(float scale, float* memory, Attended<kM, kCol
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      // Every unit sees some key.
-      const float top = fmaxf(state.max[m][half], other.max[m][half]);
+      const float top = fmaxf(state.max[m][half], other.max[m][half]);  // all units see key 0
       const float mine = exp2_of((state.max[m][half] - top) * scale);
       const float theirs = exp2_of((other.max[m][half] - top) * scale);
       state.max[m][half] = top;
@@ -197,18 +196,10 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
     }
     const int first_key = tile * kPassingRows;
     if (first_key >= seen_by_last) continue;
-    uint32_t chosen[kM][2][kPassingRows / 32];
-    if constexpr (Source::kChosen) {
-      if (!source.chosen(first_key, seen, chosen)) continue;
-    }
     const T* keys = memory + buffer * 2 * kTileElements<kD>;
     float score[kM][kPassingRows / 8][4];
     multiply_rows(queries, keys, score);
-    if constexpr (Source::kChosen) {
-      hide_unchosen(chosen, score);
-    } else if (first_key + kPassingRows > seen_by_first) {
-      hide_unseen(first_key, seen, score);
-    }
+    if (first_key + kPassingRows > seen_by_first) hide_unseen(first_key, seen, score);
     softmax_step(a.scale * kLog2E, score, state);
     add_weighted_rows(score, keys + kTileElements<kD>, state.out);
   }
@@ -221,9 +212,6 @@ __device__ inline void attend_keys(const Source& source, const Attend& a, const 
 ///     QueryUnits units
 ///     const Element *k, *v
 ///     PassingRows rows(tile, n_keys)   keys [64 tile, n_keys) of k and v, 64 at most
-///     kChosen, and where it is true
-///     bool chosen(first_key, seen, to)  which of the keys from this one on the lane's rows read;
-///                                       false: none of the warp's rows reads any
 template <typename Source, int kD, int kM, int kGroups>
 __global__ void __launch_bounds__(kGroups* kGroupThreads, kBlocksOfSm<kGroups>)
     attend_units(const __grid_constant__ Source source, const __grid_constant__ Attend a) {

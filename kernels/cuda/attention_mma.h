@@ -5,15 +5,12 @@
 
 namespace ds::cuda {
 
-/// Paged attention of prompts over BF16 pages on tensor cores. False, and nothing enqueued, if
-/// these kernels do not take the call.
-bool attend_prompts_on_tensor_cores(const StreamState&, const AttentionArgs&);
+/// Paged attention of prompts over BF16 pages on tensor cores, over all keys or chosen ones. False,
+/// and nothing enqueued, if these kernels do not take the call.
+bool attend_prompts_on_tensor_cores(const StreamState&, const AttentionArgs&,
+                                    const KeySelection* chosen);
 
-/// The same over chosen keys.
-bool attend_chosen_on_tensor_cores(const StreamState&, const AttentionArgs&, const KeySelection&);
-
-/// Attention of training where products may round their operands, over all keys or chosen ones;
-/// false as above.
+/// Attention of training where products may round their operands; otherwise as above.
 bool train_on_tensor_cores(const StreamState&, const TrainAttentionArgs&,
                            const KeySelection* chosen, bool backward);
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training's sequences as kernels on tensor cores read them, in the stream's scratch: keys and
-// values in 16 bits, each sequence's prefix and own ones in a row, and chosen keys as bits.
+// values in 16 bits, each sequence's prefix and own ones in a row, and in the backward, of BF16,
+// chosen keys as bits.
 #pragma once
+
+#include <algorithm>
 
 #include "kernels/cuda/attention_mma.cuh"
 
@@ -27,17 +30,18 @@ struct PackedKeys {
     const int64_t first = int64_t{tile} * kPassingRows * stride;
     return {{first, first + kPassingRows / 2 * stride}, stride, n_keys - tile * kPassingRows};
   }
+  __device__ int64_t offset(int position) const { return position * stride; }
 };
 
 /// With a bit for each key that a row reads, `shift` bits on: own keys begin at a multiple of 64.
-template <typename T>
-struct ChosenKeys : PackedKeys<T> {
+struct ChosenKeys : PackedKeys<Bf16> {
   static constexpr bool kChosen = true;
   const uint32_t* bits;  ///< of the kv head and the sequence's first row
   int64_t row_words;     ///< from row to row
   int shift;
 
-  /// As attend_units asks; `seen` tells which rows.
+  /// Which of the keys from this one on the lane's rows read, whose keys so far `seen` counts;
+  /// false: none of the warp's reads any.
   template <int kM, int kWords>
   __device__ bool chosen(int first_key, const int (&seen)[kM][2],
                          uint32_t (&to)[kM][2][kWords]) const {
@@ -47,8 +51,7 @@ struct ChosenKeys : PackedKeys<T> {
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t* words =
-            bits + (seen[m][half] - this->units.before - 1) * row_words + first / 32;
+        const uint32_t* words = bits + (seen[m][half] - units.before - 1) * row_words + first / 32;
 #pragma unroll
         for (int w = 0; w < kWords; ++w) {
           to[m][half][w] = __funnelshift_r(words[w], words[w + 1], first % 32);
@@ -88,6 +91,14 @@ struct PackedSource {
     const int64_t stride = n_kv_heads * d, at = p.key0 * stride + head * d;
     return {units, k + at, v + at, stride};
   }
+  /// The same places with other elements of 16 bits.
+  template <typename U>
+  PackedSource<U> of() const {
+    PackedSource<U> out{n_heads, n_kv_heads, d, reinterpret_cast<U*>(k), reinterpret_cast<U*>(v),
+                        rounded, {}};
+    std::copy(std::begin(sequences), std::end(sequences), out.sequences);
+    return out;
+  }
   /// The sequence's units in the scratch.
   __device__ RoundedUnits units(int64_t sequence, int64_t head) const {
     const int64_t group = n_heads / n_kv_heads;
@@ -96,32 +107,33 @@ struct PackedSource {
   }
 };
 
-/// Of lists of positions up to `keys`, a word more than any tile has; an even number.
-__host__ __device__ constexpr int64_t chosen_words(int64_t keys) {
-  return 2 * (ceil_div(keys + kPassingRows, kPassingRows) + 1);
-}
-
-template <typename T>
-struct ChosenSource : PackedSource<T> {
+struct ChosenSource : PackedSource<Bf16> {
   uint32_t* bits;  ///< [rows][n_kv_heads][words] in the scratch
-  int64_t words;   ///< chosen_words()
+  int64_t words;   ///< an even number
 
-  __device__ ChosenKeys<T> keys(int64_t sequence, int64_t head) const {
-    const PackedSequence& p = this->sequences[sequence];
+  /// Of lists of positions up to `keys`, a word more than any tile has.
+  __host__ __device__ static int64_t words_for(int64_t keys) {
+    return 2 * (ceil_div(keys + kPassingRows, kPassingRows) + 1);
+  }
+  __device__ ChosenKeys keys(int64_t sequence, int64_t head) const {
+    const PackedSequence& p = sequences[sequence];
     const auto into = static_cast<int>(p.s.prefix % kPassingRows);
-    return {PackedSource<T>::keys(sequence, head),
-            bits + (p.unit0 * this->n_kv_heads + head) * words, this->n_kv_heads * words,
-            into > 0 ? kPassingRows - into : 0};
+    return {PackedSource<Bf16>::keys(sequence, head), bits + (p.unit0 * n_kv_heads + head) * words,
+            n_kv_heads * words, into > 0 ? kPassingRows - into : 0};
   }
 };
 
+inline bool marks_fit(int64_t keys) {
+  return kMarkWarps * ChosenSource::words_for(keys) * 4 <= kMaxSharedBytes;
+}
+
 /// A warp for each list. Grid: rows by kMarkWarps, kv heads, sequences.
-template <typename T>
-__global__ void mark_chosen(const __grid_constant__ ChosenSource<T> source, KeySelection chosen) {
+static __global__ void mark_chosen(const __grid_constant__ ChosenSource source,
+                                   KeySelection chosen) {
   begin_after_previous();
   extern __shared__ uint32_t marks[];  // [kMarkWarps][words]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const ChosenKeys<T> keys = source.keys(blockIdx.z, blockIdx.y);
+  const ChosenKeys keys = source.keys(blockIdx.z, blockIdx.y);
   const int row = static_cast<int>(blockIdx.x) * kMarkWarps + warp;
   if (row * keys.units.group >= keys.units.count) return;
   uint32_t* mine = marks + warp * source.words;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention of prompts over pages of BF16 or FP16, on tensor cores: a passing tile is two
-// pages.
-#include "kernels/cuda/attention_mma.cuh"
+// Paged attention of prompts over pages of 16 bits, on tensor cores: a passing tile is two pages,
+// or 64 chosen keys.
+#include "kernels/cuda/attention_chosen.cuh"
 #include "kernels/cuda/attention_mma.h"
 
 namespace ds::cuda {
@@ -11,7 +11,6 @@ static_assert(kPassingRows == 2 * kKvPageTokens);
 
 template <typename T>
 struct PagedKeys {
-  static constexpr bool kChosen = false;
   QueryUnits units;
   const T *k, *v;  ///< of the kv head in page 0
   const int32_t* pages;
@@ -23,6 +22,9 @@ struct PagedKeys {
     const bool both = count > kKvPageTokens;
     return {{first, both ? pages[2 * tile + 1] * page_step : first}, units.d, count};
   }
+  __device__ int64_t offset(int position) const {
+    return pages[position / kKvPageTokens] * page_step + position % kKvPageTokens * units.d;
+  }
 };
 
 template <typename T>
@@ -31,25 +33,33 @@ struct PagedSource {
   AttentionArgs a;
 
   __device__ PagedKeys<T> keys(int64_t sequence, int64_t head) const {
-    const QueryUnits units = paged_units(a, sequence, head);
     const int64_t d = a.kv.head_dim;
     const int64_t at = head * kKvPageTokens * d;
-    return {units, static_cast<const T*>(a.kv.k) + at, static_cast<const T*>(a.kv.v) + at,
-            a.table + sequence * a.table_width, a.kv.n_kv_heads * kKvPageTokens * d};
+    return {paged_units(a, sequence, head), static_cast<const T*>(a.kv.k) + at,
+            static_cast<const T*>(a.kv.v) + at, a.table + sequence * a.table_width,
+            a.kv.n_kv_heads * kKvPageTokens * d};
   }
 };
 
+bool takes(const AttentionArgs& a) {
+  if (a.kv.dtype == KvDtype::kF32 || !suits_tensor_cores(a.kv.head_dim, a.scale)) return false;
+  return is_aligned16(a.q) && is_aligned16(a.out) && is_aligned16(a.kv.k) && is_aligned16(a.kv.v);
+}
+
 }  // namespace
 
-bool attend_prompts_on_tensor_cores(const StreamState& s, const AttentionArgs& a) {
-  const int64_t d = a.kv.head_dim;
-  if (a.kv.dtype == KvDtype::kF32 || !suits_tensor_cores(d, a.scale)) return false;
-  if (!is_aligned16(a.q) || !is_aligned16(a.out) || !is_aligned16(a.kv.k) || !is_aligned16(a.kv.v))
-    return false;
+bool attend_prompts_on_tensor_cores(const StreamState& s, const AttentionArgs& a,
+                                    const KeySelection* chosen) {
+  if (!takes(a) || (chosen != nullptr && !map_fits(a.max_keys))) return false;
   const auto attend = [&](const auto& source) {
-    attend_on_tensor_cores(s, source, a.kv.n_kv_heads, a.batch,
-                           a.max_rows * (a.n_heads / a.kv.n_kv_heads), d,
-                           {a.q, a.scale, a.out, nullptr});
+    const int64_t max_units = a.max_rows * (a.n_heads / a.kv.n_kv_heads);
+    const Attend what{a.q, a.scale, a.out, nullptr};
+    if (chosen == nullptr) {
+      attend_on_tensor_cores(s, source, a.kv.n_kv_heads, a.batch, max_units, a.kv.head_dim, what);
+    } else {
+      attend_chosen_on_tensor_cores(s, source, *chosen, a.kv.n_kv_heads, a.batch, max_units,
+                                    a.max_keys, a.kv.head_dim, what);
+    }
   };
   if (a.kv.dtype == KvDtype::kF16) {
     attend(PagedSource<Half>{a});

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention row by row, for what attention_decode.cu and attention_chosen.cu do not take. A
+// Paged attention row by row, for what attention_decode.cu and attention_prompt.cu do not take. A
 // block takes one row and kv head and a run of its keys, a tile at a time: keys and values to
 // shared memory in FP32, scores with a thread per (head, key), a softmax with a warp per head, sums
 // with a thread per (head, column). Where a row has several runs, a second launch adds them up

@@ -6,6 +6,7 @@
 // by keys for dk and dv. Every gradient is summed by one block in a fixed order. D and lse stay
 // FP32, p and ds = p (dout . v - D) scale are rounded as operands. With chosen keys, tiles are
 // passed over of which no row of a warp reads a key.
+#include "kernels/cuda/attention_chosen.cuh"
 #include "kernels/cuda/attention_mma.h"
 #include "kernels/cuda/attention_packed.cuh"
 
@@ -394,7 +395,7 @@ void launch_backward(const StreamState& s, const Source& source, int64_t sequenc
   });
 }
 
-/// How much scratch sequences take: their keys and values, in the backward their units, and the
+/// How much scratch sequences take: their keys and values, and in the backward their units and the
 /// bits of chosen keys.
 struct Room {
   int64_t keys = 0, rows = 0, longest = 0;
@@ -402,78 +403,89 @@ struct Room {
   int64_t bytes(const TrainAttentionArgs& a, bool chosen, bool backward) const {
     const int64_t units = rows * a.n_heads;
     const int64_t rounded = units * (2 * a.head_dim * 2 + static_cast<int64_t>(sizeof(float2)));
-    const int64_t bits = rows * a.n_kv_heads * chosen_words(longest) * 4;
-    return keys * a.n_kv_heads * a.head_dim * 2 * 2 + (backward ? rounded : 0) +
-           (chosen ? bits : 0);
+    const int64_t bits = rows * a.n_kv_heads * ChosenSource::words_for(longest) * 4;
+    return keys * a.n_kv_heads * a.head_dim * 2 * 2 +
+           (backward ? rounded + (chosen ? bits : 0) : 0);
   }
   Room with(const TrainSequence& s) const {
     return {keys + s.prefix + s.n_rows, rows + s.n_rows, larger(longest, s.prefix + s.n_rows)};
   }
 };
 
-/// Rounded keys, then forward or backward of what `source` has.
-template <typename Source>
-void run(const StreamState& s, const Source& source, const TrainAttentionArgs& a, int64_t count,
-         int64_t max_rows, const Room& used, bool backward) {
-  using T = typename Source::Element;
-  const int64_t chunks = used.longest * a.n_kv_heads * a.head_dim / 8;
-  const dim3 grid(loop_blocks(chunks, kRoundThreads), static_cast<unsigned>(count), 2);
-  if (!launch_next("rounding keys", round_keys<T>, grid, kRoundThreads, 0, s.stream(), source, a.k,
-                   a.v)) {
-    return;
-  }
-  if constexpr (std::is_same_v<T, Bf16>) {
-    if (backward) {
-      return launch_backward(s, source, count, max_rows,
-                             {a.q, a.out, a.lse, a.dout, a.dq, a.dk, a.dv, a.scale});
-    }
-  }
-  attend_on_tensor_cores(s, source, a.n_kv_heads, count, max_rows * (a.n_heads / a.n_kv_heads),
-                         a.head_dim, {a.q, a.scale, a.out, a.lse});
+/// Some sequences of a call: their scratch, of any elements of 16 bits, and how many rows the
+/// longest has.
+struct Part {
+  ChosenSource source{};
+  int64_t count = 0, max_rows = 0;
+  Room used;
+};
+
+/// False: it could not be enqueued.
+template <typename T>
+bool round_some(const StreamState& s, const TrainAttentionArgs& a, const Part& part,
+                const PackedSource<T>& source) {
+  const int64_t chunks = part.used.longest * a.n_kv_heads * a.head_dim / 8;
+  const dim3 grid(loop_blocks(chunks, kRoundThreads), static_cast<unsigned>(part.count), 2);
+  return launch_next("rounding keys", round_keys<T>, grid, kRoundThreads, 0, s.stream(), source,
+                     a.k, a.v);
 }
 
-/// Forward or backward of as many sequences from `first` on as one launch takes; how many. The
-/// backward is of BF16.
 template <typename T>
-int64_t train_some(const StreamState& s, const TrainAttentionArgs& a, const KeySelection* chosen,
-                   int64_t first, bool backward) {
-  ChosenSource<T> source{
-      {a.n_heads, a.n_kv_heads, a.head_dim, nullptr, nullptr, {}, {}}, nullptr, 0};
-  Room used;
-  int64_t count = 0, max_rows = 0;
-  for (; count < kSequences && first + count < a.n_sequences; ++count) {
-    const TrainSequence& next = a.sequences[first + count];
-    const Room room = used.with(next);
-    if (count > 0 && room.bytes(a, chosen != nullptr, backward) > kScratchBytes) break;
-    source.sequences[count] = {next, used.keys, used.rows};
-    used = room;
-    max_rows = larger(max_rows, next.n_rows);
-  }
-  if (max_rows == 0) return count;
-  const int64_t of_keys = used.keys * a.n_kv_heads * a.head_dim;
-  const int64_t of_units = used.rows * a.n_heads * a.head_dim;
-  source.k = s.scratch<T>();
-  source.v = source.k + of_keys;
-  source.rounded.q = reinterpret_cast<Bf16*>(source.v + of_keys);
-  source.rounded.dout = source.rounded.q + (backward ? of_units : 0);
-  source.rounded.stats = reinterpret_cast<float2*>(source.rounded.dout + (backward ? of_units : 0));
-  source.rounded.of_head = used.rows * (a.n_heads / a.n_kv_heads);
+void run_forward(const StreamState& s, const TrainAttentionArgs& a, const KeySelection* chosen,
+                 const Part& part) {
+  const PackedSource<T> source = part.source.of<T>();
+  if (!round_some(s, a, part, source)) return;
+  const Attend attend{a.q, a.scale, a.out, a.lse};
+  const int64_t max_units = part.max_rows * (a.n_heads / a.n_kv_heads);
   if (chosen == nullptr) {
-    run(s, static_cast<const PackedSource<T>&>(source), a, count, max_rows, used, backward);
-    return count;
+    attend_on_tensor_cores(s, source, a.n_kv_heads, part.count, max_units, a.head_dim, attend);
+  } else {
+    attend_chosen_on_tensor_cores(s, source, *chosen, a.n_kv_heads, part.count, max_units,
+                                  part.used.longest, a.head_dim, attend);
   }
-  source.bits =
-      reinterpret_cast<uint32_t*>(source.rounded.stats + (backward ? used.rows * a.n_heads : 0));
-  source.words = chosen_words(used.longest);
-  const int64_t bytes = kMarkWarps * source.words * 4;
-  const dim3 rows(static_cast<unsigned>(ceil_div(max_rows, kMarkWarps)),
-                  static_cast<unsigned>(a.n_kv_heads), static_cast<unsigned>(count));
-  if (allow_shared(mark_chosen<T>, bytes) &&
-      launch_next("chosen keys", mark_chosen<T>, rows, kMarkWarps * 32, static_cast<size_t>(bytes),
-                  s.stream(), source, *chosen)) {
-    run(s, source, a, count, max_rows, used, backward);
+}
+
+void run_backward(const StreamState& s, const TrainAttentionArgs& a, const KeySelection* chosen,
+                  const Part& part) {
+  const Gradients g{a.q, a.out, a.lse, a.dout, a.dq, a.dk, a.dv, a.scale};
+  const PackedSource<Bf16>& source = part.source;
+  if (!round_some(s, a, part, source)) return;
+  if (chosen == nullptr) return launch_backward(s, source, part.count, part.max_rows, g);
+  const int64_t bytes = kMarkWarps * part.source.words * 4;
+  const dim3 rows(static_cast<unsigned>(ceil_div(part.max_rows, kMarkWarps)),
+                  static_cast<unsigned>(a.n_kv_heads), static_cast<unsigned>(part.count));
+  if (allow_shared(mark_chosen, bytes) &&
+      launch_next("chosen keys", mark_chosen, rows, kMarkWarps * 32, static_cast<size_t>(bytes),
+                  s.stream(), part.source, *chosen)) {
+    launch_backward(s, part.source, part.count, part.max_rows, g);
   }
-  return count;
+}
+
+/// As many sequences from `first` on as one launch takes, at least one.
+Part part_from(const StreamState& s, const TrainAttentionArgs& a, bool chosen, int64_t first,
+               bool backward) {
+  Part part;
+  for (; part.count < kSequences && first + part.count < a.n_sequences; ++part.count) {
+    const TrainSequence& next = a.sequences[first + part.count];
+    const Room room = part.used.with(next);
+    if (part.count > 0 && room.bytes(a, chosen, backward) > kScratchBytes) break;
+    part.source.sequences[part.count] = {next, part.used.keys, part.used.rows};
+    part.used = room;
+    part.max_rows = larger(part.max_rows, next.n_rows);
+  }
+  ChosenSource& source = part.source;
+  const int64_t of_keys = part.used.keys * a.n_kv_heads * a.head_dim;
+  const int64_t of_units = part.used.rows * a.n_heads * a.head_dim;
+  source.n_heads = a.n_heads, source.n_kv_heads = a.n_kv_heads, source.d = a.head_dim;
+  source.k = s.scratch<Bf16>();
+  source.v = source.k + of_keys;
+  source.rounded.q = source.v + of_keys;
+  source.rounded.dout = source.rounded.q + of_units;
+  source.rounded.stats = reinterpret_cast<float2*>(source.rounded.dout + of_units);
+  source.rounded.of_head = part.used.rows * (a.n_heads / a.n_kv_heads);
+  source.bits = reinterpret_cast<uint32_t*>(source.rounded.stats + part.used.rows * a.n_heads);
+  source.words = ChosenSource::words_for(part.used.longest);
+  return part;
 }
 
 /// Rows are read and written in steps of 16 bytes and less; a sequence fits the scratch as a whole.
@@ -489,7 +501,7 @@ bool takes(const TrainAttentionArgs& a, bool chosen, bool backward) {
     const Room room = Room().with(s);
     if (!is_aligned16(s.prefix_k) || !is_aligned16(s.prefix_v)) return false;
     if (room.bytes(a, chosen, backward) > kScratchBytes) return false;
-    if (chosen && kMarkWarps * chosen_words(room.longest) * 4 > kMaxSharedBytes) return false;
+    if (chosen && !(backward ? marks_fit(room.longest) : map_fits(room.longest))) return false;
   }
   return true;
 }
@@ -499,9 +511,12 @@ bool takes(const TrainAttentionArgs& a, bool chosen, bool backward) {
 bool train_on_tensor_cores(const StreamState& s, const TrainAttentionArgs& a,
                            const KeySelection* chosen, bool backward) {
   if (!takes(a, chosen != nullptr, backward)) return false;
-  const auto some =
-      a.operands == WeightFormat::kF16 && !backward ? train_some<Half> : train_some<Bf16>;
-  for (int64_t i = 0; i < a.n_sequences;) i += some(s, a, chosen, i, backward);
+  const auto forward = a.operands == WeightFormat::kF16 ? run_forward<Half> : run_forward<Bf16>;
+  for (int64_t i = 0; i < a.n_sequences;) {
+    const Part part = part_from(s, a, chosen != nullptr, i, backward);
+    i += part.count;
+    if (part.max_rows > 0) (backward ? run_backward : forward)(s, a, chosen, part);
+  }
   return true;
 }
 

@@ -177,10 +177,9 @@ struct QueryUnits {
   __device__ int seen(int unit) const { return before + row(unit) + 1; }
 };
 
-/// Those of one sequence of a mixed batch.
+/// Those of a sequence that is served, for one kv head.
 __device__ inline QueryUnits paged_units(const AttentionArgs& a, int64_t sequence, int64_t head) {
-  const int64_t row0 = a.starts[sequence];
-  const auto rows = static_cast<int>(a.starts[sequence + 1] - row0);
+  const int32_t row0 = a.starts[sequence], rows = a.starts[sequence + 1] - row0;
   const auto group = static_cast<int>(a.n_heads / a.kv.n_kv_heads);
   return {row0,
           a.n_heads,

@@ -491,8 +491,7 @@ std::vector<Case> all_cases() {
   add_prepared_cases(&all);
   add_sample_cases(&all);
   all.push_back(relu_case(1001));
-  all.push_back(recording_case(1000));
-  all.push_back(memory_case(1000));
+  for (const auto& make : {recording_case, memory_case}) all.push_back(make(1000));
   all.push_back(move_rows_case(9, 5));
   all.push_back(move_rows_case(100, 576));
   for (int64_t vocab : {3, 100, 5003}) {
@@ -518,8 +517,8 @@ std::vector<Case> all_cases() {
     all.push_back(attention_case({2, 1, 80, dtype, {{310, 1}, {31, 1}}}));
     all.push_back(attention_case({2, 1, 64, dtype, {{1030, 1}, {90, 1}}}));
   }
-  for (Case& c : tensor_core_attention_cases()) all.push_back(std::move(c));
-  for (Case& c : key_choice_cases()) all.push_back(std::move(c));
+  for (auto& cases : {tensor_core_attention_cases, key_choice_cases})
+    for (Case& c : cases()) all.push_back(std::move(c));
   for (bool backward : {false, true}) {
     all.push_back(train_attention_case({9, 3, 64, 0, {20, 1, 70}}, backward));
     all.push_back(train_attention_case({4, 2, 16, 37, {33, 5}}, backward));

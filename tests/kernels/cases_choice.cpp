@@ -281,6 +281,8 @@ std::vector<Case> key_choice_cases() {
   }
   all.push_back(train_choice_case({4, 3, 1, std::vector<int64_t>(33, 20), {3}}));
   all.push_back(train_choice_case({4, 0, 0, {50}, {3}}));
+  // More keys than a block of the GPU has room for.
+  all.push_back(train_choice_case({32, 32, 4, {4630}, {4600}, KvDtype::kF32, 1, 4}));
   return all;
 }
 
