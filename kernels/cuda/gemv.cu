@@ -204,50 +204,12 @@ struct LaneSums {
   }
 };
 
-/// Low-rank part and bias of output i of weight w in one row.
-template <typename T>
-__device__ inline float with_additions(const Additions& add, int w, int64_t i, int row,
-                                       float value) {
-  if (add.slot_of_row != nullptr) {
-    const int32_t slot = add.slot_of_row[row];
-    if (slot >= 0 && add.low[slot][w].b != nullptr) {
-      LowRow<T> b;
-      b.load(add.low[slot][w].b, i);
-      value = b.add_to(value, add.t + (w * add.t_rows + row) * kLoraRank, add.low[slot][w].scale);
-    }
-  }
-  return add.bias[w] == nullptr ? value : value + add.bias[w][i];
-}
-
 template <int kRows>
 __device__ inline float element_of(const float (&sum)[kRows], int row) {
   float out = sum[0];
 #pragma unroll
   for (int r = 1; r < kRows; ++r) out = row == r ? sum[r] : out;
   return out;
-}
-
-/// A pair of one row of q goes to y, of k and v to their page; q and k turn by the row's position.
-__device__ inline void finish_rope(const GemvArgs& a, const Group& g, int row, float x, float y) {
-  const RopeAppendArgs& rope = a.rope;
-  const int64_t half = rope.kv.head_dim / 2;
-  if (g.w0 < 2) {
-    const int64_t angle = rope.positions[row] * half + g.pair;
-    rotate(rope.cos[angle], rope.sin[angle], &x, &y);
-  }
-  if (g.w0 == 0) {
-    float* to = a.y[0] + row * a.y_stride[0] + g.i0;
-    to[0] = x;
-    to[half] = y;
-    return;
-  }
-  const int64_t to = page_offset(rope.kv, rope.slots[row], g.head) + g.pair;
-  void* pages = g.w0 == 1 ? rope.kv.k : rope.kv.v;
-  if (rope.kv.dtype == KvDtype::kF32) {
-    store_pair<float>(pages, to, half, x, y);
-  } else {
-    store_pair<Bf16>(pages, to, half, x, y);
-  }
 }
 
 /// A group of 8, 16 or 32 lanes computes the same outputs of all rows; lane r of it finishes row r.
@@ -280,7 +242,10 @@ __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArg
   float value = with_additions<T>(a.add, g.w0, g.i0, lane, element_of(sums.sum0, lane));
   float other = 0.0f;
   if (kTwo) other = with_additions<T>(a.add, g.w1, g.i1, lane, element_of(sums.sum1, lane));
-  if constexpr (kOutputs == Outputs::kRope) return finish_rope(a, g, lane, value, other);
+  if constexpr (kOutputs == Outputs::kRope) {
+    float* q = g.w0 == 0 ? a.y[0] + to : nullptr;
+    return store_turned(a.rope, g.w0, g.head, g.pair, lane, value, other, q);
+  }
   if constexpr (kOutputs == Outputs::kSwiglu) value = silu_times(value, other);
   a.y[g.w0][to] = residual + value;
 }

@@ -135,6 +135,21 @@ struct LowRow {
   }
 };
 
+/// Low-rank part and bias of output i of weight w in one row.
+template <typename T>
+__device__ inline float with_additions(const Additions& add, int w, int64_t i, int row,
+                                       float value) {
+  if (add.slot_of_row != nullptr) {
+    const int32_t slot = add.slot_of_row[row];
+    if (slot >= 0 && add.low[slot][w].b != nullptr) {
+      LowRow<T> b;
+      b.load(add.low[slot][w].b, i);
+      value = b.add_to(value, add.t + (w * add.t_rows + row) * kLoraRank, add.low[slot][w].scale);
+    }
+  }
+  return add.bias[w] == nullptr ? value : value + add.bias[w][i];
+}
+
 #endif
 
 }  // namespace ds::cuda
