@@ -247,15 +247,25 @@ class BaseWeights::Builder {
     const Quantizer& quantizer = *form_.quantizer;
     DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
     DS_ASSIGN(auto quant, quantizer.quantize(compute_.context, name, n, k, source.data()));
-    if (quantizer.multiplies() && compute_.ops->host_memory) {
-      Linear& out = *place(*stores_[0]);
+    for (Store* store : stores_) {
+      if (store == nullptr) continue;
+      const Compute& compute = compute_of(store);
+      Linear& out = *place(*store);
+      const bool on_gpu = !compute.ops->host_memory;
+      if (!quantizer.multiplies(quant->format, on_gpu)) {
+        std::vector<float> rounded(static_cast<size_t>(n * k));
+        DS_TRY(quantizer.dequantize(compute_.context, *quant, rounded.data()));
+        DS_ASSIGN(out, pack_linear(compute, form_.format, n, k, rounded.data(), false));
+        continue;
+      }
       out.view = {form_.format, n, k, nullptr};
-      out.quant = std::move(quant);
-      return {};
+      if (on_gpu) {
+        DS_ASSIGN(out.quant, copy_to(*compute.ops, compute.context, *quant));
+      } else {  // the last of the stores
+        out.quant = std::move(quant);
+      }
     }
-    std::vector<float> rounded(static_cast<size_t>(n * k));
-    DS_TRY(quantizer.dequantize(compute_.context, *quant, rounded.data()));
-    return pack(n, k, rounded.data(), place);
+    return {};
   }
 
   Status vector(const std::string& name, int64_t n, const Place<BackendFloats>& place) {
@@ -357,17 +367,24 @@ std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quant
     const Result<bool> accepted = next->accepts(*linear.quant);
     return accepted.ok() && *accepted;
   };
-  if (form_.quantizer == nullptr || next == nullptr || !next->multiplies()) return nullptr;
-  if (!form_.quantizer->multiplies() || !keeps(store_->head)) return nullptr;
+  if (form_.quantizer == nullptr || next == nullptr || !keeps(store_->head)) return nullptr;
   for (const LayerWeights& layer : store_->layers) {
     if (!std::all_of(layer.linear.begin(), layer.linear.end(), keeps)) return nullptr;
   }
   auto out = std::make_shared<BaseWeights>();
   out->config_ = config_;
   out->sha256_ = sha256_;
+  if (host_ != nullptr && (out->host_ = host_->with(next)) == nullptr) return nullptr;
   out->form_ = {form_.format, std::move(next), form_.calibrated_with};
   out->store_ = store_;
   return out;
+}
+
+int64_t BaseWeights::fused_rows(const Ops& ops) const {
+  if (!by_quantizer()) return ops.fused_rows;
+  constexpr uint32_t kBoth = DS_LINEAR_NORM | DS_LINEAR_ROPE;
+  if ((layer(0).linear[0].quant->format.fused & kBoth) != kBoth) return 0;
+  return std::min<int64_t>(ops.fused_rows, DS_LINEAR_FEW_ROWS);
 }
 
 Result<WeightView> BaseWeights::transposed(const Compute& compute, int64_t layer,

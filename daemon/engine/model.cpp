@@ -278,7 +278,7 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
 Result<void*> Forward::prepared_there(const BaseWeights& base, int64_t rows, int64_t k,
                                       Buffer& to) {
   const Ops& ops = *compute_.ops;
-  const int64_t bytes = ops.prepared_bytes(base.format(), rows, k);
+  const int64_t bytes = base.by_quantizer() ? 0 : ops.prepared_bytes(base.format(), rows, k);
   if (bytes == 0) return nullptr;
   DS_TRY(to.grow(ops, static_cast<size_t>(bytes)));
   return static_cast<void*>(to.data());
@@ -288,7 +288,7 @@ Result<Forward::Input> Forward::norm(const BaseWeights& base, const StepBatch& b
                                      const BackendFloats& weight) {
   const Ops& ops = *compute_.ops;
   const int64_t rows = tables_.rows(), d = config_.d_model;
-  if (batch.watch == nullptr && rows <= ops.fused_rows)
+  if (batch.watch == nullptr && rows <= base.fused_rows(ops))
     return Input{x_.as<float>(), nullptr, &weight};
   // The CPU's ops would make both, a watch sees FP32.
   const bool fp32 = ops.host_memory || batch.watch != nullptr;
@@ -311,7 +311,7 @@ Status Forward::head(const BaseWeights& base, int64_t wanted, float* logits) {
   args.rows = wanted;
   args.x = rows_.as<float>();
   args.x_stride = c.d_model;
-  if (wanted <= ops.fused_rows) {
+  if (wanted <= base.fused_rows(ops)) {
     args.norm = base.final_norm().data();
     args.norm_eps = c.norm_eps;
   } else {
@@ -355,6 +355,7 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
   for (const void* address :
        {tables_.address(), static_cast<const void*>(logits),
         static_cast<const void*>(scratch_.prepared.data()),
+        static_cast<const void*>(scratch_.workspace.data()),
         static_cast<const void*>(activated_prepared_.data()), attention_.workspace(),
         static_cast<const void*>(pages.layer(0).k), static_cast<const void*>(pages.extra(0))})
     key.push_back(reinterpret_cast<uint64_t>(address));

@@ -139,6 +139,10 @@ class BaseWeights {
   const BackendFloats& final_norm() const { return store_->final_norm; }
   /// The same weights for the CPU; null where they are for it themselves, or have no copy.
   const std::shared_ptr<const BaseWeights>& host() const { return host_; }
+  /// Whether the layers' products are the quantizer's, which takes FP32 inputs.
+  bool by_quantizer() const { return layer(0).linear[0].quant != nullptr; }
+  /// Ops::fused_rows of these weights' products.
+  int64_t fused_rows(const Ops& ops) const;
   const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
   const float* rope_sin() const { return store_->rope_sin.data(); }
 

@@ -116,7 +116,9 @@ void* TrainGraph::room_for_prepared(const BaseWeights& base, int64_t rows, int64
 /// RMSNorm of d_model columns as the input of linear layers.
 TrainGraph::Input TrainGraph::norm(const Call& call, const float* x, const BackendFloats& weight,
                                    float* rstd) {
-  void* prepared = room_for_prepared(call.base, call.rows, config_.d_model, prepared_);
+  void* prepared = call.base.by_quantizer()
+                       ? nullptr
+                       : room_for_prepared(call.base, call.rows, config_.d_model, prepared_);
   float* normed = prepared == nullptr ? normed_.as<float>() : nullptr;
   compute_.ops->rmsnorm(compute_.context, call.rows, config_.d_model, x, weight.data(),
                         config_.norm_eps, normed, rstd, prepared);
@@ -124,7 +126,9 @@ TrainGraph::Input TrainGraph::norm(const Call& call, const float* x, const Backe
 }
 
 TrainGraph::Input TrainGraph::activate(const Call& call, const LayerState& state) {
-  void* prepared = room_for_prepared(call.base, call.rows, config_.d_ff, prepared_);
+  void* prepared = call.base.by_quantizer()
+                       ? nullptr
+                       : room_for_prepared(call.base, call.rows, config_.d_ff, prepared_);
   float* activated = prepared == nullptr ? activated_.as<float>() : nullptr;
   compute_.ops->swiglu(compute_.context, call.rows, config_.d_ff, state.gate.as<float>(),
                        state.up.as<float>(), activated, prepared);

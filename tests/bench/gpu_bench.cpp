@@ -5,6 +5,8 @@
 //
 //   decode-B     one token for each of B sequences behind 256 tokens, logits on the host
 //   prefill-T    a prompt of T tokens, 2,048 rows at a time, the last one's logits on the host
+//   decode-B-int8, decode-B-int4, prefill-T-int8, prefill-T-int4
+//                the same over the codes of the module of that name
 //   lora-BxT     LoRA step (rank 8 on every linear), B sequences of T tokens, loss on all of them
 //   full-BxT     the same for every parameter
 //   attention-T, attention-R+K, attention-decode-BxK, attention-train-BxT
@@ -19,6 +21,7 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -180,6 +183,7 @@ struct Bench {
   NamedTensors tensors;
   Compute gpu;
   std::shared_ptr<const BaseWeights> base;
+  std::map<std::string, std::shared_ptr<const BaseWeights>> coded;  ///< by module
 
   Bench() {
     const char* path = std::getenv("DS_MODEL");
@@ -194,29 +198,41 @@ struct Bench {
     config = file->config();
   }
 
-  std::shared_ptr<const BaseWeights> on(const Compute& compute) const {
-    constexpr WeightFormat kForm = WeightFormat::kBF16;
-    auto made = file != nullptr ? BaseWeights::load(*file, compute, kForm)
-                                : BaseWeights::from_tensors(config, tensors, "", compute, kForm);
+  std::shared_ptr<const BaseWeights> on(const Compute& compute,
+                                        const WeightForm& form = WeightFormat::kBF16) const {
+    auto made = file != nullptr ? BaseWeights::load(*file, compute, form)
+                                : BaseWeights::from_tensors(config, tensors, "", compute, form);
     DS_CHECK(made.ok());
     return *made;
   }
-
-  void decode(int64_t batch) const {
-    Serving serving(gpu, base, batch, 320, std::max<int64_t>(batch, 512));
-    int64_t position = 256;
-    const double s = seconds(gpu, [&] { serving.step(1, position++); });
-    std::printf("decode-%ld: %.0f tok/s, %.1f us a step\n", batch, double(batch) / s, s * 1e6);
+  /// The weights of a row that may end in "-int8" or "-int4".
+  std::shared_ptr<const BaseWeights> weights_of(const std::string& row) {
+    if (!row.ends_with("-int8") && !row.ends_with("-int4")) return base;
+    const std::string name = row.substr(row.size() - 4);
+    auto& made = coded[name];
+    if (made == nullptr) {
+      const auto quantizer =
+          std::make_shared<Quantizer>(test::module_of(DS_KIND_QUANTIZER, name), 1);
+      made = on(gpu, {WeightFormat::kBF16, quantizer});
+    }
+    return made;
   }
 
-  void prefill(int64_t tokens) const {
+  void decode(const std::string& row, int64_t batch) {
+    Serving serving(gpu, weights_of(row), batch, 320, std::max<int64_t>(batch, 512));
+    int64_t position = 256;
+    const double s = seconds(gpu, [&] { serving.step(1, position++); });
+    std::printf("%s: %.0f tok/s, %.1f us a step\n", row.c_str(), double(batch) / s, s * 1e6);
+  }
+
+  void prefill(const std::string& row, int64_t tokens) {
     constexpr int64_t kChunk = 2048;
-    Serving serving(gpu, base, 1, tokens, kChunk);
+    Serving serving(gpu, weights_of(row), 1, tokens, kChunk);
     const double s = seconds(gpu, [&] {
       for (int64_t at = 0; at < tokens; at += kChunk)
         serving.step(std::min(kChunk, tokens - at), at);
     });
-    std::printf("prefill-%ld: %.0f tok/s, %.2f ms\n", tokens, double(tokens) / s, s * 1e3);
+    std::printf("%s: %.0f tok/s, %.2f ms\n", row.c_str(), double(tokens) / s, s * 1e3);
   }
 
   void train(int64_t batch, int64_t tokens, bool full) {
@@ -286,9 +302,9 @@ struct Bench {
     if (row == "parity") {
       parity(cpu);
     } else if (std::sscanf(row.c_str(), "decode-%ld", &batch) == 1 && batch > 0) {
-      decode(batch);
+      decode(row, batch);
     } else if (std::sscanf(row.c_str(), "prefill-%ld", &tokens) == 1 && tokens > 0) {
-      prefill(tokens);
+      prefill(row, tokens);
     } else if (std::sscanf(row.c_str(), "lora-%ldx%ld", &batch, &tokens) == 2) {
       train(batch, tokens, false);
     } else if (std::sscanf(row.c_str(), "full-%ldx%ld", &batch, &tokens) == 2) {
