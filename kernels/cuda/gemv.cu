@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArg
   if (kTwo) other = with_additions<T>(a.add, g.w1, g.i1, lane, element_of(sums.sum1, lane));
   if constexpr (kOutputs == Outputs::kRope) {
     float* q = g.w0 == 0 ? a.y[0] + to : nullptr;
-    return store_turned(a.rope, g.w0, g.head, g.pair, lane, value, other, q);
+    return Turn::of(a.rope, lane, g.pair).store(a.rope, g.w0, g.head, g.pair, value, other, q);
   }
   if constexpr (kOutputs == Outputs::kSwiglu) value = silu_times(value, other);
   a.y[g.w0][to] = residual + value;

@@ -11,10 +11,9 @@ namespace ds::cuda {
 namespace {
 
 constexpr int kWarps = 8;    // of a block at most
-constexpr int kAhead = 4;    // 16-byte loads of codes that a lane has under way
 constexpr int kOutputs = 8;  // of a block at a time
 // Shared memory of a block beside its input rows, at most.
-constexpr int64_t kFewQuantStatic = (4 * kOutputs + 1) * kFewRows * kWarps * 4;
+constexpr int64_t kFewQuantStatic = (4 * kOutputs + 2) * kFewRows * kWarps * 4;
 
 /// What a block computes.
 enum class Outputs : uint8_t {
@@ -27,7 +26,7 @@ struct QuantGemvArgs {
   QuantWeights w;
   InputRows in;
   int rows = 0;
-  int64_t units = 0;  ///< halves of panels, or pairs of them
+  int units = 0;  ///< halves of panels, or pairs of them
   Outputs outputs = Outputs::kOne;
   bool low_f32 = false;  ///< low-rank parts are FP32, else BF16
   float* y[kMaxFusedWeights];
@@ -43,19 +42,18 @@ struct Unit {
   int64_t i0 = 0, i1 = 0;
   int64_t head = 0, pair = 0;  ///< kRope: of the weight's heads, and the first i of the pairs
 
-  __device__ static Unit of(const QuantGemvArgs& a, int64_t unit) {
+  __device__ static Unit of(const QuantGemvArgs& a, int unit) {
     Unit u;
     if (a.outputs == Outputs::kRope) {
-      const int64_t half = a.rope.kv.head_dim / 2, n_kv = a.rope.kv.n_kv_heads;
-      u.head = unit / (half / kOutputs);
+      const auto half = static_cast<int>(a.rope.kv.head_dim / 2);
+      const auto heads = static_cast<int>(a.rope.n_heads);
+      const auto n_kv = static_cast<int>(a.rope.kv.n_kv_heads);
+      int head = unit / (half / kOutputs);
       u.pair = unit % (half / kOutputs) * kOutputs;
-      if (u.head >= a.rope.n_heads) {
-        u.head -= a.rope.n_heads;
-        u.w0 = u.head < n_kv ? 1 : 2;
-        u.head %= n_kv;
-      }
+      while (head >= (u.w0 == 0 ? heads : n_kv)) head -= u.w0++ == 0 ? heads : n_kv;
       u.w1 = u.w0;
-      u.i0 = u.head * 2 * half + u.pair;
+      u.head = head;
+      u.i0 = head * 2 * half + u.pair;
       u.i1 = u.i0 + half;
       return u;
     }
@@ -75,44 +73,61 @@ template <int kRows>
 struct CodedRows {
   uint32_t* codes;  ///< [kRows][groups][8]
   float2* steps;    ///< [kRows][groups] scale and sum of a QuantInput
+  float* squares;   ///< [kRows][kWarps] of the row's warps: what norm_factor() wants
 
-  /// All threads of the block; rows beyond a.rows repeat the last one. `squares` [kRows][kWarps]
-  /// gets the warps' parts of what norm_factor() wants.
-  __device__ CodedRows(const QuantGemvArgs& a, void* shared, float (*squares)[kWarps])
+  __device__ CodedRows(int groups, void* shared, float* for_squares)
       : codes(static_cast<uint32_t*>(shared)),
-        steps(reinterpret_cast<float2*>(codes + kRows * a.w.groups * 8)) {
-    const auto groups = static_cast<int>(a.w.groups);
-    float part[kRows] = {};
-    for (int i = threadIdx.x; i < groups * 4; i += blockDim.x) {
-      float v[kRows][8], weight[8];
+        steps(reinterpret_cast<float2*>(codes + kRows * groups * 8)),
+        squares(for_squares) {}
+
+  /// All threads of the block, as many to a row, whole warps; rows beyond a.rows repeat the last.
+  __device__ void fill(const QuantGemvArgs& a) {
+    constexpr int kEach = kRows < 3 ? kRows : 3;  // eights of a thread under way
+    const int groups = static_cast<int>(a.w.groups), eights = groups * 4;
+    const int team = blockDim.x / kRows, r = threadIdx.x / team, row = r < a.rows ? r : a.rows - 1;
+    const float* x = a.in.x + row * a.in.stride;
+    float square = 0.0f;
+    for (int first = threadIdx.x % team; first < eights; first += kEach * team) {
+      float v[kEach][8], weight[kEach][8];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int row = r < a.rows ? r : a.rows - 1;
-        load_eight(a.in.x + row * a.in.stride, i, a.in.k, a.in.whole, v[r]);
+      for (int e = 0; e < kEach; ++e) {
+        const int i = first + e * team;
+        if (i >= eights) break;
+        load_eight(x, i, a.in.k, a.in.whole, v[e]);
+        if (a.in.norm != nullptr) load_eight(a.in.norm, i, a.in.k, a.in.whole, weight[e]);
       }
-      if (a.in.norm != nullptr) load_eight(a.in.norm, i, a.in.k, a.in.whole, weight);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
+      for (int e = 0; e < kEach; ++e) {
+        const int i = first + e * team;
+        if (i >= eights) break;
         if (a.in.norm != nullptr) {
 #pragma unroll
           for (int j = 0; j < 8; ++j) {
-            part[r] = fmaf(v[r][j], v[r][j], part[r]);
-            v[r][j] *= weight[j];
+            square = fmaf(v[e][j], v[e][j], square);
+            v[e][j] *= weight[e][j];
           }
         }
-        const CodedEight eight = code_eight(v[r]);
-        reinterpret_cast<uint2*>(codes)[r * groups * 4 + i] = eight.codes;
+        const CodedEight eight = code_eight(v[e]);
+        reinterpret_cast<uint2*>(codes)[r * eights + i] = eight.codes;
         if (i % 4 == 0) steps[r * groups + i / 4] = make_float2(eight.scale, eight.sum);
       }
     }
     if (a.in.norm != nullptr) {
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const float sum = warp_sum(part[r]);
-        if (threadIdx.x % 32 == 0) squares[r][threadIdx.x / 32] = sum;
-      }
+      square = warp_sum(square);
+      if (threadIdx.x % 32 == 0) squares[r * kWarps + threadIdx.x % team / 32] = square;
     }
     __syncthreads();
+  }
+  /// After fill(): what the sums of row r are multiplied by.
+  __device__ float factor(const QuantGemvArgs& a, int r) const {
+    if (a.in.norm == nullptr) return 1.0f;
+    const int warps = static_cast<int>(blockDim.x) / kRows / 32;
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps / kRows; ++w) {
+      if (w < warps) sum += squares[r * kWarps + w];
+    }
+    return norm_factor(a.in, sum);
   }
 };
 
@@ -124,6 +139,7 @@ struct Steps {
 /// This lane's part of half a panel's products with kRows input rows.
 template <int kBits, bool kGrouped, int kRows>
 struct LaneSums {
+  static constexpr int kAhead = kRows < 4 ? 4 : 2;         // 16-byte loads of codes under way
   static constexpr int kChunkGroups = kBits == 8 ? 2 : 4;  // that a warp reads at once
   static constexpr int kBlocks = kBits == 8 ? 8 : 4;       // of four (or 2 x four) k in a group
   static constexpr int kGroupCodes = 64 * kBits, kGroupScales = kBits == 8 ? 32 : 64;
@@ -251,10 +267,17 @@ struct LaneSums {
   }
 };
 
+/// What a thread's output needs beside its sums, asked for early. No kernel writes positions, slots
+/// or angles, so they do not wait for the one before.
+struct Ahead {
+  Turn turn;
+  float residual = 0.0f;
+};
+
 /// What thread `out + 8 row` of a block ends with.
 template <typename T>
 __device__ inline void finish_outputs(const QuantGemvArgs& a, const Unit& u, int out, int row,
-                                      float value, float other, float residual) {
+                                      float value, float other, const Ahead& ahead) {
   value = with_additions<T>(a.add, u.w0, u.i0 + out, row, value);
   if (a.outputs != Outputs::kOne) {
     other = with_additions<T>(a.add, u.w1, u.i1 + out, row, other);
@@ -262,65 +285,72 @@ __device__ inline void finish_outputs(const QuantGemvArgs& a, const Unit& u, int
   const int64_t to = row * a.y_stride[u.w0] + u.i0 + out;
   if (a.outputs == Outputs::kRope) {
     float* q = u.w0 == 0 ? a.y[0] + to : nullptr;
-    return store_turned(a.rope, u.w0, u.head, u.pair + out, row, value, other, q);
+    return ahead.turn.store(a.rope, u.w0, u.head, u.pair + out, value, other, q);
   }
   if (a.outputs == Outputs::kSwiglu) value = silu_times(value, other);
-  a.y[u.w0][to] = residual + value;
+  a.y[u.w0][to] = ahead.residual + value;
 }
 
 template <int kBits, bool kGrouped, int kRows, bool kTwo>
 __global__ void __launch_bounds__(kWarps * 32) quant_gemv(const __grid_constant__ QuantGemvArgs a) {
   extern __shared__ uint4 room[];
-  __shared__ float squares[kRows][kWarps];
+  __shared__ float squares[kRows * kWarps], factors[kRows];
   __shared__ float part[2][kTwo ? 2 : 1][kWarps][kOutputs * kRows];
   using Sums = LaneSums<kBits, kGrouped, kRows>;
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const auto groups = static_cast<int>(a.w.groups);
+  const auto groups = static_cast<int>(a.w.groups), first = static_cast<int>(blockIdx.x);
   const int out = threadIdx.x % kOutputs, row = threadIdx.x / kOutputs;
   // No kernel that launch_next() starts writes weights: the first are asked for before the wait.
-  Unit u = Unit::of(a, blockIdx.x);
+  Unit u = Unit::of(a, first);
   Sums sums(a.w, u.w0, u.i0), others(a.w, u.w1, u.i1);
   sums.load(groups, warp, warps);
   if constexpr (kTwo) others.load(groups, warp, warps);
+  Ahead ahead;
+  if (kTwo && a.outputs == Outputs::kRope && row < a.rows)
+    ahead.turn = Turn::of(a.rope, row, u.pair + out);
   begin_after_previous();
-  const CodedRows<kRows> x(a, room, squares);
+  CodedRows<kRows> x(groups, room, squares);
+  x.fill(a);
   int turn = 0;
-  for (int64_t unit = blockIdx.x; unit < a.units; unit += gridDim.x, turn ^= 1) {
-    if (unit != blockIdx.x) {
+  for (int unit = first; unit < a.units; unit += static_cast<int>(gridDim.x), turn ^= 1) {
+    if (unit != first) {
       u = Unit::of(a, unit);
       sums = Sums(a.w, u.w0, u.i0);
       sums.load(groups, warp, warps);
       if constexpr (kTwo) {
         others = Sums(a.w, u.w1, u.i1);
         others.load(groups, warp, warps);
+        if (a.outputs == Outputs::kRope && row < a.rows)
+          ahead.turn = Turn::of(a.rope, row, u.pair + out);
       }
     }
     const bool writes = row < a.rows && u.i0 + out < a.w.n[u.w0];
-    float residual = 0.0f;
-    if (writes && a.residual != nullptr) residual = a.residual[row * a.y_stride[0] + u.i0 + out];
+    if (!kTwo && writes && a.residual != nullptr)
+      ahead.residual = a.residual[row * a.y_stride[0] + u.i0 + out];
     sums.multiply(x, groups, warp, warps);
     sums.add_lanes(part[turn][0][warp]);
     if constexpr (kTwo) {
       others.multiply(x, groups, warp, warps);
       others.add_lanes(part[turn][1][warp]);
     }
+    // By the warp that has the least to multiply.
+    if (unit == first && warp == warps - 1 && threadIdx.x % 32 < kRows)
+      factors[threadIdx.x % 32] = x.factor(a, threadIdx.x % 32);
     __syncthreads();
     if (!writes) continue;
-    float value = 0.0f, other = 0.0f, square = 0.0f;
-    for (int w = 0; w < warps; ++w) {
+    float value = 0.0f, other = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w >= warps) break;
       value += part[turn][0][w][out * kRows + row];
       if constexpr (kTwo) other += part[turn][1][w][out * kRows + row];
-      if (a.in.norm != nullptr) square += squares[row][w];
     }
-    if (a.in.norm != nullptr) {
-      const float factor = norm_factor(a.in, square);
-      value *= factor;
-      other *= factor;
-    }
+    value *= factors[row];
+    other *= factors[row];
     if (a.low_f32) {
-      finish_outputs<float>(a, u, out, row, value, other, residual);
+      finish_outputs<float>(a, u, out, row, value, other, ahead);
     } else {
-      finish_outputs<Bf16>(a, u, out, row, value, other, residual);
+      finish_outputs<Bf16>(a, u, out, row, value, other, ahead);
     }
   }
 }
@@ -336,7 +366,7 @@ void launch_gemv(const StreamState& s, const QuantGemvArgs& a) {
   const auto shared = kRows * row_bytes(a.w.k);
   if (!allow_shared(kernel, shared + kFewQuantStatic)) return;
   const int64_t chunks = ceil_div(a.w.groups, kBits == 8 ? 2 : 4);
-  const int threads = 32 * (chunks > 12 ? kWarps : kWarps / 2);
+  const int threads = 32 * (chunks > 12 || kRows == 8 ? kWarps : kWarps / 2);
   constexpr int64_t kBlocksOfSm = 8;  // each rounds the input anew
   const auto blocks = static_cast<unsigned>(smaller(a.units, kSms * kBlocksOfSm));
   launch("linear of few rows on codes", Launching{.early = !s.take_weights_changed()}, kernel,
@@ -380,11 +410,11 @@ void few_quant_rows(const StreamState& s, const QuantLinearArgs& q, int64_t row,
   for (int w = 0; w < a.n_weights; ++w) {
     g.y_stride[w] = a.y_stride[w];
     g.y[w] = a.y[w] == nullptr ? nullptr : a.y[w] + row * a.y_stride[w];
-    g.units += ceil_div(a.w[w].n, kOutputs);
+    g.units += static_cast<int>(ceil_div(a.w[w].n, kOutputs));
   }
   if (a.epilogue == Epilogue::kSwiglu) {
     g.outputs = Outputs::kSwiglu;
-    g.units = ceil_div(a.w[0].n, kOutputs);
+    g.units = static_cast<int>(ceil_div(a.w[0].n, kOutputs));
   }
   if (a.rope != nullptr) {
     g.outputs = Outputs::kRope;

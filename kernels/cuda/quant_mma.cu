@@ -30,8 +30,7 @@ struct QuantTileArgs {
 /// sum = A B + c, bytes as signed numbers.
 __device__ inline void multiply_codes(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int c,
                                       int (&sum)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%10, %10, %10, %10};"
       : "=r"(sum[0]), "=r"(sum[1]), "=r"(sum[2]), "=r"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c));
@@ -194,66 +193,6 @@ __device__ inline void add_group(const Stage<kBits, kTiles>& from, int u,
   }
 }
 
-/// Adds low-rank part and bias to a lane's two outputs of a panel, in all its rows.
-template <typename T, int kTiles>
-__device__ inline void add_additions(const QuantTileArgs& a, const Panel& p, int64_t row0,
-                                     float (&sum)[kTiles][4]) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int64_t i = p.i0 + lane / 4 * 2 + h;
-    if (i >= a.w.n[p.w]) return;
-    const float bias = a.add.bias[p.w] == nullptr ? 0.0f : a.add.bias[p.w][i];
-    LowRow<T> b;
-    int32_t loaded = -1;
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int64_t row = row0 + j * 8 + lane % 4 * 2 + e;
-        if (row >= a.rows) continue;
-        float& value = sum[j][2 * h + e];
-        const int32_t slot = a.add.slot_of_row == nullptr ? -1 : a.add.slot_of_row[row];
-        if (slot >= 0 && a.add.low[slot][p.w].b != nullptr) {
-          if (slot != loaded) b.load(a.add.low[slot][p.w].b, i);
-          const float* t = a.add.t + (p.w * a.add.t_rows + row) * kLoraRank;
-          value = b.add_to(value, t, a.add.low[slot][p.w].scale);
-          loaded = slot;
-        }
-        value += bias;
-      }
-    }
-  }
-}
-
-template <int kTiles>
-__device__ inline void write_panel(const QuantTileArgs& a, const Panel& p, int64_t row0,
-                                   const float (&sum)[kTiles][4]) {
-  const int lane = threadIdx.x % 32;
-  const int64_t i = p.i0 + lane / 4 * 2, stride = a.y_stride[p.w];
-  if (!p.inside || i >= a.w.n[p.w]) return;
-  const bool both = i + 1 < a.w.n[p.w];
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int64_t row = row0 + j * 8 + lane % 4 * 2 + e;
-      if (row >= a.rows) return;
-      float* y = a.y[p.w] + row * stride + i;
-      const float* residual = a.residual == nullptr ? nullptr : a.residual + row * stride + i;
-      float2 v = make_float2(sum[j][e], sum[j][2 + e]);
-      if (residual != nullptr) v.x += residual[0];
-      if (residual != nullptr && both) v.y += residual[1];
-      if (both && reinterpret_cast<uintptr_t>(y) % 8 == 0) {
-        *reinterpret_cast<float2*>(y) = v;
-      } else {
-        y[0] = v.x;
-        if (both) y[1] = v.y;
-      }
-    }
-  }
-}
-
 template <int kBits>
 __device__ inline PanelGroup channel_steps(const QuantTileArgs& a, const Panel& p) {
   PanelGroup out{};
@@ -268,28 +207,91 @@ __device__ inline PanelGroup channel_steps(const QuantTileArgs& a, const Panel& 
   return out;
 }
 
-/// What comes after the products, and where they go.
+/// Low-rank part and bias of one output, row by row.
+template <typename T>
+struct OutputAdditions {
+  const Additions& add;
+  int w;
+  int64_t i;
+  float bias;
+  LowRow<T> b;
+  int32_t loaded = -1;
+
+  __device__ OutputAdditions(const Additions& of, int weight, int64_t output)
+      : add(of), w(weight), i(output), bias(of.bias[w] == nullptr ? 0.0f : of.bias[w][i]) {}
+  __device__ float to(float value, int64_t row) {
+    const int32_t slot = add.slot_of_row == nullptr ? -1 : add.slot_of_row[row];
+    if (slot >= 0 && add.low[slot][w].b != nullptr) {
+      if (slot != loaded) b.load(add.low[slot][w].b, i);
+      loaded = slot;
+      value = b.add_to(value, add.t + (w * add.t_rows + row) * kLoraRank, add.low[slot][w].scale);
+    }
+    return value + bias;
+  }
+};
+
+constexpr int kTileStride = 36;  // floats of a row of finished products: no lanes meet in a bank
+
+/// Ends a warp's rows of products [rows][kTileStride]: the outputs of its panels side by side. A
+/// loop, as small as may be: unrolled over what the lanes hold it would be read from memory once
+/// for each block.
+template <typename T>
+__device__ inline void finish_rows(const QuantTileArgs& a, const Panel& p, int64_t row0, int rows,
+                                   const float* tile) {
+  const int lane = threadIdx.x % 32;
+  const int64_t i = p.i0 + lane % 16, stride = a.y_stride[p.w];
+  if (!p.inside || i >= a.w.n[p.w]) return;
+  OutputAdditions<T> add(a.add, p.w, i);
+  float* y = a.y[p.w] + row0 * stride + i;
+  const float* residual = a.residual == nullptr ? nullptr : a.residual + row0 * stride + i;
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r) {
+    const float value = add.to(tile[r * kTileStride + lane], row0 + r);
+    y[r * stride] = residual == nullptr ? value : residual[r * stride] + value;
+  }
+}
+/// The same of gate and up, half a warp to a row.
+template <typename T>
+__device__ inline void finish_pairs(const QuantTileArgs& a, const Panel& p, int64_t row0, int rows,
+                                    const float* tile) {
+  const int lane = threadIdx.x % 32, column = lane % 16;
+  const int64_t i = p.i0 + column, stride = a.y_stride[0];
+  if (!p.inside || i >= a.w.n[0]) return;
+  OutputAdditions<T> gate(a.add, 0, i), up(a.add, 1, i);
+  float* y = a.y[0] + row0 * stride + i;
+#pragma unroll 1
+  for (int r = lane / 16; r < rows; r += 2) {
+    const float* at = tile + r * kTileStride + column;
+    y[r * stride] = silu_times(gate.to(at[0], row0 + r), up.to(at[16], row0 + r));
+  }
+}
+
+/// What comes after the products, and where they go; `tile` is room of the warp's.
 template <int kTiles>
 __device__ inline void finish_tiles(const QuantTileArgs& a, const Panel (&panels)[kPanels],
-                                    int64_t row0, float (&sum)[kPanels][kTiles][4]) {
+                                    int64_t row0, const float (&sum)[kPanels][kTiles][4],
+                                    float* tile) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int p = 0; p < kPanels; ++p) {
-    if (a.low_f32) {
-      add_additions<float, kTiles>(a, panels[p], row0, sum[p]);
-    } else {
-      add_additions<Bf16, kTiles>(a, panels[p], row0, sum[p]);
-    }
-  }
-  if (a.swiglu) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[0][j][i] = silu_times(sum[0][j][i], sum[1][j][i]);
+      for (int e = 0; e < 2; ++e) {
+        float* to = tile + (j * 8 + 2 * t + e) * kTileStride + p * 16 + 2 * g;
+        *reinterpret_cast<float2*>(to) = make_float2(sum[p][j][e], sum[p][j][2 + e]);
+      }
     }
   }
-#pragma unroll
-  for (int p = 0; p < kPanels; ++p) {
-    if (p == 0 || !a.swiglu) write_panel<kTiles>(a, panels[p], row0, sum[p]);
+  __syncwarp();
+  const auto rows = static_cast<int>(smaller(8 * kTiles, a.rows - row0));
+  const Panel own = a.swiglu || lane < 16 ? panels[0] : panels[1];
+  if (a.swiglu) {
+    a.low_f32 ? finish_pairs<float>(a, own, row0, rows, tile)
+              : finish_pairs<Bf16>(a, own, row0, rows, tile);
+  } else {
+    a.low_f32 ? finish_rows<float>(a, own, row0, rows, tile)
+              : finish_rows<Bf16>(a, own, row0, rows, tile);
   }
 }
 
@@ -346,7 +348,9 @@ __global__ void __launch_bounds__(kWarps * 32)
       add_group<kBits, kTiles>(here, u, w, sum);
     }
   }
-  finish_tiles<kTiles>(a, panels, row0, sum);
+  __syncthreads();  // the stages are free
+  finish_tiles<kTiles>(a, panels, row0, sum,
+                       reinterpret_cast<float*>(room) + warp * S::kRows * kTileStride);
 }
 
 template <int kBits, bool kGrouped, int kTiles>

@@ -27,27 +27,34 @@ __device__ inline int64_t page_offset(const KvView& kv, int64_t slot, int64_t he
   return ((page * kv.n_kv_heads + head) * kKvPageTokens + slot % kKvPageTokens) * kv.head_dim;
 }
 
-/// Elements `pair` and half a head on of one head of a row of q (which 0), k (1) or v (2): q goes
-/// to `q`, k and v to their page; q and k turn by the row's position.
-__device__ inline void store_turned(const RopeAppendArgs& rope, int which, int64_t head,
-                                    int64_t pair, int64_t row, float x, float y, float* q) {
-  const int64_t half = rope.kv.head_dim / 2;
-  if (which < 2) {
-    const int64_t angle = rope.positions[row] * half + pair;
-    rotate(rope.cos[angle], rope.sin[angle], &x, &y);
+/// How a pair of a row turns, and where its k and v go.
+struct Turn {
+  float cos = 1.0f, sin = 0.0f;
+  int32_t slot = 0;
+
+  __device__ static Turn of(const RopeAppendArgs& rope, int64_t row, int64_t pair) {
+    const int64_t angle = rope.positions[row] * (rope.kv.head_dim / 2) + pair;
+    return {rope.cos[angle], rope.sin[angle], rope.slots[row]};
   }
-  if (which == 0) {
-    q[0] = x;
-    q[half] = y;
-    return;
+  /// Elements `pair` and half a head on of one head of q (which 0), k (1) or v (2): q goes to `q`,
+  /// k and v to their page; q and k turn.
+  __device__ void store(const RopeAppendArgs& rope, int which, int64_t head, int64_t pair, float x,
+                        float y, float* q) const {
+    const int64_t half = rope.kv.head_dim / 2;
+    if (which < 2) rotate(cos, sin, &x, &y);
+    if (which == 0) {
+      q[0] = x;
+      q[half] = y;
+      return;
+    }
+    const int64_t to = page_offset(rope.kv, slot, head) + pair;
+    void* pages = which == 1 ? rope.kv.k : rope.kv.v;
+    if (rope.kv.dtype == KvDtype::kF32) {
+      store_pair<float>(pages, to, half, x, y);
+    } else {
+      store_pair<Bf16>(pages, to, half, x, y);
+    }
   }
-  const int64_t to = page_offset(rope.kv, rope.slots[row], head) + pair;
-  void* pages = which == 1 ? rope.kv.k : rope.kv.v;
-  if (rope.kv.dtype == KvDtype::kF32) {
-    store_pair<float>(pages, to, half, x, y);
-  } else {
-    store_pair<Bf16>(pages, to, half, x, y);
-  }
-}
+};
 
 }  // namespace ds::cuda
