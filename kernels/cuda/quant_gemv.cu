@@ -13,7 +13,7 @@ namespace {
 constexpr int kWarps = 8;    // of a block at most
 constexpr int kOutputs = 8;  // of a block at a time
 // Shared memory of a block beside its input rows, at most.
-constexpr int64_t kFewQuantStatic = (4 * kOutputs + 2) * kFewRows * kWarps * 4;
+constexpr int64_t kFewQuantStatic = (2 * kOutputs + 2) * kFewRows * kWarps * 4;
 
 /// What a block computes.
 enum class Outputs : uint8_t {
@@ -291,23 +291,24 @@ __device__ inline void finish_outputs(const QuantGemvArgs& a, const Unit& u, int
   a.y[u.w0][to] = ahead.residual + value;
 }
 
-template <int kBits, bool kGrouped, int kRows, bool kTwo>
+template <int kBits, bool kGrouped, int kRows>
 __global__ void __launch_bounds__(kWarps * 32) quant_gemv(const __grid_constant__ QuantGemvArgs a) {
   extern __shared__ uint4 room[];
   __shared__ float squares[kRows * kWarps], factors[kRows];
-  __shared__ float part[2][kTwo ? 2 : 1][kWarps][kOutputs * kRows];
+  __shared__ float part[2][kWarps][kOutputs * kRows];
   using Sums = LaneSums<kBits, kGrouped, kRows>;
-  const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const bool two = a.outputs != Outputs::kOne;
+  // Of two weights each has half of the warps.
+  const int warps = static_cast<int>(blockDim.x) / (two ? 64 : 32), warp = threadIdx.x / 32 % warps;
+  const bool second = threadIdx.x / 32 >= warps;
   const auto groups = static_cast<int>(a.w.groups), first = static_cast<int>(blockIdx.x);
   const int out = threadIdx.x % kOutputs, row = threadIdx.x / kOutputs;
-  // No kernel that launch_next() starts writes weights: the first are asked for before the wait.
   Unit u = Unit::of(a, first);
-  Sums sums(a.w, u.w0, u.i0), others(a.w, u.w1, u.i1);
+  // No kernel that launch_next() starts writes weights: the first are asked for before the wait.
+  Sums sums(a.w, second ? u.w1 : u.w0, second ? u.i1 : u.i0);
   sums.load(groups, warp, warps);
-  if constexpr (kTwo) others.load(groups, warp, warps);
   Ahead ahead;
-  if (kTwo && a.outputs == Outputs::kRope && row < a.rows)
-    ahead.turn = Turn::of(a.rope, row, u.pair + out);
+  if (a.outputs == Outputs::kRope && row < a.rows) ahead.turn = Turn::of(a.rope, row, u.pair + out);
   begin_after_previous();
   CodedRows<kRows> x(groups, room, squares);
   x.fill(a);
@@ -315,35 +316,27 @@ __global__ void __launch_bounds__(kWarps * 32) quant_gemv(const __grid_constant_
   for (int unit = first; unit < a.units; unit += static_cast<int>(gridDim.x), turn ^= 1) {
     if (unit != first) {
       u = Unit::of(a, unit);
-      sums = Sums(a.w, u.w0, u.i0);
+      sums = Sums(a.w, second ? u.w1 : u.w0, second ? u.i1 : u.i0);
       sums.load(groups, warp, warps);
-      if constexpr (kTwo) {
-        others = Sums(a.w, u.w1, u.i1);
-        others.load(groups, warp, warps);
-        if (a.outputs == Outputs::kRope && row < a.rows)
-          ahead.turn = Turn::of(a.rope, row, u.pair + out);
-      }
+      if (a.outputs == Outputs::kRope && row < a.rows)
+        ahead.turn = Turn::of(a.rope, row, u.pair + out);
     }
     const bool writes = row < a.rows && u.i0 + out < a.w.n[u.w0];
-    if (!kTwo && writes && a.residual != nullptr)
+    if (writes && a.residual != nullptr)
       ahead.residual = a.residual[row * a.y_stride[0] + u.i0 + out];
     sums.multiply(x, groups, warp, warps);
-    sums.add_lanes(part[turn][0][warp]);
-    if constexpr (kTwo) {
-      others.multiply(x, groups, warp, warps);
-      others.add_lanes(part[turn][1][warp]);
-    }
+    sums.add_lanes(part[turn][threadIdx.x / 32]);
     // By the warp that has the least to multiply.
-    if (unit == first && warp == warps - 1 && threadIdx.x % 32 < kRows)
-      factors[threadIdx.x % 32] = x.factor(a, threadIdx.x % 32);
+    const int last = static_cast<int>(blockDim.x) - 32;
+    if (unit == first && threadIdx.x >= last && threadIdx.x - last < kRows)
+      factors[threadIdx.x - last] = x.factor(a, threadIdx.x - last);
     __syncthreads();
     if (!writes) continue;
     float value = 0.0f, other = 0.0f;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      if (w >= warps) break;
-      value += part[turn][0][w][out * kRows + row];
-      if constexpr (kTwo) other += part[turn][1][w][out * kRows + row];
+      if (w < warps) value += part[turn][w][out * kRows + row];
+      if (two && w >= warps) other += part[turn][w][out * kRows + row];
     }
     value *= factors[row];
     other *= factors[row];
@@ -360,14 +353,13 @@ int64_t row_bytes(int64_t k) { return quant_groups(k) * (kQuantGroup + 8); }
 
 template <int kBits, bool kGrouped, int kRows>
 void launch_gemv(const StreamState& s, const QuantGemvArgs& a) {
-  const bool two = a.outputs != Outputs::kOne;
-  auto* kernel =
-      two ? quant_gemv<kBits, kGrouped, kRows, true> : quant_gemv<kBits, kGrouped, kRows, false>;
+  auto* kernel = quant_gemv<kBits, kGrouped, kRows>;
   const auto shared = kRows * row_bytes(a.w.k);
   if (!allow_shared(kernel, shared + kFewQuantStatic)) return;
   const int64_t chunks = ceil_div(a.w.groups, kBits == 8 ? 2 : 4);
-  const int threads = 32 * (chunks > 12 || kRows == 8 ? kWarps : kWarps / 2);
-  constexpr int64_t kBlocksOfSm = 8;  // each rounds the input anew
+  const bool most = a.outputs != Outputs::kOne || chunks > 12 || kRows == 8;
+  const int threads = 32 * (most ? kWarps : kWarps / 2);
+  constexpr int64_t kBlocksOfSm = 4;  // each rounds the input anew
   const auto blocks = static_cast<unsigned>(smaller(a.units, kSms * kBlocksOfSm));
   launch("linear of few rows on codes", Launching{.early = !s.take_weights_changed()}, kernel,
          dim3(blocks), threads, static_cast<size_t>(shared), s.stream(), a);

@@ -207,62 +207,70 @@ __device__ inline PanelGroup channel_steps(const QuantTileArgs& a, const Panel& 
   return out;
 }
 
-/// Low-rank part and bias of one output, row by row.
-template <typename T>
-struct OutputAdditions {
-  const Additions& add;
-  int w;
-  int64_t i;
-  float bias;
-  LowRow<T> b;
-  int32_t loaded = -1;
-
-  __device__ OutputAdditions(const Additions& of, int weight, int64_t output)
-      : add(of), w(weight), i(output), bias(of.bias[w] == nullptr ? 0.0f : of.bias[w][i]) {}
-  __device__ float to(float value, int64_t row) {
-    const int32_t slot = add.slot_of_row == nullptr ? -1 : add.slot_of_row[row];
-    if (slot >= 0 && add.low[slot][w].b != nullptr) {
-      if (slot != loaded) b.load(add.low[slot][w].b, i);
-      loaded = slot;
-      value = b.add_to(value, add.t + (w * add.t_rows + row) * kLoraRank, add.low[slot][w].scale);
-    }
-    return value + bias;
-  }
-};
-
 constexpr int kTileStride = 36;  // floats of a row of finished products: no lanes meet in a bank
 
-/// Ends a warp's rows of products [rows][kTileStride]: the outputs of its panels side by side. A
-/// loop, as small as may be: unrolled over what the lanes hold it would be read from memory once
-/// for each block.
+/// Adds low-rank part and bias to a warp's rows of products [rows][kTileStride], of which a lane
+/// has one output. These are small loops: unrolled over what the lanes hold, their code would be
+/// read from memory by each block.
 template <typename T>
-__device__ inline void finish_rows(const QuantTileArgs& a, const Panel& p, int64_t row0, int rows,
-                                   const float* tile) {
+__device__ inline void add_additions(const QuantTileArgs& a, const Panel& p, int64_t row0, int rows,
+                                     float* tile) {
+  const int lane = threadIdx.x % 32;
+  const int64_t i = p.i0 + lane % 16;
+  if (i >= a.w.n[p.w]) return;
+  const float bias = a.add.bias[p.w] == nullptr ? 0.0f : a.add.bias[p.w][i];
+  LowRow<T> b;
+  int32_t loaded = -1;
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r) {
+    const int64_t row = row0 + r;
+    float value = tile[r * kTileStride + lane];
+    const int32_t slot = a.add.slot_of_row == nullptr ? -1 : a.add.slot_of_row[row];
+    if (slot >= 0 && a.add.low[slot][p.w].b != nullptr) {
+      if (slot != loaded) b.load(a.add.low[slot][p.w].b, i);
+      loaded = slot;
+      const float* t = a.add.t + (p.w * a.add.t_rows + row) * kLoraRank;
+      value = b.add_to(value, t, a.add.low[slot][p.w].scale);
+    }
+    tile[r * kTileStride + lane] = value + bias;
+  }
+}
+
+constexpr int kBatch =
+    8;  // rows whose residuals a lane has under way: they may lie where results go
+
+__device__ inline void write_rows(const QuantTileArgs& a, const Panel& p, int64_t row0, int rows,
+                                  const float* tile) {
   const int lane = threadIdx.x % 32;
   const int64_t i = p.i0 + lane % 16, stride = a.y_stride[p.w];
   if (!p.inside || i >= a.w.n[p.w]) return;
-  OutputAdditions<T> add(a.add, p.w, i);
   float* y = a.y[p.w] + row0 * stride + i;
   const float* residual = a.residual == nullptr ? nullptr : a.residual + row0 * stride + i;
 #pragma unroll 1
-  for (int r = 0; r < rows; ++r) {
-    const float value = add.to(tile[r * kTileStride + lane], row0 + r);
-    y[r * stride] = residual == nullptr ? value : residual[r * stride] + value;
+  for (int first = 0; first < rows; first += kBatch) {
+    float before[kBatch] = {};
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (residual != nullptr && first + b < rows) before[b] = residual[(first + b) * stride];
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int r = first + b;
+      if (r < rows) y[r * stride] = before[b] + tile[r * kTileStride + lane];
+    }
   }
 }
-/// The same of gate and up, half a warp to a row.
-template <typename T>
-__device__ inline void finish_pairs(const QuantTileArgs& a, const Panel& p, int64_t row0, int rows,
-                                    const float* tile) {
+/// Of gate and up, half a warp to a row.
+__device__ inline void write_pairs(const QuantTileArgs& a, const Panel& p, int64_t row0, int rows,
+                                   const float* tile) {
   const int lane = threadIdx.x % 32, column = lane % 16;
   const int64_t i = p.i0 + column, stride = a.y_stride[0];
   if (!p.inside || i >= a.w.n[0]) return;
-  OutputAdditions<T> gate(a.add, 0, i), up(a.add, 1, i);
   float* y = a.y[0] + row0 * stride + i;
-#pragma unroll 1
+#pragma unroll 4
   for (int r = lane / 16; r < rows; r += 2) {
     const float* at = tile + r * kTileStride + column;
-    y[r * stride] = silu_times(gate.to(at[0], row0 + r), up.to(at[16], row0 + r));
+    y[r * stride] = silu_times(at[0], at[16]);
   }
 }
 
@@ -285,14 +293,13 @@ __device__ inline void finish_tiles(const QuantTileArgs& a, const Panel (&panels
   }
   __syncwarp();
   const auto rows = static_cast<int>(smaller(8 * kTiles, a.rows - row0));
-  const Panel own = a.swiglu || lane < 16 ? panels[0] : panels[1];
-  if (a.swiglu) {
-    a.low_f32 ? finish_pairs<float>(a, own, row0, rows, tile)
-              : finish_pairs<Bf16>(a, own, row0, rows, tile);
-  } else {
-    a.low_f32 ? finish_rows<float>(a, own, row0, rows, tile)
-              : finish_rows<Bf16>(a, own, row0, rows, tile);
+  const Panel own = lane < 16 ? panels[0] : panels[1];
+  if (a.add.slot_of_row != nullptr || a.add.bias[own.w] != nullptr) {
+    a.low_f32 ? add_additions<float>(a, own, row0, rows, tile)
+              : add_additions<Bf16>(a, own, row0, rows, tile);
   }
+  __syncwarp();
+  a.swiglu ? write_pairs(a, panels[0], row0, rows, tile) : write_rows(a, own, row0, rows, tile);
 }
 
 template <int kBits, bool kGrouped, int kTiles>
