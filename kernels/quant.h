@@ -51,8 +51,9 @@ struct QuantView {
 };
 
 /// The shared input of linear(), the same for all formats: per row [ceil(k/32)] of these, then 16
-/// bytes that begin with the float sum of `sum`. A value that is not finite makes its group's scale
-/// NaN; groups below kQuantZero count as zeros.
+/// bytes that begin with the float sum of `sum` (the CPU's: a GPU fills neither them nor
+/// `shifted`). A value that is not finite makes its group's scale NaN; groups below kQuantZero
+/// count as zeros.
 struct QuantInput {
   int8_t q[kQuantGroup];
   float scale;
@@ -66,7 +67,8 @@ constexpr int64_t quant_prepared_bytes(int64_t rows, int64_t k) {
 }
 
 /// As ops.h has it, except: w[i].data = packed (w[i].format is not looked at), x_prepared from
-/// prepare() of this table. x is read only where there are low-rank parts.
+/// prepare() of this table, or null for up to QuantOps::fused_rows rows, whose x it rounds itself:
+/// only then norm and rope may be there. Else x is read only where there are low-rank parts.
 struct QuantLinearArgs {
   QuantFormat format;
   LinearArgs linear;
@@ -74,17 +76,19 @@ struct QuantLinearArgs {
 };
 
 struct QuantOps {
+  int64_t fused_rows;  ///< 0: linear() wants a prepared input, neither norm nor rope
+
   /// w [n, k] finite, |w| <= kQuantLargest. 8 bits: scale = largest / 127. 4 bits: the grid of
-  /// least squared error among 22, each fitted by least squares. Equal bytes on every ISA.
+  /// least squared error among 22, each fitted by least squares. Equal bytes on every table.
   /// With `feedback` of feedback_factor (else null) weight j is rounded after adding what its row
   /// lost before it, times feedback[j]: least error of the outputs on the inputs seen, without the
-  /// promise of quant_rel_tol (GPTQ).
+  /// promise of quant_rel_tol (GPTQ): on a CPU alone.
   void (*quantize)(const OpContext&, QuantFormat, int64_t n, int64_t k, const float* w,
                    const float* feedback, void* packed, void* scales);
   /// gram [k, k] = x^T x of inputs x [rows, k], finite, read at j <= i only. With 1 % of its
   /// diagonal's mean added to the diagonal it is (I + U) D (I + U)^T, U strictly upper: feedback
   /// [k, k] gets U[j][i] at [i][j], j < i, and D at [i][i]; what is right of the diagonal is left
-  /// alone.
+  /// alone. Null on a GPU.
   void (*feedback_factor)(const OpContext&, int64_t k, const float* gram, float* feedback);
   void (*dequantize)(const OpContext&, const QuantView&, float* out);  ///< [n, k]
 

@@ -7,6 +7,7 @@
 #include "ds/plugin.hpp"
 #include "kernels/cuda/backend.h"
 #include "kernels/ops.h"
+#include "kernels/quant.h"
 
 namespace ds::modules {
 
@@ -15,24 +16,34 @@ inline OpContext op_context(const ds_call& call) {
   return {call.parallel, call.stream->native, call.stream->device.index};
 }
 
+inline std::int32_t device_type(const ds_call& call) {
+  return call.stream == nullptr ? DS_DEV_CPU : DS_DEV_CUDA;
+}
+
 class DeviceOps {
  public:
-  const Ops& of(const ds_call& call) const {
-    if (call.stream == nullptr) return cpu_;
-    const Ops* gpu = gpu_.load(std::memory_order_relaxed);
-    if (gpu != nullptr) return *gpu;
+  const Ops& of(const ds_call& call) const { return call.stream == nullptr ? cpu_ : *gpu().ops; }
+  const QuantOps& quant(const ds_call& call) const {
+    return call.stream == nullptr ? cpu_quant_ : *gpu().quant;
+  }
+  const Ops& cpu() const { return cpu_; }
+  const QuantOps& cpu_quant() const { return cpu_quant_; }
+
+ private:
+  const CudaBackend& gpu() const {
+    const CudaBackend* known = gpu_.load(std::memory_order_relaxed);
+    if (known != nullptr) return *known;
     const CudaBackend* backend = loaded_cuda_backend();
     if (backend == nullptr)
       throw sdk::error(DS_E_DEVICE,
                        "a call for a GPU in a process without Driftstone's CUDA kernels");
-    gpu_.store(backend->ops, std::memory_order_relaxed);
-    return *backend->ops;
+    gpu_.store(backend, std::memory_order_relaxed);
+    return *backend;
   }
-  const Ops& cpu() const { return cpu_; }
 
- private:
   const Ops& cpu_ = cpu_ops(best_cpu_isa());
-  mutable std::atomic<const Ops*> gpu_{nullptr};
+  const QuantOps& cpu_quant_ = cpu_quant_ops(best_cpu_isa());
+  mutable std::atomic<const CudaBackend*> gpu_{nullptr};
 };
 
 }  // namespace ds::modules

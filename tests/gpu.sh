@@ -15,9 +15,10 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 bin='' out=build/gpu rows=()
-all=(ops parts plugins precision model engine engine-window-global memcheck racecheck initcheck parity parity-fp16 gap held-out
-     decode-1 decode-64 decode-256 prefill-512 prefill-4096 decode-1-fp16 prefill-4096-fp16
-     lora-8x64 lora-16x1024 full-4x512 full-16x1024 full-4x512-fp16 full-16x1024-fp16 full-16x1024-tf32
+all=(ops parts plugins codes precision model engine engine-window-global memcheck racecheck initcheck parity parity-fp16 gap held-out
+     decode-1 decode-8 decode-64 decode-256 prefill-512 prefill-4096 decode-1-fp16 decode-256-fp16 prefill-4096-fp16
+     decode-1-int8 decode-64-int8 decode-256-int8 prefill-512-int8 decode-1-int4 decode-64-int4 decode-256-int4 prefill-512-int4
+     lora-8x64 lora-16x1024 full-4x512 full-16x1024 lora-8x64-fp16 full-4x512-fp16 full-16x1024-fp16 full-16x1024-tf32
      full-16x1024-fp32 share-lora-8x64 share-full-4x512
      attention-512 attention-4096 attention-2048+2048 attention-decode-1x256 attention-decode-256x256
      attention-decode-1x4096 attention-train-1x4096 attention-train-16x1024
@@ -43,11 +44,16 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 if [ -z "$bin" ]; then
   bin=build/cuda/bin
-  { cmake --preset cuda && cmake --build --preset cuda --target ops_test attention_gpu_test mixed_precision_test smollm2_test engine_test gpu_bench dsd dsctl breaker gpu_hog; } >"$out/build.log" 2>&1 ||
+  targets=(ops_test attention_gpu_test mixed_precision_test quant_test quantized_model_test smollm2_test engine_test
+           gpu_bench dsd dsctl breaker gpu_hog)
+  { cmake --preset cuda && cmake --build --preset cuda --target "${targets[@]}"; } >"$out/build.log" 2>&1 ||
     { echo "build: FAILED, see $out/build.log"; exit 1; }
 fi
 
-sanitizer() { compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/ops_test" --gtest_filter='*cuda*'; }
+sanitizer() {
+  compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/ops_test" --gtest_filter='*cuda*' &&
+    compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/quant_test" --gtest_filter='*cuda*'
+}
 
 run_row() {
   case $1 in
@@ -59,6 +65,11 @@ run_row() {
     plugins) "$bin/attention_gpu_test" ;;
     # What each product of a training step multiplies, and what falls back.
     precision) DS_TEST_DEVICE=cuda:0 "$bin/mixed_precision_test" ;;
+    # Weights of 8 and 4 bits: the kernels, then a model that serves and trains over them.
+    codes)
+      "$bin/quant_test" --gtest_filter='*cuda*' && DS_TEST_DEVICE=cuda:0 "$bin/quantized_model_test" &&
+        "$bin/quant_test" --gtest_list_tests | grep -q cuda
+      ;;
     # Against PyTorch's references; needs DS_MODEL. Left out here and below are the tests that want equal
     # bits whatever the company: that is the CPU's promise (kernels/README.md).
     model) DS_TEST_DEVICE=cuda:0 "$bin/smollm2_test" --gtest_filter='-*SameBits*' ;;

@@ -47,7 +47,8 @@ DS_FIELD_ENDS(ds_qformat, E(layout_id), E(bits), E(group), E(scale_dtype), E(sym
               E(packed_bytes), E(scale_bytes), E(zero_bytes), E(rel_tol), E(fused))
 DS_FIELD_ENDS(ds_qweight, E(flags), E(n), E(k), E(format), E(packed), E(scales), E(zeros))
 DS_FIELD_ENDS(ds_linear_args, E(epilogue), E(rows), E(x), E(x_stride), E(x_prepared), E(weights),
-              E(bias), E(y), E(y_stride), E(residual), E(lora), E(n_weights), E(reserved))
+              E(bias), E(y), E(y_stride), E(residual), E(lora), E(n_weights), E(reserved), E(norm),
+              E(rope), E(norm_eps), E(reserved1))
 DS_FIELD_ENDS(ds_round, E(flags), E(round), E(seed), E(n_fresh), E(n_replay), E(max_steps),
               E(replay_ratio), E(reserved))
 DS_FIELD_ENDS(ds_vectors, E(flags), E(ctx), E(make), E(copy), E(scale), E(axpy), E(multiply),

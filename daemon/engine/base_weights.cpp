@@ -233,7 +233,7 @@ class BaseWeights::Builder {
                   [at](Store& s) { return &s.layers[at].attention_norm; }));
     DS_TRY(vector(prefix + "post_attention_layernorm.weight", c.d_model,
                   [at](Store& s) { return &s.layers[at].mlp_norm; }));
-    if (!quantized()) DS_TRY(lay_out_layer(c, at));
+    if (form_.quantizer == nullptr) DS_TRY(lay_out_layer(c, at));
     for (int t = 0; t < kTargets; ++t) {
       const auto target = static_cast<Target>(t);
       const auto [n, k] = target_shape(c, target);
@@ -250,14 +250,10 @@ class BaseWeights::Builder {
     for (Store* store : stores_) {
       if (store == nullptr) continue;
       LayerWeights& layer = store->layers[at];
-      DS_TRY(lay_out(compute_of(store), c, form_.format, layer, {kQ, kK, kV}, layer.qkv));
-      DS_TRY(lay_out(compute_of(store), c, form_.format, layer, {kGate, kUp}, layer.gate_up));
+      DS_TRY(lay_out(compute_of(store), c, format_of(store), layer, {kQ, kK, kV}, layer.qkv));
+      DS_TRY(lay_out(compute_of(store), c, format_of(store), layer, {kGate, kUp}, layer.gate_up));
     }
     return {};
-  }
-  /// Weights stay in the quantizer's format, else they are packed.
-  bool quantized() const {
-    return form_.quantizer != nullptr && form_.quantizer->multiplies() && compute_.ops->host_memory;
   }
 
   /// The same for all weights of a model: made once.
@@ -313,15 +309,25 @@ class BaseWeights::Builder {
     const Quantizer& quantizer = *form_.quantizer;
     DS_ASSIGN(const std::span<const float> source, read_(name, n * k, scratch_));
     DS_ASSIGN(auto quant, quantizer.quantize(compute_.context, name, n, k, source.data()));
-    if (quantized()) {
-      Linear& out = *place(*stores_[0]);
+    for (Store* store : stores_) {
+      if (store == nullptr) continue;
+      const Compute& compute = compute_of(store);
+      Linear& out = *place(*store);
+      const bool on_gpu = !compute.ops->host_memory;
+      if (!quantizer.multiplies(quant->format, on_gpu)) {
+        std::vector<float> rounded(static_cast<size_t>(n * k));
+        DS_TRY(quantizer.dequantize(compute_.context, *quant, rounded.data()));
+        DS_TRY(pack_into(compute, format_of(store), n, k, rounded.data(), false, out));
+        continue;
+      }
       out.view = {form_.format, n, k, nullptr};
-      out.quant = std::move(quant);
-      return {};
+      if (on_gpu) {
+        DS_ASSIGN(out.quant, copy_to(*compute.ops, compute.context, *quant));
+      } else {  // the last of the stores
+        out.quant = std::move(quant);
+      }
     }
-    std::vector<float> rounded(static_cast<size_t>(n * k));
-    DS_TRY(quantizer.dequantize(compute_.context, *quant, rounded.data()));
-    return pack(n, k, rounded.data(), place);
+    return {};
   }
 
   Status vector(const std::string& name, int64_t n, const Place<BackendFloats>& place) {
@@ -415,14 +421,14 @@ std::shared_ptr<const BaseWeights> BaseWeights::with(std::shared_ptr<const Quant
     const Result<bool> accepted = next->accepts(*linear.quant);
     return accepted.ok() && *accepted;
   };
-  if (form_.quantizer == nullptr || next == nullptr || !next->multiplies()) return nullptr;
-  if (!form_.quantizer->multiplies() || !keeps(store_->head)) return nullptr;
+  if (form_.quantizer == nullptr || next == nullptr || !keeps(store_->head)) return nullptr;
   for (const LayerWeights& layer : store_->layers) {
     if (!std::all_of(layer.linear.begin(), layer.linear.end(), keeps)) return nullptr;
   }
   auto out = std::make_shared<BaseWeights>();
   out->config_ = config_;
   out->sha256_ = sha256_;
+  if (host_ != nullptr && (out->host_ = host_->with(next)) == nullptr) return nullptr;
   out->form_ = {form_.format, std::move(next), form_.calibrated_with};
   out->store_ = store_;
   return out;
@@ -433,6 +439,13 @@ WeightForm BaseWeights::host_form(const WeightForm& form) {
   WeightForm out = form;
   out.format = backward_format(form.format);
   return out;
+}
+
+bool BaseWeights::fuses_phases(const Ops& ops, int64_t rows) const {
+  if (!by_quantizer()) return ops.fuses_phases;
+  constexpr uint32_t kBoth = DS_LINEAR_NORM | DS_LINEAR_ROPE;
+  return ops.fuses_phases && rows <= DS_LINEAR_FEW_ROWS &&
+         (layer(0).linear[0].quant->format.fused & kBoth) == kBoth;
 }
 
 Result<WeightView> BaseWeights::transposed(const Compute& compute, int64_t layer,

@@ -259,7 +259,7 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                             tables_.positions(),
                             tables_.slots(),
                             pages.layer(layer)};
-  const Input normed = norm(batch, w.attention_norm);
+  const Input normed = norm(base, batch, w.attention_norm);
   Fused fused;
   if (normed.norm != nullptr) fused.rope = &rope;
   DS_TRY(linear({kQ, kK, kV}, base, layer, batch, normed,
@@ -270,9 +270,9 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   DS_TRY(
       linear({kO}, base, layer, batch, {attended_.as<float>()}, {x}, Epilogue::kResidual, x, {}));
 
-  const Input to_mlp = norm(batch, w.mlp_norm);
+  const Input to_mlp = norm(base, batch, w.mlp_norm);
   fused = {};
-  if (to_mlp.norm != nullptr) {
+  if (to_mlp.norm != nullptr && !base.by_quantizer()) {
     DS_ASSIGN(fused.y_prepared,
               prepared_room(ops, base.format(), rows, c.d_ff, activated_prepared_));
   }
@@ -283,9 +283,11 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
                 Epilogue::kResidual, x, {});
 }
 
-Forward::Input Forward::norm(const StepBatch& batch, const BackendFloats& weight) {
+Forward::Input Forward::norm(const BaseWeights& base, const StepBatch& batch,
+                             const BackendFloats& weight) {
   const Ops& ops = *compute_.ops;
-  if (batch.watch == nullptr && ops.fuses_phases) return {x_.as<float>(), nullptr, &weight};
+  if (batch.watch == nullptr && base.fuses_phases(ops, tables_.rows()))
+    return {x_.as<float>(), nullptr, &weight};
   ops.rmsnorm(compute_.context, tables_.rows(), config_.d_model, x_.as<float>(), weight.data(),
               config_.norm_eps, normed_.as<float>(), nullptr, {});
   return {normed_.as<float>()};
@@ -301,7 +303,7 @@ Status Forward::head(const BaseWeights& base, const StepBatch& batch, const Outp
   args.rows = wanted;
   args.x = rows_.as<float>();
   args.x_stride = c.d_model;
-  if (ops.fuses_phases) {
+  if (base.fuses_phases(ops, wanted)) {
     args.norm = base.final_norm().data();
     args.norm_eps = c.norm_eps;
   } else {
@@ -350,13 +352,14 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
   for (const void* address :
        {tables_.address(), static_cast<const void*>(to.logits), static_cast<const void*>(to.tokens),
         static_cast<const void*>(scratch_.prepared.data()),
+        static_cast<const void*>(scratch_.workspace.data()),
         static_cast<const void*>(activated_prepared_.data()), attention_.workspace(),
         static_cast<const void*>(pages.layer(0).k), static_cast<const void*>(pages.extra(0))})
     key.push_back(reinterpret_cast<uint64_t>(address));
   key.push_back(base.serial());
   key.push_back(batch.deltas.empty() ? 0 : 1);
   // Kernels look for pairs in a table; a quantizer plugin gets them by value.
-  if (base.layer(0).linear[kQ].quant != nullptr) {
+  if (base.by_quantizer()) {
     for (const LoraDelta* delta : batch.deltas) key.push_back(delta->serial());
   }
   return key;

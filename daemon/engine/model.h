@@ -141,6 +141,10 @@ class BaseWeights {
   const BackendFloats& final_norm() const { return store_->final_norm; }
   /// The same weights for the CPU; null where they are for it themselves, or have no copy.
   const std::shared_ptr<const BaseWeights>& host() const { return host_; }
+  /// Whether the layers' products are the quantizer's, which takes FP32 inputs.
+  bool by_quantizer() const { return layer(0).linear[0].quant != nullptr; }
+  /// Ops::fuses_phases of these weights' products.
+  bool fuses_phases(const Ops& ops, int64_t rows) const;
   const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]
   const float* rope_sin() const { return store_->rope_sin.data(); }
 
@@ -345,7 +349,7 @@ class Forward {
                 const StepBatch& batch, const Input& input, std::initializer_list<float*> y,
                 Epilogue epilogue, const float* residual, const Fused& fused);
   /// RMSNorm of x_, at the latest when the layer reads it.
-  Input norm(const StepBatch& batch, const BackendFloats& weight);
+  Input norm(const BaseWeights& base, const StepBatch& batch, const BackendFloats& weight);
   Result<Outputs> place_outputs(const StepBatch& batch, const Outputs& to);
   void fetch_outputs(const StepBatch& batch, const Outputs& from, const Outputs& to) const;
   Status head(const BaseWeights& base, const StepBatch& batch, const Outputs& to);

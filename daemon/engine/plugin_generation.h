@@ -62,6 +62,15 @@ inline ds_device device_of(const OpContext& context) {
   return {DS_DEV_CUDA, context.device};
 }
 
+/// A call where `context` computes; `stream` is room for what it points to.
+inline ds_call device_call(const OpContext& context, ds_stream& stream) {
+  ds_call call = host_call(context.parallel);
+  if (context.stream == nullptr) return call;
+  stream = {sizeof stream, 0, device_of(context), native_stream(context)};
+  call.stream = &stream;
+  return call;
+}
+
 /// The ds_call of a pass's plugin calls: its pool or stream, and workspace in the backend's memory.
 class PassCall {
  public:
@@ -73,12 +82,9 @@ class PassCall {
   const void* workspace() const { return workspace_.data(); }
   /// Valid until the next begin(), while this object stays where it is.
   ds_call get() {
-    ds_call call = host_call(context_.parallel);
+    ds_call call = device_call(context_, stream_);
     call.workspace = workspace_.data();
     call.workspace_bytes = workspace_bytes_;
-    if (context_.stream == nullptr) return call;
-    stream_ = {sizeof stream_, 0, device_of(context_), native_stream(context_)};
-    call.stream = &stream_;
     return call;
   }
 

@@ -106,6 +106,20 @@ void add_bias(const LinearArgs& args) {
   }
 }
 
+/// The rest of a step's q, k and v in the ABI's form.
+ds_linear_rope abi_rope(const RopeAppendArgs& from) {
+  ds_linear_rope out{};
+  out.size = sizeof out;
+  out.heads = static_cast<uint32_t>(from.n_heads);
+  out.kv_heads = static_cast<uint32_t>(from.kv.n_kv_heads);
+  out.head_dim = static_cast<uint32_t>(from.kv.head_dim);
+  out.cos = from.cos, out.sin = from.sin;
+  out.positions = from.positions, out.slots = from.slots;
+  out.k_pages = from.kv.k, out.v_pages = from.kv.v;
+  out.kv_dtype = from.kv.dtype == KvDtype::kF32 ? kAbiF32 : kAbiBf16;
+  return out;
+}
+
 uint32_t wanted_parts(const LinearArgs& args) {
   uint32_t wanted = 0;
   if (args.lora != nullptr) wanted |= DS_LINEAR_LORA;
@@ -117,7 +131,34 @@ uint32_t wanted_parts(const LinearArgs& args) {
   return wanted;
 }
 
+void point_to_own(QuantWeight& weight, int64_t n, int64_t k) {
+  weight.view.size = sizeof(ds_qweight);
+  weight.view.n = n, weight.view.k = k;
+  weight.view.format = &weight.format;
+  weight.view.packed = weight.packed.data();
+  weight.view.scales = weight.scales.data();
+  weight.view.zeros = weight.zeros.data();
+}
+
 }  // namespace
+
+Result<std::unique_ptr<QuantWeight>> copy_to(const Ops& ops, const OpContext& context,
+                                             const QuantWeight& weight) {
+  auto out = std::make_unique<QuantWeight>();
+  out->format = weight.format;
+  out->on_gpu = !ops.host_memory;
+  const auto copy = [&](const Buffer& from, Buffer& to) -> Status {
+    if (from.bytes() == 0) return {};
+    DS_ASSIGN(to, Buffer::make(ops, from.bytes()));
+    ops.upload(context, to.data(), from.data(), static_cast<int64_t>(from.bytes()));
+    return {};
+  };
+  DS_TRY(copy(weight.packed, out->packed));
+  DS_TRY(copy(weight.scales, out->scales));
+  DS_TRY(copy(weight.zeros, out->zeros));
+  point_to_own(*out, weight.view.n, weight.view.k);
+  return out;
+}
 
 uint64_t next_serial() {
   static std::atomic<uint64_t> last{0};
@@ -128,6 +169,12 @@ Quantizer::Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t gene
     : PluginGeneration(std::move(plugin), generation),
       table_(plugin_->table<ds_quantizer>()),
       serial_(next_serial()) {}
+
+bool Quantizer::multiplies(const ds_qformat& format, bool on_gpu) const {
+  if (table_.linear == nullptr || !on_gpu) return table_.linear != nullptr;
+  constexpr uint32_t kAll = DS_LINEAR_RESIDUAL | DS_LINEAR_SWIGLU | DS_LINEAR_LORA | DS_LINEAR_BIAS;
+  return (plugin_->component().caps & DS_CAP_CUDA) != 0 && (format.fused & kAll) == kAll;
+}
 
 Result<LinearScratch::Plan> Quantizer::plan(const ds_qformat& format, int64_t rows, int64_t k,
                                             LinearScratch& scratch) const {
@@ -185,12 +232,7 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
   out->packed = Buffer(out->format.packed_bytes);
   out->scales = Buffer(out->format.scale_bytes);
   out->zeros = Buffer(out->format.zero_bytes);
-  out->view.size = sizeof(ds_qweight);
-  out->view.n = n, out->view.k = k;
-  out->view.format = &out->format;
-  out->view.packed = out->packed.data();
-  out->view.scales = out->scales.data();
-  out->view.zeros = out->zeros.data();
+  point_to_own(*out, n, k);
   const TensorView source(w, kAbiF32, {n, k});
   const ds_call call = host_call(context.parallel);
   ds_status st{};
@@ -205,8 +247,11 @@ Result<std::unique_ptr<QuantWeight>> Quantizer::quantize(const OpContext& contex
 
 Status Quantizer::dequantize(const OpContext& context, const QuantWeight& weight, float* w) const {
   const int64_t n = weight.view.n, k = weight.view.k;
-  const TensorView out(w, kAbiF32, {n, k});
-  const ds_call call = host_call(context.parallel);
+  const OpContext where = weight.on_gpu ? context : OpContext{context.parallel};
+  TensorView out;
+  out.set(w, kAbiF32, {n, k}, device_of(where));
+  ds_stream stream;
+  const ds_call call = device_call(where, stream);
   ds_status st{};
   const auto held = plugin_->one_call();
   return plugin_status(
@@ -218,19 +263,22 @@ Result<bool> Quantizer::accepts(const QuantWeight& weight) const {
   const ds_qformat& had = weight.format;
   return own.layout_id == had.layout_id && own.bits == had.bits && own.group == had.group &&
          own.packed_bytes == had.packed_bytes && own.scale_bytes == had.scale_bytes &&
-         own.zero_bytes == had.zero_bytes && own.symmetric == had.symmetric;
+         own.zero_bytes == had.zero_bytes && own.symmetric == had.symmetric &&
+         own.fused == had.fused && multiplies(own, weight.on_gpu);
 }
 
 Status Quantizer::run(const Ops& ops, const OpContext& context,
                       std::span<const QuantWeight* const> weights, const LinearArgs& args,
                       uint32_t fused, LinearScratch& scratch) const {
   const ds_qformat& format = weights[0]->format;
-  ds_call call = host_call(context.parallel);
+  ds_stream stream;
+  ds_call call = device_call(context, stream);
   ds_status st;
   st.len = 0;
   const auto held = plugin_->one_call();
   DS_ASSIGN(const LinearScratch::Plan plan, this->plan(format, args.rows, args.w[0].k, scratch));
-  call.workspace = scratch.workspace.at_least(plan.workspace_bytes);
+  DS_TRY(scratch.workspace.grow(ops, plan.workspace_bytes));
+  call.workspace = scratch.workspace.data();
   call.workspace_bytes = plan.workspace_bytes;
   std::array<const ds_qweight*, kMaxFusedWeights> views{};
   for (size_t i = 0; i < weights.size(); ++i) views[i] = &weights[i]->view;
@@ -253,8 +301,16 @@ Status Quantizer::run(const Ops& ops, const OpContext& context,
     slots = std::make_unique<AbiSlots>(ops, context, *args.lora, args.n_weights);
     out.lora = &slots->slots;
   }
-  if (plan.prepared_bytes > 0 && table_.prepare != nullptr) {
-    void* prepared = scratch.prepared.at_least(plan.prepared_bytes);
+  out.norm = args.norm;
+  out.norm_eps = args.norm_eps;
+  ds_linear_rope rope;
+  if (args.rope != nullptr) {
+    rope = abi_rope(*args.rope);
+    out.rope = &rope;
+  }
+  if (plan.prepared_bytes > 0 && table_.prepare != nullptr && args.norm == nullptr) {
+    DS_TRY(scratch.prepared.grow(ops, plan.prepared_bytes));
+    void* prepared = scratch.prepared.data();
     const ds_code code = table_.prepare(plugin_->handle(), &call, &format, args.rows, args.w[0].k,
                                         args.x, args.x_stride, prepared, &st);
     if (code != DS_OK) return plugin_status(name(), code, st);
@@ -267,7 +323,8 @@ Status Quantizer::run(const Ops& ops, const OpContext& context,
 Status Quantizer::linear(const Ops& ops, const OpContext& context,
                          std::span<const QuantWeight* const> weights, const LinearArgs& args,
                          LinearScratch& scratch) const {
-  if (plugin_->recorded().due(CallSort::kLinear)) record(ops, context, *weights[0], args);
+  if (context.stream == nullptr && plugin_->recorded().due(CallSort::kLinear))
+    record(ops, context, *weights[0], args);
   const uint32_t wanted = wanted_parts(args);
   uint32_t fused = wanted & weights[0]->format.fused;
   if (fused == wanted) return run(ops, context, weights, args, fused, scratch);

@@ -17,15 +17,20 @@ namespace ds {
 /// A number that no other call of this process gets.
 uint64_t next_serial();
 
-/// One matrix [n, k] as a quantizer keeps it.
+/// One matrix [n, k] as a quantizer keeps it, in memory of the host or of a GPU.
 struct QuantWeight {
   QuantWeight() = default;
   QuantWeight(const QuantWeight&) = delete;
   ds_qformat format{};
+  bool on_gpu = false;
   Buffer packed, scales, zeros;
   ds_qweight view{};  ///< of the above
   size_t bytes() const { return packed.bytes() + scales.bytes() + zeros.bytes(); }
 };
+
+/// A copy in the memory of a GPU.
+Result<std::unique_ptr<QuantWeight>> copy_to(const Ops& ops, const OpContext& context,
+                                             const QuantWeight& weight);
 
 /// Memory of the linear calls; grows to what they need and stays.
 struct LinearScratch {
@@ -45,8 +50,9 @@ class Quantizer : public PluginGeneration {
   Quantizer(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
 
   uint64_t serial() const { return serial_; }  ///< of this object, never another's
-  /// Whether it multiplies; else its weights are served as dequantize() gives them.
-  bool multiplies() const { return table_.linear != nullptr; }
+  /// Whether it multiplies weights in this format; else they are served as dequantize() gives them.
+  /// On a GPU it has to be able to, and to fuse whatever a layer needs.
+  bool multiplies(const ds_qformat& format, bool on_gpu) const;
 
   /// Whether it wants to see the inputs of weights before it quantizes them.
   bool calibrates() const { return table_.observe != nullptr; }
@@ -56,8 +62,9 @@ class Quantizer : public PluginGeneration {
   /// `w` FP32 [n, k]; `name` is the weight's HF path.
   Result<std::unique_ptr<QuantWeight>> quantize(const OpContext& context, const std::string& name,
                                                 int64_t n, int64_t k, const float* w) const;
+  /// `w` is where the weight is: in memory of the host or of the context's GPU.
   Status dequantize(const OpContext& context, const QuantWeight& weight, float* w) const;
-  /// Whether weights in the format of `before` are this one's as they are.
+  /// Whether the weight is this one's as it is.
   Result<bool> accepts(const QuantWeight& weight) const;
 
   /// As Ops.linear on args.w, whose places `weights` take. What the format does not fuse is done

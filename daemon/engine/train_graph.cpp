@@ -156,10 +156,16 @@ PreparedRows TrainGraph::room_for_prepared(const Operand& as, int64_t rows, int6
   return {room.ok() ? *room : nullptr, as.format, as.saturated};
 }
 
+/// The same for what layers of the base read: a quantizer takes FP32, which the backward pass has
+/// to prepare for itself.
+PreparedRows TrainGraph::room_for_input(const Call& call, const Operand& as, int64_t k) {
+  return call.base.by_quantizer() ? PreparedRows() : room_for_prepared(as, call.rows, k, prepared_);
+}
+
 /// RMSNorm of d_model columns as the input of linear layers.
 TrainGraph::Input TrainGraph::norm(const Call& call, const Operand& as, const float* x,
                                    const BackendFloats& weight, float* rstd) {
-  const PreparedRows prepared = room_for_prepared(as, call.rows, config_.d_model, prepared_);
+  const PreparedRows prepared = room_for_input(call, as, config_.d_model);
   float* normed = prepared.data == nullptr ? normed_.as<float>() : nullptr;
   compute_.ops->rmsnorm(compute_.context, call.rows, config_.d_model, x, weight.data(),
                         config_.norm_eps, normed, rstd, prepared);
@@ -168,7 +174,7 @@ TrainGraph::Input TrainGraph::norm(const Call& call, const Operand& as, const fl
 
 TrainGraph::Input TrainGraph::activate(const Call& call, const Operand& as,
                                        const LayerState& state) {
-  const PreparedRows prepared = room_for_prepared(as, call.rows, config_.d_ff, prepared_);
+  const PreparedRows prepared = room_for_input(call, as, config_.d_ff);
   float* activated = prepared.data == nullptr ? activated_.as<float>() : nullptr;
   compute_.ops->swiglu(compute_.context, call.rows, config_.d_ff, state.gate.as<float>(),
                        state.up.as<float>(), activated, prepared);

@@ -186,6 +186,7 @@ class TrainGraph {
   float* norm_gradient(const Call& call, const std::string& name);
   const void* prepare(const Operand& as, int64_t rows, int64_t k, const float* x, Buffer& to);
   PreparedRows room_for_prepared(const Operand& as, int64_t rows, int64_t k, Buffer& to);
+  PreparedRows room_for_input(const Call& call, const Operand& as, int64_t k);
   Input norm(const Call& call, const Operand& as, const float* x, const BackendFloats& weight,
              float* rstd);
   Input activate(const Call& call, const Operand& as, const LayerState& state);

@@ -81,7 +81,8 @@ constexpr Ops table(const char* name) {
 }
 
 constexpr QuantOps quant_table() {
-  return {.quantize = quantize,
+  return {.fused_rows = 0,
+          .quantize = quantize,
           .feedback_factor = feedback_factor,
           .dequantize = dequantize,
           .prepare = quant_prepare,

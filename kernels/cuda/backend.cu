@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/quant.h"
 #include "kernels/cuda/state.h"
 #include "kernels/cuda/table.h"
 
@@ -390,6 +391,7 @@ constexpr Ops kTable = {.name = "cuda-sm90",
 
 constexpr CudaBackend kBackend = {.build_id = DS_BUILD_ID,
                                   .ops = &kTable,
+                                  .quant = &kQuantTable,
                                   .device_count = device_count,
                                   .device_name = device_name,
                                   .compute_capability = compute_capability,

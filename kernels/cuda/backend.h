@@ -20,6 +20,7 @@
 
 #include "ds/status.h"
 #include "kernels/ops.h"
+#include "kernels/quant.h"
 
 namespace ds {
 
@@ -45,6 +46,7 @@ struct StreamGate {
 struct CudaBackend {
   const char* build_id;  ///< first, so that it can be read whatever follows
   const Ops* ops;
+  const QuantOps* quant;
 
   int (*device_count)();            ///< 0 where there is no driver
   const char* (*device_name)(int);  ///< "NVIDIA H100 80GB HBM3", or "" if there is none

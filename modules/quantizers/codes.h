@@ -9,6 +9,7 @@
 
 #include "ds/plugin.hpp"
 #include "kernels/quant.h"
+#include "modules/device_ops.h"
 #include "modules/quantizers/calibration.h"
 
 namespace ds::modules {
@@ -49,12 +50,14 @@ ds_qweight checked_weight(const ds_qweight* from, const Formats& formats) {
   return w;
 }
 
-/// One factor of a low-rank pair, [n, k] in packed panels.
+/// One factor of a low-rank pair, [n, k] in packed panels, or rows of `ops` on a GPU.
 inline WeightView low_rank_view(const Ops& ops, const ds_tensor& t, std::string_view name,
                                 std::int64_t n, std::int64_t k) {
-  if (t.packing != DS_PACK_PANEL_F32 && t.packing != DS_PACK_PANEL_BF16)
+  const bool rows = !ops.host_memory && t.packing == 0 && t.device.type == DS_DEV_CUDA;
+  if (!rows && t.packing != DS_PACK_PANEL_F32 && t.packing != DS_PACK_PANEL_BF16)
     misfit(DS_E_UNSUPPORTED, std::string(name) + ": packing", t.packing, "panels, 1 or 2");
-  const auto format = t.packing == DS_PACK_PANEL_F32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+  const bool f32 = rows ? t.dtype.code == DS_FLOAT : t.packing == DS_PACK_PANEL_F32;
+  const auto format = f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
   if (sdk::dim(&t, name, 2, 0) != n || t.shape[1] != k)
     throw sdk::error(DS_E_SHAPE, std::string(name) + ": " + sdk::shape_text(t.shape, 2) +
                                      ", expected [" + std::to_string(n) + ", " + std::to_string(k) +
@@ -74,7 +77,7 @@ inline void fill_slots(const Ops& ops, const ds_linear_args& a, const LinearArgs
   if (lora.slot_of_row == nullptr || lora.t == nullptr || (lora.n_slots > 0 && !lora.pairs))
     throw sdk::error(DS_E_ARG, "lora: slot_of_row, t or pairs is missing");
   if (a.x == nullptr) throw sdk::error(DS_E_ARG, "x: missing, low-rank parts need it");
-  for (std::int64_t r = 0; r < a.rows; ++r) {
+  for (std::int64_t r = 0; ops.host_memory && r < a.rows; ++r) {
     const std::int32_t slot = lora.slot_of_row[r];
     if (slot < -1 || slot >= static_cast<std::int32_t>(lora.n_slots))
       misfit(DS_E_ARG, "lora: slot of row " + std::to_string(r), slot,
@@ -93,6 +96,28 @@ inline void fill_slots(const Ops& ops, const ds_linear_args& a, const LinearArgs
   }
 }
 
+/// What a step's q, k and v go on to, checked against the weights of the call.
+inline RopeAppendArgs rope_args(const ds_linear_args& a, const LinearArgs& to) {
+  const ds_linear_rope r = sdk::widened(a.rope);
+  if (a.n_weights != 3 || a.epilogue != 0)
+    misfit(DS_E_ARG, "rope: n_weights", a.n_weights, "3 without epilogue");
+  const std::int64_t dim = r.head_dim, q = r.heads * dim, kv = r.kv_heads * dim;
+  if (q <= 0 || kv <= 0 || dim % 2 != 0 || to.w[0].n != q || to.w[1].n != kv || to.w[2].n != kv)
+    misfit(DS_E_SHAPE, "rope: n of q", to.w[0].n, std::to_string(q));
+  if (!r.cos || !r.sin || !r.positions || !r.slots || !r.k_pages || !r.v_pages)
+    throw sdk::error(DS_E_ARG, "rope: a pointer is missing");
+  const bool f32 = r.kv_dtype.code == DS_FLOAT && r.kv_dtype.bits == 32;
+  if (!f32 && r.kv_dtype.code != DS_BFLOAT)
+    throw sdk::error(DS_E_DTYPE, "rope: dtype of the pages");
+  RopeAppendArgs out;
+  out.rows = a.rows, out.n_heads = r.heads;
+  out.q = to.y[0], out.k = to.y[1], out.v = to.y[2];
+  out.cos = r.cos, out.sin = r.sin;
+  out.positions = r.positions, out.slots = r.slots;
+  out.kv = {f32 ? KvDtype::kF32 : KvDtype::kBF16, r.kv_heads, dim, r.k_pages, r.v_pages};
+  return out;
+}
+
 /// A model's head has many more rows than columns; an FFN has at most eight times as many.
 inline constexpr std::int64_t kHeadRatio = 12;
 
@@ -100,12 +125,9 @@ template <std::int32_t kBits>
 class CodeQuantizer {
  public:
   static constexpr std::uint64_t caps =
-      DS_CAP_CPU | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC | DS_CAP_OUT_OF_PROCESS;
+      DS_CAP_CPU | DS_CAP_CUDA | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC | DS_CAP_OUT_OF_PROCESS;
 
-  explicit CodeQuantizer(sdk::context c)
-      : ops_(cpu_ops(best_cpu_isa())),
-        quant_(cpu_quant_ops(best_cpu_isa())),
-        calibration_(ops_, quant_) {
+  explicit CodeQuantizer(sdk::context c) : calibration_(ops_.cpu(), ops_.cpu_quant()) {
     const std::int64_t group = c.get("group", std::int64_t{kQuantGroup});
     if (group != 0 && group != kQuantGroup) misfit(DS_E_CONFIG, "group", group, "0 or 32");
     group_ = static_cast<std::int32_t>(group);
@@ -127,7 +149,8 @@ class CodeQuantizer {
     out.packed_bytes = static_cast<std::uint64_t>(quant_packed_bytes(f, n, k));
     out.scale_bytes = static_cast<std::uint64_t>(quant_scale_bytes(f, n, k));
     out.rel_tol = quant_rel_tol(f);
-    out.fused = DS_LINEAR_RESIDUAL | DS_LINEAR_SWIGLU | DS_LINEAR_LORA | DS_LINEAR_BIAS;
+    out.fused = DS_LINEAR_RESIDUAL | DS_LINEAR_SWIGLU | DS_LINEAR_LORA | DS_LINEAR_BIAS |
+                DS_LINEAR_NORM | DS_LINEAR_ROPE;
     return out;
   }
 
@@ -148,17 +171,17 @@ class CodeQuantizer {
     check_sizes(name, "weight", from, kQuantLargest, "1e37");
     const OpContext context{call.parallel, nullptr};
     calibration_.use(context, name, to.k, [&](const float* feedback) {
-      quant_.quantize(context, format_of(to.n, to.k), to.n, to.k, from.data(), feedback, to.packed,
-                      to.scales);
+      ops_.cpu_quant().quantize(context, format_of(to.n, to.k), to.n, to.k, from.data(), feedback,
+                                to.packed, to.scales);
     });
   }
 
   void dequantize(const ds_call& call, const ds_qweight& q, const ds_tensor& w) const {
     const ds_qweight from = checked(&q);
-    const auto to = sdk::flat<float>(&w, "w", {from.n, from.k});
-    quant_.dequantize({call.parallel, nullptr},
-                      {format_of(from.n, from.k), from.n, from.k, from.packed, from.scales},
-                      to.data());
+    const auto to = sdk::flat<float>(&w, "w", {from.n, from.k}, device_type(call));
+    ops_.quant(call).dequantize(
+        op_context(call), {format_of(from.n, from.k), from.n, from.k, from.packed, from.scales},
+        to.data());
   }
 
   ds_plan plan(const ds_qformat&, std::int64_t rows, std::int64_t k) const {
@@ -176,38 +199,49 @@ class CodeQuantizer {
     if (x == nullptr || prepared == nullptr)
       throw sdk::error(DS_E_ARG, x == nullptr ? "x: missing" : "prepared: missing");
     if (x_stride < k) misfit(DS_E_SHAPE, "x: stride", x_stride, "at least " + std::to_string(k));
-    quant_.prepare({call.parallel, nullptr}, rows, k, x, x_stride, prepared);
+    if (!rounds_itself(call, rows))
+      ops_.quant(call).prepare(op_context(call), rows, k, x, x_stride, prepared);
   }
 
   void linear(const ds_call& call, const ds_linear_args& a) const {
     if (a.rows == 0) return;
-    check_call(a);
+    check_call(call, a);
     QuantLinearArgs q;
     fill_weights(a, q);
+    if (rounds_itself(call, a.rows)) q.linear.x_prepared = nullptr;
+    q.linear.norm = a.norm;
+    q.linear.norm_eps = a.norm_eps;
+    RopeAppendArgs rope;
+    if (a.rope != nullptr) {
+      rope = rope_args(a, q.linear);
+      q.linear.rope = &rope;
+    }
     std::optional<LoraSlots> slots;  // 2 KB, seldom needed
     if (a.lora != nullptr) {
-      fill_slots(ops_, a, q.linear, slots.emplace());
+      fill_slots(ops_.of(call), a, q.linear, slots.emplace());
       q.linear.lora = &*slots;
     }
-    quant_.linear({call.parallel, nullptr}, q);
+    ops_.quant(call).linear(op_context(call), q);
   }
 
   void fake_quant(const ds_call& call, const ds_tensor& w, const ds_tensor& wq) const {
     const std::int64_t n = sdk::dim(&w, "w", 2, 0), k = sdk::dim(&w, "w", 2, 1);
-    const auto from = sdk::flat<const float>(&w, "w");
-    const auto to = sdk::flat<float>(&wq, "wq", {n, k});
-    quant_.fake({call.parallel, nullptr}, format_of(n, k), n, k, from.data(), to.data());
+    const std::int32_t device = device_type(call);
+    const auto from = sdk::flat<const float>(&w, "w", {}, device);
+    const auto to = sdk::flat<float>(&wq, "wq", {n, k}, device);
+    ops_.quant(call).fake(op_context(call), format_of(n, k), n, k, from.data(), to.data());
   }
 
   /// Straight through: dw += dwq, except where w lies more than half a step outside its grid.
   void fake_quant_backward(const ds_call& call, const ds_tensor& w, const ds_tensor& dwq,
                            const ds_tensor& dw) const {
     const std::int64_t n = sdk::dim(&w, "w", 2, 0), k = sdk::dim(&w, "w", 2, 1);
-    const auto from = sdk::flat<const float>(&w, "w");
-    const auto gradient = sdk::flat<const float>(&dwq, "dwq", {n, k});
-    const auto to = sdk::flat<float>(&dw, "dw", {n, k});
-    quant_.fake_backward({call.parallel, nullptr}, format_of(n, k), n, k, from.data(),
-                         gradient.data(), to.data());
+    const std::int32_t device = device_type(call);
+    const auto from = sdk::flat<const float>(&w, "w", {}, device);
+    const auto gradient = sdk::flat<const float>(&dwq, "dwq", {n, k}, device);
+    const auto to = sdk::flat<float>(&dw, "dw", {n, k}, device);
+    ops_.quant(call).fake_backward(op_context(call), format_of(n, k), n, k, from.data(),
+                                   gradient.data(), to.data());
   }
 
  private:
@@ -218,7 +252,12 @@ class CodeQuantizer {
     return checked_weight(w, [&](std::int64_t n, std::int64_t k) { return format_of(n, k); });
   }
 
-  static void check_call(const ds_linear_args& a) {
+  /// Few rows are rounded by the product itself on a GPU: prepare() leaves them to it.
+  bool rounds_itself(const ds_call& call, std::int64_t rows) const {
+    return rows <= ops_.quant(call).fused_rows;
+  }
+
+  void check_call(const ds_call& call, const ds_linear_args& a) const {
     if (a.rows < 0) misfit(DS_E_SHAPE, "rows", a.rows, "0 or more");
     if (a.n_weights < 1 || a.n_weights > kMaxFusedWeights)
       misfit(DS_E_ARG, "n_weights", a.n_weights, "1 to 3");
@@ -228,7 +267,11 @@ class CodeQuantizer {
     if (swiglu && a.n_weights != 2) misfit(DS_E_ARG, "swiglu: n_weights", a.n_weights, "2");
     if (residual && a.n_weights != 1) misfit(DS_E_ARG, "residual: n_weights", a.n_weights, "1");
     if (residual && a.residual == nullptr) throw sdk::error(DS_E_ARG, "residual: missing");
-    if (a.x_prepared == nullptr) throw sdk::error(DS_E_ARG, "x_prepared: missing");
+    const bool itself = rounds_itself(call, a.rows);
+    if ((a.norm != nullptr || a.rope != nullptr) && !itself)
+      misfit(DS_E_UNSUPPORTED, "norm or rope: rows", a.rows, "at most 8, on a GPU");
+    if (itself ? a.x == nullptr : a.x_prepared == nullptr)
+      throw sdk::error(DS_E_ARG, itself ? "x: missing" : "x_prepared: missing");
     if (a.weights == nullptr || a.y == nullptr || a.y_stride == nullptr)
       throw sdk::error(DS_E_ARG, "weights, y or y_stride: missing");
   }
@@ -262,6 +305,7 @@ class CodeQuantizer {
       }
       to.y[i] = a.y[i];
       to.y_stride[i] = a.y_stride[i];
+      if (a.rope != nullptr && i > 0) continue;
       if (to.y[i] == nullptr) throw sdk::error(DS_E_ARG, "y: missing");
       if (to.y_stride[i] < w.n)
         misfit(DS_E_SHAPE, "y: stride", to.y_stride[i], "at least " + std::to_string(w.n));
@@ -270,8 +314,7 @@ class CodeQuantizer {
       misfit(DS_E_SHAPE, "x: stride", a.x_stride, "at least " + std::to_string(to.w[0].k));
   }
 
-  const Ops& ops_;
-  const QuantOps& quant_;
+  DeviceOps ops_;
   Calibration calibration_;
   std::int32_t group_ = kQuantGroup;
   std::int32_t head_bits_ = 8;

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // gpu_bench ROW...: one line per row, tokens per second on the GPU of this machine, weights BF16:
 // those of $DS_MODEL if that is set, else random ones of SmolLM2-135M's shapes (speed does not
-// depend on them). Median of five, after one warm-up. Rows, the first four with -fp16, -tf32 or
-// -fp32 behind them in that precision:
+// depend on them). Median of five, after one warm-up. Rows, those without "attention" with -fp16,
+// -tf32, -fp32, -int8 or -int4 (codes of the module of that name) behind them in that form:
 //
-//   decode-B     one token for each of B sequences behind 256 tokens, drawn on the GPU as the
-//   engine
-//                does it, greedily; logits-B: with all logits on the host
+//   decode-B     one token for each of B sequences behind 256 tokens, drawn on the GPU, greedily,
+//                as the engine does it; logits-B: with all logits on the host
 //   prefill-T    a prompt of T tokens, 4,096 rows at a time, and the first token of the answer
 //   lora-BxT     LoRA step (rank 8 on every linear), B sequences of T tokens, loss on all of them
 //   full-BxT     the same for every parameter
@@ -195,6 +194,7 @@ struct Bench {
   NamedTensors tensors;
   Compute gpu;
   std::shared_ptr<const BaseWeights> base;
+  std::string suffix;  ///< of the row at hand: "-fp16"
 
   Bench() {
     const char* path = std::getenv("DS_MODEL");
@@ -210,30 +210,31 @@ struct Bench {
   }
 
   std::shared_ptr<const BaseWeights> on(const Compute& compute,
-                                        WeightFormat form = WeightFormat::kBF16) const {
+                                        const WeightForm& form = WeightFormat::kBF16) const {
     auto made = file != nullptr ? BaseWeights::load(*file, compute, form)
                                 : BaseWeights::from_tensors(config, tensors, "", compute, form);
     DS_CHECK(made.ok());
     return *made;
   }
 
-  /// Takes the precision off the row's name, and has the base in it.
-  std::string in_precision(std::string row) {
-    WeightFormat wanted = WeightFormat::kBF16;
+  /// Takes the form of the weights off the row's name, and has the base in it.
+  std::string in_form(std::string row) {
+    std::string wanted;
+    WeightForm form = WeightFormat::kBF16;
     for (const WeightFormat format :
          {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kTF32}) {
-      const std::string suffix = std::string("-") + precision_name(format);
-      if (!row.ends_with(suffix)) continue;
-      row.resize(row.size() - suffix.size());
-      wanted = format;
+      if (!row.ends_with(precision_name(format))) continue;
+      wanted = std::string("-") + precision_name(format);
+      form = format;
     }
-    if (base->format() != wanted) base = on(gpu, wanted);
-    return row;
-  }
-
-  std::string suffix() const {
-    const bool usual = base->format() == WeightFormat::kBF16;
-    return usual ? "" : std::string("-") + precision_name(base->format());
+    for (const std::string name : {"int8", "int4"}) {
+      if (!row.ends_with("-" + name)) continue;
+      wanted = "-" + name;
+      form.quantizer = std::make_shared<Quantizer>(test::module_of(DS_KIND_QUANTIZER, name), 1);
+    }
+    if (wanted != suffix) base = on(gpu, form);
+    suffix = wanted;
+    return row.substr(0, row.size() - suffix.size());
   }
 
   void gap() const {
@@ -269,7 +270,7 @@ struct Bench {
     if (logits) serving.want_logits();
     int64_t position = 256;
     const double s = seconds(gpu, [&] { serving.step(1, position++); });
-    std::printf("%s%s: %.0f tok/s, %.1f us a step\n", row, suffix().c_str(), double(batch) / s,
+    std::printf("%s%s: %.0f tok/s, %.1f us a step\n", row, suffix.c_str(), double(batch) / s,
                 s * 1e6);
   }
 
@@ -280,8 +281,8 @@ struct Bench {
       for (int64_t at = 0; at < tokens; at += kChunk)
         serving.step(std::min(kChunk, tokens - at), at);
     });
-    std::printf("prefill-%ld%s: %.0f tok/s, %.2f ms\n", tokens, suffix().c_str(),
-                double(tokens) / s, s * 1e3);
+    std::printf("prefill-%ld%s: %.0f tok/s, %.2f ms\n", tokens, suffix.c_str(), double(tokens) / s,
+                s * 1e3);
   }
 
   void train(int64_t batch, int64_t tokens, bool full) {
@@ -289,7 +290,7 @@ struct Bench {
     double passes = 0;
     const double s = seconds(gpu, [&] { passes = training.step(); });
     std::printf("%s-%ldx%ld%s: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms\n",
-                full ? "full" : "lora", batch, tokens, suffix().c_str(), double(batch * tokens) / s,
+                full ? "full" : "lora", batch, tokens, suffix.c_str(), double(batch * tokens) / s,
                 s * 1e3, passes * 1e3);
   }
 
@@ -322,7 +323,7 @@ struct Bench {
       }
       count += here.size();
     }
-    std::printf("parity%s: mean %.5f, largest %.5f of %zu log-probabilities\n", suffix().c_str(),
+    std::printf("parity%s: mean %.5f, largest %.5f of %zu log-probabilities\n", suffix.c_str(),
                 sum / static_cast<double>(count), largest, count);
   }
   /// A real model's are real: only there does accuracy mean anything.
@@ -354,7 +355,7 @@ struct Bench {
   }
 
   bool run(const std::string& name, const Compute& cpu) {
-    const std::string row = in_precision(name);
+    const std::string row = in_form(name);
     long batch = 0, tokens = 0;
     if (row == "parity") {
       parity(cpu);

@@ -77,15 +77,19 @@ bool computes() {
   return false;
 }
 
+const Ops& original(const Ops*) { return cpu(); }
+const QuantOps& original(const QuantOps*) { return cpu_quant_ops(best_cpu_isa()); }
+
 template <auto Member>
 struct Through;
-template <typename Return, typename... Rest, Return (*Ops::*Member)(const OpContext&, Rest...)>
+template <typename Table, typename Return, typename... Rest,
+          Return (*Table::*Member)(const OpContext&, Rest...)>
 struct Through<Member> {
   static Return call(const OpContext& context, Rest... rest) {
     if (!computes()) return Return();
     const Computing here;
     if (control().failed) return Return();
-    return (cpu().*Member)({context.parallel}, rest...);
+    return (original(static_cast<const Table*>(nullptr)).*Member)({context.parallel}, rest...);
   }
 };
 
@@ -214,6 +218,17 @@ const Ops& table() {
   return made;
 }
 
+const QuantOps& quant_table() {
+  static const QuantOps made = [] {
+    QuantOps t = cpu_quant_ops(best_cpu_isa());
+    t.dequantize = Through<&QuantOps::dequantize>::call;
+    t.prepare = Through<&QuantOps::prepare>::call;
+    t.linear = Through<&QuantOps::linear>::call;
+    return t;
+  }();
+  return made;
+}
+
 constexpr int kStreams = 64;
 char streams[kStreams];
 
@@ -235,6 +250,7 @@ extern "C" __attribute__((visibility("default"))) const ds::CudaBackend* ds_cuda
   static const ds::CudaBackend backend = {
       .build_id = DS_BUILD_ID,
       .ops = &table(),
+      .quant = &quant_table(),
       .device_count = [] { return 1; },
       .device_name = [](int) { return "a faulty device"; },
       .compute_capability = [](int) { return 90; },

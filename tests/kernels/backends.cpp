@@ -59,7 +59,7 @@ void add_gpu(std::vector<TestedBackend>* all) {
     DS_CHECK(whole == nullptr);
   }
   case_memory() = {cuda.allocate_shared, cuda.ops->release};
-  all->push_back({cuda.ops, {nullptr, stream, 0}});
+  all->push_back({cuda.ops, {nullptr, stream, 0}, cuda.quant});
 }
 
 }  // namespace
@@ -67,7 +67,8 @@ void add_gpu(std::vector<TestedBackend>* all) {
 const std::vector<TestedBackend>& tested_backends() {
   static const std::vector<TestedBackend> backends = [] {
     std::vector<TestedBackend> all;
-    for (const CpuIsa isa : supported_isas()) all.push_back({&cpu_ops(isa), {}});
+    for (const CpuIsa isa : supported_isas())
+      all.push_back({&cpu_ops(isa), {}, &cpu_quant_ops(isa)});
     add_gpu(&all);
     return all;
   }();

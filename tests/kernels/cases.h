@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "kernels/quant.h"
 #include "tests/kernels/reference.h"
 
 namespace ds::test {
@@ -121,6 +122,14 @@ std::vector<CpuIsa> supported_isas();
 struct TestedBackend {
   const Ops* ops;
   OpContext context;
+  const QuantOps* quant;
+
+  /// Its calls on a pool; the CPU's without one if null.
+  OpContext on(const ds_parallel* parallel) const {
+    OpContext out = context;
+    out.parallel = parallel;
+    return out;
+  }
 };
 const std::vector<TestedBackend>& tested_backends();
 /// "cuda-sm90" in the lists of googletest.

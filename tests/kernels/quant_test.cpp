@@ -1,27 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights of 8 and 4 bits on every table: the promise of quantize, linear against double precision
-// on the same codes, and the bits of a row alone and in company.
-#include "kernels/quant.h"
-
-#include <gtest/gtest.h>
-
+// Weights of 8 and 4 bits on every table of this machine, a GPU's among them: the promise of
+// quantize, linear against double precision on the same codes, and the bits of a row alone and in
+// company.
 #include <cstdlib>
-#include <cstring>
 #include <numeric>
 
 #include "kernels/pool.h"
-#include "tests/kernels/cases.h"
+#include "tests/kernels/quant_case.h"
 
 namespace ds::test {
 namespace {
 
 constexpr float kLoraScale = 0.5f;
-constexpr QuantFormat kFormats[] = {{8, 32}, {8, 0}, {4, 32}, {4, 0}};
-
-std::string named(QuantFormat f) {
-  return "int" + std::to_string(f.bits) + (f.group == 0 ? " per channel" : " group 32");
-}
-
 uint32_t random_seed() {
   const char* given = std::getenv("DS_SEED");
   const uint32_t seed = given != nullptr ? static_cast<uint32_t>(std::atoi(given)) : 7;
@@ -29,36 +19,13 @@ uint32_t random_seed() {
   return seed;
 }
 
-struct Quantized {
-  QuantFormat format;
-  int64_t n, k;
-  std::shared_ptr<char> packed, scales;
-
-  Quantized(const QuantOps& ops, const OpContext& context, QuantFormat f, int64_t n, int64_t k,
-            const Floats& w, const float* feedback = nullptr)
-      : format(f),
-        n(n),
-        k(k),
-        packed(aligned(quant_packed_bytes(f, n, k))),
-        scales(aligned(quant_scale_bytes(f, n, k))) {
-    ops.quantize(context, f, n, k, w.data(), feedback, packed.get(), scales.get());
-  }
-  Floats weights(const QuantOps& ops) const {
-    Floats out(static_cast<size_t>(n * k), NAN);
-    ops.dequantize({}, {format, n, k, packed.get(), scales.get()}, out.data());
-    return out;
-  }
-  bool equals(const Quantized& o) const {
-    return std::memcmp(packed.get(), o.packed.get(), quant_packed_bytes(format, n, k)) == 0 &&
-           std::memcmp(scales.get(), o.scales.get(), quant_scale_bytes(format, n, k)) == 0;
-  }
-};
-
-class QuantTest : public testing::TestWithParam<CpuIsa> {
+class QuantTest : public testing::TestWithParam<TestedBackend> {
  protected:
-  const QuantOps& quant = cpu_quant_ops(GetParam());
-  const Ops& ops = cpu_ops(GetParam());
+  const TestedBackend& at = GetParam();
+  const QuantOps& quant = *at.quant;
 };
+#define DS_NEEDS_FEEDBACK() \
+  if (quant.feedback_factor == nullptr) GTEST_SKIP() << at.ops->name << ": on a CPU alone"
 
 /// Rows of every kind that has broken a quantizer: one row of each kind in turn.
 Floats extreme_rows(int64_t n, int64_t k, uint32_t seed) {
@@ -112,7 +79,7 @@ TEST_P(QuantTest, KeepsItsPromiseOnRandomAndExtremeRows) {
     for (const int64_t k : {1, 31, 33, 64, 576, 1000}) {
       const int64_t n = 37;
       const Floats w = extreme_rows(n, k, seed);
-      const Floats got = Quantized(quant, {}, f, n, k, w).weights(quant);
+      const Floats got = Quantized(at, nullptr, f, n, k, w).weights(at);
       for (int64_t r = 0; r < n; ++r) {
         double largest = 0, error = 0;
         for (int64_t j = r * k; j < (r + 1) * k; ++j) {
@@ -134,7 +101,7 @@ TEST_P(QuantTest, FourBitsFitBetterThanThePlainGrid) {
   const int64_t n = 32, k = 640;
   Floats w(static_cast<size_t>(n * k));
   for (float& v : w) v = normal(random);
-  const Floats got = Quantized(quant, {}, {4, 32}, n, k, w).weights(quant);
+  const Floats got = Quantized(at, nullptr, {4, 32}, n, k, w).weights(at);
   double squared = 0, plain = 0;
   for (size_t g = 0; g < w.size(); g += 32) {
     const auto [low, high] = std::minmax_element(&w[g], &w[g] + 32);
@@ -189,6 +156,7 @@ double output_error(const Floats& x, const Floats& w, const Floats& wq, int64_t 
 }
 
 TEST_P(QuantTest, FeedbackFactorIsThatOfTheDampedSums) {
+  DS_NEEDS_FEEDBACK();
   const uint32_t seed = random_seed();
   Pool three(3);
   for (const int64_t k : {1, 2, 31, 48, 49, 130, 200}) {
@@ -219,6 +187,7 @@ TEST_P(QuantTest, FeedbackFactorIsThatOfTheDampedSums) {
 }
 
 TEST_P(QuantTest, FeedbackRoundsForTheInputsThatWereSeen) {
+  DS_NEEDS_FEEDBACK();
   const uint32_t seed = random_seed();
   Pool two(2);
   for (const QuantFormat f : kFormats) {
@@ -228,12 +197,11 @@ TEST_P(QuantTest, FeedbackRoundsForTheInputsThatWereSeen) {
       const Floats w = random_floats(static_cast<size_t>(n * k), seed);
       Floats factor(gram.size());
       quant.feedback_factor({}, k, gram.data(), factor.data());
-      const Quantized plain(quant, {}, f, n, k, w);
-      const Quantized fed(quant, {two.engine()}, f, n, k, w, factor.data());
-      const QuantOps& scalar = cpu_quant_ops(CpuIsa::kScalar);
-      EXPECT_TRUE(fed.equals(Quantized(scalar, {}, f, n, k, w, factor.data()))) << named(f);
-      const double before = output_error(x, w, plain.weights(quant), n, k);
-      const double after = output_error(x, w, fed.weights(quant), n, k);
+      const Quantized plain(at, nullptr, f, n, k, w);
+      const Quantized fed(at, two.engine(), f, n, k, w, factor.data());
+      EXPECT_TRUE(fed.equals(Quantized(kScalar, nullptr, f, n, k, w, factor.data()))) << named(f);
+      const double before = output_error(x, w, plain.weights(at), n, k);
+      const double after = output_error(x, w, fed.weights(at), n, k);
       EXPECT_LT(after, 0.35 * before) << named(f) << " k " << k;
       std::printf("%s, k %lld: %.3f\n", named(f).c_str(), static_cast<long long>(k),
                   after / before);
@@ -243,13 +211,14 @@ TEST_P(QuantTest, FeedbackRoundsForTheInputsThatWereSeen) {
 
 /// Column by column in double precision, on the grids that were chosen.
 TEST_P(QuantTest, FeedbackIsWhatTheFormulaSays) {
+  DS_NEEDS_FEEDBACK();
   const int64_t n = 16, k = 100;
   const QuantFormat f{4, 32};
   const Floats x = related_inputs(200, k, random_seed()), gram = gram_of(x, k);
   const Floats w = random_floats(static_cast<size_t>(n * k), 3);
   Floats factor(gram.size());
   quant.feedback_factor({}, k, gram.data(), factor.data());
-  const Floats got = Quantized(quant, {}, f, n, k, w, factor.data()).weights(quant);
+  const Floats got = Quantized(at, nullptr, f, n, k, w, factor.data()).weights(at);
   int64_t nearest = 0, inside = 0;
   for (int64_t r = 0; r < n; ++r) {
     for (int64_t g = 0; g < k; g += 32) {
@@ -276,12 +245,11 @@ TEST_P(QuantTest, AllTablesAndThreadsChooseEqualCodes) {
   const Floats w = extreme_rows(n, k, random_seed());
   Pool three(3);
   for (const QuantFormat f : kFormats) {
-    const Quantized here(quant, {three.engine()}, f, n, k, w);
-    EXPECT_TRUE(here.equals(Quantized(quant, {}, f, n, k, w))) << named(f);
-    const QuantOps& scalar = cpu_quant_ops(CpuIsa::kScalar);
-    const Quantized there(scalar, {}, f, n, k, w);
+    const Quantized here(at, three.engine(), f, n, k, w);
+    EXPECT_TRUE(here.equals(Quantized(at, nullptr, f, n, k, w))) << named(f);
+    const Quantized there(kScalar, nullptr, f, n, k, w);
     EXPECT_TRUE(here.equals(there)) << named(f);
-    EXPECT_EQ(here.weights(quant), there.weights(scalar)) << named(f);
+    EXPECT_EQ(here.weights(at), there.weights(kScalar)) << named(f);
   }
 }
 
@@ -291,10 +259,11 @@ TEST_P(QuantTest, FakeGivesWhatTheCodesGiveAndItsGradientStopsOutside) {
   for (const QuantFormat f : kFormats) {
     Floats wq(w.size(), NAN), dw = random_floats(w.size(), 5);
     const Floats before = dw, dwq = random_floats(w.size(), 6);
-    quant.fake({}, f, n, k, w.data(), wq.data());
-    const Quantized q(quant, {}, f, n, k, w);
-    EXPECT_EQ(wq, q.weights(quant)) << named(f);
-    quant.fake_backward({}, f, n, k, w.data(), dwq.data(), dw.data());
+    quant.fake(at.context, f, n, k, w.data(), wq.data());
+    const Quantized q(at, nullptr, f, n, k, w);
+    EXPECT_EQ(wq, q.weights(at)) << named(f);
+    quant.fake_backward(at.context, f, n, k, w.data(), dwq.data(), dw.data());
+    finish(at);
     int64_t inside = 0;
     for (size_t i = 0; i < w.size(); ++i) {
       if (dw[i] == before[i] + dwq[i]) {
@@ -306,7 +275,8 @@ TEST_P(QuantTest, FakeGivesWhatTheCodesGiveAndItsGradientStopsOutside) {
     }
     EXPECT_GT(inside, static_cast<int64_t>(w.size() * 9 / 10)) << named(f);
     Floats same = w;
-    quant.fake({}, f, n, k, same.data(), same.data());
+    quant.fake(at.context, f, n, k, same.data(), same.data());
+    finish(at);
     EXPECT_EQ(same, wq) << named(f);
   }
 }
@@ -319,18 +289,18 @@ struct QuantProblem {
 
   QuantProblem(const LinearShape& shape, QuantFormat f) : p(shape), format(f) {}
 
-  /// Rows `rows` (all if empty) as [weights][rows][n].
-  Floats run(CpuIsa isa, const OpContext& context, std::vector<int64_t> rows = {}) {
-    const QuantOps& quant = cpu_quant_ops(isa);
-    const Ops& ops = cpu_ops(isa);
+  /// Rows `rows` (all if empty) as [weights][rows][n]. `itself`: linear() rounds the input.
+  Floats run(const TestedBackend& at, const ds_parallel* parallel, std::vector<int64_t> rows = {},
+             bool itself = false) {
     const LinearShape& s = p.shape;
+    const OpContext context = at.on(parallel);
     if (rows.empty()) {
       rows.resize(static_cast<size_t>(s.rows));
       std::iota(rows.begin(), rows.end(), 0);
     }
     const auto count = static_cast<int64_t>(rows.size());
     Floats x, residual;
-    std::vector<int32_t> slots;
+    Ints slots;
     for (const int64_t r : rows) {
       x.insert(x.end(), p.x.begin() + r * s.k, p.x.begin() + (r + 1) * s.k);
       x.insert(x.end(), 3, NAN);  // stride
@@ -347,8 +317,8 @@ struct QuantProblem {
     a.epilogue = s.epilogue;
     a.residual = s.epilogue == Epilogue::kResidual ? residual.data() : nullptr;
     prepared = aligned(quant_prepared_bytes(count, s.k));
-    quant.prepare(context, count, s.k, a.x, a.x_stride, prepared.get());
-    a.x_prepared = prepared.get();
+    at.quant->prepare(context, count, s.k, a.x, a.x_stride, prepared.get());
+    a.x_prepared = itself ? nullptr : prepared.get();
     const auto outputs = s.epilogue == Epilogue::kSwiglu ? 1 : s.n.size();
     Floats out(static_cast<size_t>(count *
                                    std::accumulate(s.n.begin(), s.n.begin() + outputs, int64_t{0})),
@@ -357,8 +327,8 @@ struct QuantProblem {
     wq.clear();
     float* y = out.data();
     for (size_t i = 0; i < s.n.size(); ++i) {
-      weights.emplace_back(quant, context, format, s.n[i], s.k, p.w[i]);
-      wq.push_back(weights.back().weights(quant));
+      weights.emplace_back(at, parallel, format, s.n[i], s.k, p.w[i]);
+      wq.push_back(weights.back().weights(at));
       a.w[i] = {WeightFormat::kBF16, s.n[i], s.k, weights.back().packed.get()};
       q.scales[i] = weights.back().scales.get();
       a.bias[i] = s.bias ? p.b[i].data() : nullptr;
@@ -369,11 +339,12 @@ struct QuantProblem {
     std::vector<std::shared_ptr<char>> kept;
     LoraSlots lora;
     Floats t(s.n.size() * static_cast<size_t>(count * kLoraRank));
-    if (s.lora_slots > 0) fill(lora, ops, context, kept);
+    if (s.lora_slots > 0) fill(lora, *at.ops, context, kept);
     lora.slot_of_row = slots.data();
     lora.t = t.data();
     if (s.lora_slots > 0) a.lora = &lora;
-    quant.linear(context, q);
+    at.quant->linear(context, q);
+    finish(at);
     return out;
   }
 
@@ -449,15 +420,25 @@ TEST_P(QuantTest, LinearEqualsDoublePrecisionOnTheSameCodes) {
   for (const QuantFormat f : kFormats) {
     for (const LinearShape& s : kShapes) {
       QuantProblem q(s, f);
-      const Floats got = q.run(GetParam(), {});
+      const Floats got = q.run(at, nullptr);
       EXPECT_LT(error_of(got, q.expect()), 2e-5) << named(f) << " k " << s.k;
+      if (s.rows > quant.fused_rows) continue;
+      const Floats itself = q.run(at, nullptr, {}, true);
+      EXPECT_LT(error_of(itself, q.expect()), 2e-5) << named(f) << " k " << s.k << " unprepared";
     }
-    for (const LinearShape& s : kLowRankShapes) {
-      QuantProblem q(s, f);
-      const Floats got = q.run(GetParam(), {});
+    for (LinearShape s : kLowRankShapes) {
       // B t is a product of BF16 pairs there.
-      const double tolerance = s.format == WeightFormat::kBF16 && rounds_to_bf16(ops) ? 2e-2 : 2e-5;
+      const bool rounds = s.format == WeightFormat::kBF16 && rounds_to_bf16(*at.ops);
+      const double tolerance = rounds ? 2e-2 : 2e-5;
+      QuantProblem q(s, f);
+      const Floats got = q.run(at, nullptr);
       EXPECT_LT(error_of(got, q.expect()), tolerance) << named(f) << " k " << s.k;
+      for (s.rows = quant.fused_rows; s.rows > 0; s.rows /= 2) {
+        QuantProblem few(s, f);
+        const Floats itself = few.run(at, nullptr, {}, true);
+        EXPECT_LT(error_of(itself, few.expect()), tolerance)
+            << named(f) << " k " << s.k << ", " << s.rows << " rows";
+      }
     }
   }
 }
@@ -467,13 +448,13 @@ TEST_P(QuantTest, RowsDoNotSeeEachOtherNorTheThreads) {
   for (const QuantFormat f : kFormats) {
     for (const LinearShape& s : kLowRankShapes) {
       QuantProblem q(s, f);
-      const Floats all = q.run(GetParam(), {two.engine()});
-      EXPECT_EQ(all, q.run(GetParam(), {})) << named(f);
+      const Floats all = q.run(at, two.engine());
+      EXPECT_EQ(all, q.run(at, nullptr)) << named(f);
       const size_t outputs = s.epilogue == Epilogue::kSwiglu ? 1 : s.n.size();
       for (int64_t count : {1, 2, 3, 4, 5, 7, 12, 97}) {
         std::vector<int64_t> rows;
         for (int64_t i = 0; i < count; ++i) rows.push_back((count + i * 37) % s.rows);
-        const Floats some = q.run(GetParam(), {two.engine()}, rows);
+        const Floats some = q.run(at, two.engine(), rows);
         int64_t at_all = 0, at = 0;
         for (size_t w = 0; w < outputs; ++w) {
           for (const int64_t r : rows) {
@@ -494,7 +475,8 @@ TEST_P(QuantTest, InputKeepsItsGroupsApartAndShowsWhatIsNotFinite) {
   Floats x = random_floats(static_cast<size_t>(k), random_seed());
   x[3] = 1e20f;  // only its own group pays
   const auto prepared = aligned(quant_prepared_bytes(1, k));
-  quant.prepare({}, 1, k, x.data(), k, prepared.get());
+  quant.prepare(at.context, 1, k, x.data(), k, prepared.get());
+  finish(at);
   const auto* groups = reinterpret_cast<const QuantInput*>(prepared.get());
   for (int64_t j = 0; j < k; ++j) {
     const QuantInput& g = groups[j / 32];
@@ -504,15 +486,15 @@ TEST_P(QuantTest, InputKeepsItsGroupsApartAndShowsWhatIsNotFinite) {
   for (int64_t j = k; j < 128; ++j) EXPECT_EQ(groups[3].q[j % 32], 0);
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     x[40] = bad;
-    quant.prepare({}, 1, k, x.data(), k, prepared.get());
+    quant.prepare(at.context, 1, k, x.data(), k, prepared.get());
+    finish(at);
     EXPECT_TRUE(std::isnan(groups[1].scale));
     EXPECT_FALSE(std::isnan(groups[2].scale));
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, QuantTest, testing::ValuesIn(supported_isas()), [](const auto& info) {
-  return std::to_string(static_cast<int>(info.param));
-});
+INSTANTIATE_TEST_SUITE_P(All, QuantTest, testing::ValuesIn(tested_backends()),
+                         [](const auto& info) { return backend_label(info.param); });
 
 }  // namespace
 }  // namespace ds::test

@@ -136,7 +136,7 @@ TEST_P(QuantizerTest, SaysWhatItIs) {
             "org.driftstone.quantizer-" + GetParam().name);
   EXPECT_EQ(std::string(component_->name.ptr, component_->name.len), GetParam().name);
   EXPECT_EQ(component_->kind, static_cast<uint32_t>(DS_KIND_QUANTIZER));
-  EXPECT_EQ(component_->caps, static_cast<uint64_t>(DS_CAP_CPU | DS_CAP_REENTRANT |
+  EXPECT_EQ(component_->caps, static_cast<uint64_t>(DS_CAP_CPU | DS_CAP_CUDA | DS_CAP_REENTRANT |
                                                     DS_CAP_DETERMINISTIC | DS_CAP_OUT_OF_PROCESS));
   const ds_qformat f = format(576, 1536);
   EXPECT_EQ(f.group, static_cast<uint32_t>(GetParam().group));

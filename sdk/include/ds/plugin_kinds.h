@@ -130,7 +130,15 @@ typedef struct ds_attention {
 
 /* ---- Quantizer of weights -------------------------------------------------------------------- */
 
-enum { DS_LINEAR_RESIDUAL = 1, DS_LINEAR_SWIGLU = 2, DS_LINEAR_LORA = 4, DS_LINEAR_BIAS = 8 };
+enum {
+  DS_LINEAR_RESIDUAL = 1,
+  DS_LINEAR_SWIGLU = 2,
+  DS_LINEAR_LORA = 4,
+  DS_LINEAR_BIAS = 8,
+  DS_LINEAR_NORM = 16, /* this and ROPE: on a GPU, of calls of at most DS_LINEAR_FEW_ROWS rows */
+  DS_LINEAR_ROPE = 32,
+  DS_LINEAR_FEW_ROWS = 8
+};
 typedef struct ds_qformat {
   uint32_t size;
   uint32_t layout_id; /* >= DS_PACK_OWN; the same number = the same bytes, in every version */
@@ -145,7 +153,8 @@ typedef struct ds_qformat {
   uint32_t fused; /* DS_LINEAR_x that linear() does itself; the host does the others */
 } ds_qformat;
 
-/* One weight matrix W [n, k] (y = W x) in memory of the host, 64-byte aligned. */
+/* One weight matrix W [n, k] (y = W x) in memory of the host, 64-byte aligned. A copy of it in a
+ * GPU's memory comes with the calls that have a stream: linear and dequantize. */
 typedef struct ds_qweight {
   uint32_t size;
   uint32_t flags;
@@ -171,6 +180,21 @@ typedef struct ds_lora_slots {
   float* t;                         /* [n_weights][rows][16] written: A x of each row */
 } ds_lora_slots;
 
+/* The outputs are q, k and v [rows, heads * D] of a serving step. q and k turn by their position
+ * (by halves); q goes to y[0], k and v to their pages alone. */
+typedef struct ds_linear_rope {
+  uint32_t size;
+  uint32_t heads, kv_heads, head_dim;
+  const float* cos; /* [positions, D / 2] */
+  const float* sin;
+  const int32_t* positions; /* [rows] */
+  const int32_t* slots;     /* [rows]: page * 32 + place in it */
+  void* k_pages;            /* [P, Hkv, 32, D] */
+  void* v_pages;
+  ds_dtype kv_dtype;
+  uint32_t reserved;
+} ds_linear_rope;
+
 typedef struct ds_linear_args {
   uint32_t size;
   uint32_t epilogue; /* 0, DS_LINEAR_RESIDUAL or DS_LINEAR_SWIGLU */
@@ -186,10 +210,16 @@ typedef struct ds_linear_args {
   const ds_lora_slots* lora;        /* or NULL */
   uint32_t n_weights;               /* 1..3. SWIGLU: 2, y0 = silu(W0 x) * (W1 x) */
   uint32_t reserved;
+  const float* norm;          /* f32 [k] or NULL: x = RMSNorm of x with this weight, and was not
+                                 prepared */
+  const ds_linear_rope* rope; /* or NULL; then y[1] and y[2] may be NULL */
+  float norm_eps;
+  uint32_t reserved1;
 } ds_linear_args;
 
 /* The weights of a model, once at load: format, then quantize each. Without linear the host serves
- * what dequantize gives. The bits of a row of linear do not depend on how many rows go with it. */
+ * what dequantize gives. On the CPU the bits of a row of linear do not depend on how many rows go
+ * with it. format, observe and quantize are called with memory of the host, whatever the device. */
 typedef struct ds_quantizer {
   uint32_t size;
   uint32_t flags;
