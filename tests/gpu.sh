@@ -15,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 bin='' out=build/gpu rows=()
-all=(ops parts model engine memcheck racecheck initcheck parity decode-1 decode-64 decode-256 prefill-512 prefill-4096
+all=(ops parts model engine memcheck racecheck initcheck parity decode-1 decode-8 decode-64 decode-256 logits-256 prefill-512 prefill-4096
      lora-8x64 lora-16x1024 full-4x512 full-16x1024 share-lora-8x64 share-full-4x512
      attention-512 attention-4096 attention-2048+2048 attention-decode-1x256 attention-decode-256x256
      attention-decode-1x4096 attention-train-1x4096 attention-train-16x1024
