@@ -10,9 +10,8 @@
 // - A recording runs on the part of the GPU that its stream used when it was recorded, whichever
 //   stream replays it. While it is recorded the stream's gate is not asked.
 // - Ops may be captured into a graph, but for finish, allocate, release, upload and download.
-// - Matrix products of a call depend on the number of its rows only through one step, from the
-//   kernel for few rows to cuBLAS (linear.h): bits may differ across it, and between cuBLAS
-//   kernels.
+// - Matrix products of a call depend on the number of its rows through the steps between kernels
+//   for few rows and cuBLAS (linear.h): bits may differ across them, and between cuBLAS kernels.
 #pragma once
 
 #include <cstdint>

@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(kThreads)
   begin_after_previous();
   const int i = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * 4;
   if (i >= n) return;
-  const int64_t row = blockIdx.x;
+  // The last rows first: of many, their products are still in L2.
+  const int64_t row = gridDim.x - 1 - blockIdx.x;
   const float4 g = *reinterpret_cast<const float4*>(gate + row * stride + i);
   const float4 u = *reinterpret_cast<const float4*>(up + row * stride + i);
   const auto silu = [](float x) { return __fdividef(x, 1.0f + __expf(-x)); };

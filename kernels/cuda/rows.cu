@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
   begin_after_previous();
   constexpr int kPairs = kColumns / 2;
   const int lane = threadIdx.x % 32;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= rows) return;
   const auto* in = reinterpret_cast<const float2*>(x + row * stride);
   float2 v[kPairs];
@@ -370,10 +370,12 @@ void norm_rows(const StreamState& s, int64_t rows, int64_t d, const float* x, in
   const bool pairs =
       d % 2 == 0 && x_stride % 2 == 0 && out.by_fours() && is_aligned16(x) && is_aligned16(w);
   const dim3 warps(static_cast<unsigned>(ceil_div(rows, kWarps)));
+  const int threads = rows <= kWarps * kSms ? 64 : kThreads;  // of pairs: blocks for all SMs
+  const dim3 pair_blocks(static_cast<unsigned>(ceil_div(rows, threads / 32)));
   const bool done =
       rows > kManyRows && by_warps(d, [&]<int kColumns>() {
         if (pairs) {
-          launch_next("rmsnorm", rmsnorm_pairs<kColumns>, warps, kThreads, 0, s.stream(), rows,
+          launch_next("rmsnorm", rmsnorm_pairs<kColumns>, pair_blocks, threads, 0, s.stream(), rows,
                       static_cast<int>(d), x, x_stride, w, eps, out, rstd);
         } else {
           launch_next("rmsnorm", rmsnorm_warps<kColumns>, warps, kThreads, 0, s.stream(), rows, d,
