@@ -120,6 +120,8 @@ struct LinearArgs {
   const float* x = nullptr;          ///< [rows, k]
   int64_t x_stride = 0;              ///< floats between rows of x
   const void* x_prepared = nullptr;  ///< from prepare(); null if prepared_bytes() is 0
+  /// As in PreparedRows, for an x that is not prepared and has no norm; null: nobody counts.
+  int32_t* saturated = nullptr;
   // Neighbouring phases in the same call, where Ops::fuses_phases.
   /// RMSNorm of x, which is not prepared, comes first, with this weight [k]; null: none.
   const float* norm = nullptr;

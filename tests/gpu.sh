@@ -2,19 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # Everything that needs a GPU, on this machine: one line per row, the whole output in FOLDER/ROW.log.
 #
-#   tests/gpu.sh [--bin FOLDER] [--out FOLDER] [ROW...]
+#   tests/gpu.sh [--bin FOLDER] [--out FOLDER] [--anew] [ROW...]
 #
 #   --bin   programs of a build made elsewhere, beside its ../lib and ../modules (and ../tests/faulty
 #           for faults and shortages); without it, this machine's own build of preset cuda, made first
 #   --out   where the logs go and what is already done is kept (default build/gpu); a row that passed
 #           there is not run again
+#   --anew  all are
 #   ROW     only these; --list names them all
 #
 # Needs no network. Exits 1 if a row failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-bin='' out=build/gpu rows=()
+bin='' out=build/gpu anew=no rows=()
 all=(ops parts plugins codes precision model engine engine-window-global memcheck racecheck initcheck parity parity-fp16 gap held-out
      decode-1 decode-8 decode-64 decode-256 logits-256 prefill-512 prefill-4096 decode-1-fp16 decode-256-fp16 prefill-4096-fp16
      decode-1-int8 decode-64-int8 decode-256-int8 prefill-512-int8 decode-1-int4 decode-64-int4 decode-256-int4 prefill-512-int4
@@ -29,8 +30,9 @@ while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift ;;
     --out) out=$2; shift ;;
+    --anew) anew=yes ;;
     --list) printf '%s\n' "${all[@]}"; exit 0 ;;
-    -*) sed -n '3,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    -*) sed -n '3,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     *) rows+=("$1") ;;
   esac
   shift
@@ -87,7 +89,7 @@ run_row() {
 
 failed=0
 for row in "${rows[@]}"; do
-  if [ -e "$out/$row.ok" ]; then
+  if [ $anew = no ] && [ -e "$out/$row.ok" ]; then
     echo "$row: done before"
     continue
   fi

@@ -64,8 +64,7 @@ Status ServingAttention::begin(const Attention& attention, const Ops& ops, const
   rows_view_.set(tables.starts(), kAbiI32, {batch + 1}, device_);
   lengths_view_.set(tables.lengths(), kAbiI32, {batch}, device_);
   table_view_.set(tables.table(), kAbiI32, {batch, tables.table_width()}, device_);
-  static constexpr ds_dtype kElements[] = {kAbiF32, kAbiBf16, kAbiF16};  // in the order of KvDtype
-  const ds_dtype element = kElements[static_cast<size_t>(kv.dtype)];
+  const ds_dtype element = kv_element(kv.dtype);
   for (TensorView* pages : {&k_, &v_})
     pages->set(nullptr, element, {n_pages, kv.n_kv_heads, kKvPageTokens, d}, device_);
   kv_ = {};

@@ -345,8 +345,10 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
                                  const Components& with, const KvPages& pages,
                                  const Outputs& to) const {
   StepRecordings::Key key;
-  for (const int64_t size : {tables_.rows(), tables_.batch(), tables_.table_width(),
-                             std::ssize(batch.logit_rows), std::ssize(batch.draws)})
+  // The layers' places depend on the number of pages.
+  for (const int64_t size :
+       {tables_.rows(), tables_.batch(), tables_.table_width(), std::ssize(batch.logit_rows),
+        std::ssize(batch.draws), pages.n_pages()})
     key.push_back(static_cast<uint64_t>(size));
   key.push_back(with.key());
   for (const void* address :
@@ -354,7 +356,8 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
         static_cast<const void*>(scratch_.prepared.data()),
         static_cast<const void*>(scratch_.workspace.data()),
         static_cast<const void*>(activated_prepared_.data()), attention_.workspace(),
-        static_cast<const void*>(pages.layer(0).k), static_cast<const void*>(pages.extra(0))})
+        encoding_.workspace(), encoding_.saved(), static_cast<const void*>(pages.layer(0).k),
+        static_cast<const void*>(pages.extra(0))})
     key.push_back(reinterpret_cast<uint64_t>(address));
   key.push_back(base.serial());
   key.push_back(batch.deltas.empty() ? 0 : 1);
@@ -372,6 +375,9 @@ Status Forward::set_lora_table(std::span<const LoraDelta* const> deltas) {
   };
   lora_by_table_ = !deltas.empty();
   if (deltas.empty() || std::ranges::equal(deltas, lora_serials_, is_there)) return {};
+  const size_t bytes =
+      static_cast<size_t>(config_.n_layers * kTargets * kMaxLoraSlots) * sizeof(LoraEntry);
+  DS_TRY(lora_table_.grow(*compute_.ops, bytes));  // before what follows says that it is filled
   lora_serials_.clear();
   lora_entries_.assign(static_cast<size_t>(config_.n_layers * kTargets * kMaxLoraSlots), {});
   for (const LoraDelta* delta : deltas) {
@@ -382,8 +388,6 @@ Status Forward::set_lora_table(std::span<const LoraDelta* const> deltas) {
     }
     lora_serials_.push_back(delta->serial());
   }
-  const size_t bytes = lora_entries_.size() * sizeof(LoraEntry);
-  DS_TRY(lora_table_.grow(*compute_.ops, bytes));
   compute_.ops->upload(compute_.context, lora_table_.data(), lora_entries_.data(),
                        static_cast<int64_t>(bytes));
   return {};

@@ -95,6 +95,12 @@ class PassCall {
   uint64_t workspace_bytes_ = 0;
 };
 
+/// The elements of pages as the ABI has them.
+inline ds_dtype kv_element(KvDtype dtype) {
+  static constexpr ds_dtype kElements[] = {kAbiF32, kAbiBf16, kAbiF16};  // in the order of KvDtype
+  return kElements[static_cast<size_t>(dtype)];
+}
+
 /// A packed matrix as the ABI has it: panels on the CPU; on a GPU rows, which may be padded.
 inline void show_packed(const Ops& ops, const OpContext& context, const WeightView& w,
                         TensorView& view) {

@@ -116,7 +116,7 @@ ds_linear_rope abi_rope(const RopeAppendArgs& from) {
   out.cos = from.cos, out.sin = from.sin;
   out.positions = from.positions, out.slots = from.slots;
   out.k_pages = from.kv.k, out.v_pages = from.kv.v;
-  out.kv_dtype = from.kv.dtype == KvDtype::kF32 ? kAbiF32 : kAbiBf16;
+  out.kv_dtype = kv_element(from.kv.dtype);
   return out;
 }
 

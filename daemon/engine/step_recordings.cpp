@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/step_recordings.h"
 
+#include <utility>
+
 namespace ds {
 namespace {
 
@@ -35,7 +37,11 @@ Status StepRecordings::run(const Key& key, const std::function<Status()>& enqueu
   if (entry.times < 2 && ++entry.times == 2 && ops_.begin_recording(context_)) {
     const Status recorded = enqueue();
     entry.recording = ops_.end_recording(context_);
-    DS_TRY(Status(recorded));
+    if (!recorded.ok()) {  // a part of a step is not kept
+      ops_.release_recording(std::exchange(entry.recording, nullptr));
+      entry.times = 0;
+      return recorded;
+    }
   }
   if (entry.recording == nullptr) return enqueue();
   ops_.replay(context_, entry.recording);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps of a GPU recorded once and replayed: a decode step is some 300 short kernels, which take
+// Steps of a GPU recorded once and replayed: a decode step is some 150 short kernels, which take
 // longer to launch one by one than to run (CUDA graphs; research figures in kernels/README.md).
 #pragma once
 

@@ -41,6 +41,9 @@ class TextEncoding {
   /// [vocab, d_model]. An encoder without backward adds nothing.
   Status backward(const TextEncoder& encoder, const float* dout, float* embedding);
 
+  const void* workspace() const { return call_.workspace(); }
+  const void* saved() const { return saved_.data(); }
+
  private:
   Result<ds_plan> plan(const TextEncoder& encoder, int64_t rows, int64_t width) const;
   Status run(const TextEncoder& encoder,

@@ -51,7 +51,6 @@ class Adapters {
 
   /// Refreshes the packed forms used by the passes; call after each change of parameters.
   Status pack(const OperandFormats& formats);
-  Status pack(WeightFormat format) { return pack(OperandFormats(format, config_.n_layers)); }
   LoraPair forward_pair(int64_t layer, Target t) const;   ///< A, B; once packed
   LoraPair backward_pair(int64_t layer, Target t) const;  ///< B^T, A^T
 
@@ -107,8 +106,10 @@ class TrainGraph {
 
   /// What the products over such a base multiply; adapters are packed so.
   const OperandFormats& formats(const BaseWeights& base);
-  /// How many inputs of linear layers have saturated in FP16 since the last call, as of the last
-  /// fetch_saturation(), which finish() has completed. What read them falls back.
+  /// All in the format of the base again: what a round computes depends on no round before it.
+  void forget_fallen();
+  /// How many values in inputs of linear layers have saturated in FP16 since the last call, as of
+  /// the last fetch_saturation(), which finish() has completed. What read them falls back.
   int64_t settle_saturation();
   void fetch_saturation();
 

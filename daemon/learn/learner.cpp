@@ -274,11 +274,13 @@ void Learner::report(const StepReport& step) {
   parts_.metrics.counter("ds_learn_steps_total", "Optimizer steps").add();
   if (step.saturated > 0) {
     parts_.metrics
-        .counter("ds_learn_saturated_total", "Inputs of linear layers that FP16 could not hold")
+        .counter("ds_learn_saturated_total",
+                 "Values in inputs of linear layers that FP16 could not hold")
         .add(static_cast<double>(step.saturated));
     log(LogLevel::kWarn, "learn",
         std::to_string(step.saturated) +
-            " inputs of linear layers saturated in FP16; the layers that read them go on in BF16");
+            " values in inputs of linear layers saturated in FP16; the layers that read them go on "
+            "in BF16");
   }
   parts_.metrics.gauge("ds_learn_loss", "Loss of the last step").set(step.loss);
   parts_.events.publish("step", {{"round", current_round_},

@@ -282,6 +282,7 @@ RoundOutcome RoundTrainer::run_round(const Recipe& recipe, const LearnerPlugin& 
                                      Trainable what, const RoundInput& input,
                                      const std::function<bool(const StepReport&)>& on_step) {
   RoundOutcome outcome;
+  graph_.forget_fallen();
   outcome.failure = set_base(base_);
   if (outcome.failure.ok()) outcome.failure = prepare(recipe);
   if (outcome.failure.ok()) outcome.failure = what.pack(graph_.formats(*base_));

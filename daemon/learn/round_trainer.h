@@ -91,7 +91,7 @@ struct StepReport {
   int64_t step = 0, tokens = 0;
   double loss = 0, gradient_norm = 0;
   int64_t learned = 0, lessons = 0;  ///< fresh lessons that meet the stop rule
-  int64_t saturated = 0;             ///< inputs of linear layers that FP16 could not hold
+  int64_t saturated = 0;             ///< values in inputs of linear layers that FP16 could not hold
 };
 
 struct RoundOutcome {

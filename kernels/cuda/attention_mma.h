@@ -5,8 +5,8 @@
 
 namespace ds::cuda {
 
-/// Paged attention of prompts over BF16 pages on tensor cores, over all keys or chosen ones. False,
-/// and nothing enqueued, if these kernels do not take the call.
+/// Paged attention of prompts over pages of 16 bits on tensor cores, over all keys or chosen ones.
+/// False, and nothing enqueued, if these kernels do not take the call.
 bool attend_prompts_on_tensor_cores(const StreamState&, const AttentionArgs&,
                                     const KeySelection* chosen);
 

@@ -9,8 +9,8 @@ namespace ds::cuda {
 /// long contexts are split over blocks.
 void attend_rows(const StreamState&, const AttentionArgs&, const KeySelection* chosen);
 
-/// The same where each sequence has one row, over BF16 pages, in one launch. False, and nothing
-/// enqueued, if that kernel does not take the call.
+/// The same where each sequence has one row, over pages of 16 bits, in one launch. False, and
+/// nothing enqueued, if that kernel does not take the call.
 bool attend_one_row_each(const StreamState&, const AttentionArgs&, const KeySelection* chosen);
 
 }  // namespace ds::cuda

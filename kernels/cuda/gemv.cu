@@ -68,17 +68,25 @@ struct Group {
 
 /// The input rows in shared memory, as products with weights of type T see them: each is read from
 /// memory once for a block. A norm's factor is left for the sums.
-template <typename T, bool kRounded, int kRows>
+template <typename T, int kRows>
 struct StagedRows {
   float* x;  ///< [kRows][padded]
   float factor[kRows];
 
   __device__ static int row_of(const GemvArgs& a, int r) { return r < a.rows ? r : a.rows - 1; }
+  /// Every block has all rows: the first counts.
+  __device__ static bool counts(const GemvArgs& a, int r) {
+    return blockIdx.x == 0 && r < a.rows && a.in.saturated != nullptr;
+  }
 
   /// Columns 4 i .. 4 i + 3 of all rows: without a branch, so that all loads are under way at once.
   __device__ void stage_four(const GemvArgs& a, int i, float (&part)[kRows]) {
     float4 v[kRows], weight = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-    if (a.in.norm != nullptr) weight = reinterpret_cast<const float4*>(a.in.norm)[i];
+    if (a.in.norm != nullptr) {
+      const float4 norm = reinterpret_cast<const float4*>(a.in.norm)[i];
+      constexpr float kScale = kBeforeNorm<T>;
+      weight = make_float4(norm.x * kScale, norm.y * kScale, norm.z * kScale, norm.w * kScale);
+    }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       v[r] = reinterpret_cast<const float4*>(a.in.x + row_of(a, r) * a.in.stride)[i];
@@ -87,16 +95,20 @@ struct StagedRows {
     for (int r = 0; r < kRows; ++r) {
       part[r] = fmaf(v[r].x, v[r].x, fmaf(v[r].y, v[r].y, part[r]));
       part[r] = fmaf(v[r].z, v[r].z, fmaf(v[r].w, v[r].w, part[r]));
+      const bool mine = counts(a, r);
+      const auto value = [&](float x, float w) {
+        return as_operand<T>(x * w, mine, a.in.saturated);
+      };
       reinterpret_cast<float4*>(x + r * a.in.padded)[i] =
-          make_float4(rounded_as<T>(v[r].x * weight.x), rounded_as<T>(v[r].y * weight.y),
-                      rounded_as<T>(v[r].z * weight.z), rounded_as<T>(v[r].w * weight.w));
+          make_float4(value(v[r].x, weight.x), value(v[r].y, weight.y), value(v[r].z, weight.z),
+                      value(v[r].w, weight.w));
     }
   }
   __device__ void stage_chunk(const GemvArgs& a, int c, float (&part)[kRows]) {
     constexpr int kEach = Chunk<T>::kElements;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const auto chunk = input_chunk<T, kRounded>(a.in, row_of(a, r), c, part[r]);
+      const auto chunk = input_chunk<T, false>(a.in, row_of(a, r), c, part[r], counts(a, r));
       auto* to = reinterpret_cast<float4*>(x + r * a.in.padded + c * kEach);
 #pragma unroll
       for (int i = 0; i < kEach; i += 4) {
@@ -111,7 +123,7 @@ struct StagedRows {
     constexpr int kEach = Chunk<T>::kElements;
     const auto chunks = static_cast<int>(a.in.padded / kEach);
     float part[kRows] = {};
-    if (!kRounded && a.in.whole) {
+    if (a.in.whole) {
       for (int i = threadIdx.x; i < a.in.k / 4; i += kThreads) stage_four(a, i, part);
     } else {
       for (int c = threadIdx.x; c < chunks; c += kThreads) stage_chunk(a, c, part);
@@ -132,7 +144,7 @@ struct StagedRows {
       float sum = 0.0f;
 #pragma unroll
       for (int w = 0; w < kThreads / 32; ++w) sum += squares[r][w];
-      factor[r] = norm_factor(a.in, sum);
+      factor[r] = norm_factor<T>(sum, static_cast<float>(a.in.k), a.in.eps);
     }
   }
 };
@@ -217,7 +229,7 @@ __device__ inline float element_of(const float (&sum)[kRows], int row) {
 /// A group of 8, 16 or 32 lanes computes the same outputs of all rows; lane r of it finishes row r.
 /// Rows beyond a.rows, up to kRows, repeat the last one and are not written, as are groups beyond
 /// the last.
-template <typename T, bool kRounded, int kRows, Outputs kOutputs>
+template <typename T, int kRows, Outputs kOutputs>
 __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArgs a) {
   extern __shared__ float4 room[];
   auto* shared = reinterpret_cast<float*>(room);
@@ -241,7 +253,7 @@ __global__ void __launch_bounds__(kThreads) gemv(const __grid_constant__ GemvArg
   if constexpr (kOutputs == Outputs::kRope) {
     if (writes) place.find(a.rope, g.w0, g.head, g.pair, lane);
   }
-  const StagedRows<T, kRounded, kRows> in(a, shared);
+  const StagedRows<T, kRows> in(a, shared);
   sums.multiply(a, row0, row1, lane, in.x);
   sums.add_lanes(a.lanes, in.factor);
   if (!writes) return;
@@ -263,24 +275,24 @@ int lanes_for(int64_t chunks, int64_t outputs) {
   return outputs >= 4096 ? 8 : 16;
 }
 
-template <typename T, bool kRounded, int kRows>
+template <typename T, int kRows>
 void launch_gemv(const StreamState& s, const GemvArgs& a, Outputs outputs) {
   const auto blocks = static_cast<unsigned>(ceil_div(a.outputs * a.lanes, kThreads));
-  auto* kernel = gemv<T, kRounded, kRows, Outputs::kOne>;
-  if (outputs == Outputs::kSwiglu) kernel = gemv<T, kRounded, kRows, Outputs::kSwiglu>;
-  if (outputs == Outputs::kRope) kernel = gemv<T, kRounded, kRows, Outputs::kRope>;
+  auto* kernel = gemv<T, kRows, Outputs::kOne>;
+  if (outputs == Outputs::kSwiglu) kernel = gemv<T, kRows, Outputs::kSwiglu>;
+  if (outputs == Outputs::kRope) kernel = gemv<T, kRows, Outputs::kRope>;
   const auto shared = static_cast<size_t>(kRows * a.in.padded) * sizeof(float);
   if (!allow_shared(kernel, static_cast<int64_t>(shared) + kSharedForSums)) return;
   launch("linear of few rows", Launching{.early = !s.take_weights_changed()}, kernel, dim3(blocks),
          kThreads, shared, s.stream(), a);
 }
 
-template <typename T, bool kRounded>
+template <typename T>
 void launch_gemv(const StreamState& s, const GemvArgs& a, Outputs outputs) {
-  if (a.rows == 1) return launch_gemv<T, kRounded, 1>(s, a, outputs);
-  if (a.rows == 2) return launch_gemv<T, kRounded, 2>(s, a, outputs);
-  if (a.rows <= 4) return launch_gemv<T, kRounded, 4>(s, a, outputs);
-  launch_gemv<T, kRounded, 8>(s, a, outputs);
+  if (a.rows == 1) return launch_gemv<T, 1>(s, a, outputs);
+  if (a.rows == 2) return launch_gemv<T, 2>(s, a, outputs);
+  if (a.rows <= 4) return launch_gemv<T, 4>(s, a, outputs);
+  launch_gemv<T, 8>(s, a, outputs);
 }
 
 /// t [weights][t_rows][16] = A x. A block takes kRows rows of one weight, its warp j the rank j;
@@ -325,7 +337,8 @@ __global__ void __launch_bounds__(kLoraRank * 32)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       float total = warp_sum(sum[r]);
-      if (a.in.norm != nullptr) total *= norm_factor(a.in, warp_sum(squares[r]));
+      if (a.in.norm != nullptr)
+        total *= norm_factor<T>(warp_sum(squares[r]), static_cast<float>(a.in.k), a.in.eps);
       if (r < count && lane == 0) a.t[(w * a.t_rows + row + r) * kLoraRank + rank] = total;
     }
     row += count;
@@ -354,7 +367,8 @@ InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded) {
   const bool whole =
       padded == k && a.x_stride % 4 == 0 && is_aligned16(a.x) && is_aligned16(a.norm);
   const float* norm = rounded == nullptr ? a.norm : nullptr;  // rounded rows are normed already
-  return {rounded, a.x + row * a.x_stride, a.x_stride, k, padded, norm, a.norm_eps, whole};
+  return {rounded,    a.x + row * a.x_stride, a.x_stride, k, padded, norm, a.norm_eps, whole,
+          a.saturated};
 }
 
 LowPairs low_pairs(const LinearArgs& a) {
@@ -390,7 +404,9 @@ void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int
   low.t = a.lora->t + row * kLoraRank;
   low.pairs = low_pairs(a);
   with_element(a.w[0].format, [&]<typename T>(T) {
-    if (sizeof(T) == 2 && rounded != nullptr) return launch_low_rank<T, true>(s, low, a.n_weights);
+    if constexpr (sizeof(T) == 2) {
+      if (rounded != nullptr) return launch_low_rank<T, true>(s, low, a.n_weights);
+    }
     launch_low_rank<T, false>(s, low, a.n_weights);
   });
 }
@@ -400,12 +416,8 @@ void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t ro
   if (a.epilogue == Epilogue::kSwiglu) outputs = Outputs::kSwiglu;
   if (a.rope != nullptr) outputs = Outputs::kRope;
   const WeightFormat format = a.w[0].format;
-  const void* rounded = nullptr;
-  if (!is_f32(format) && a.x_prepared != nullptr) {
-    rounded = static_cast<const char*>(a.x_prepared) + row * rounded_row_bytes(a.w[0].k);
-  }
   GemvArgs g{};
-  g.in = input_rows(a, row, rounded);
+  g.in = input_rows(a, row, nullptr);
   g.rows = static_cast<int>(rows);
   g.n_weights = a.n_weights;
   int64_t total = 0;
@@ -426,10 +438,7 @@ void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t ro
   g.add = additions_of(a, row);
   if (g.outputs == 0) return;
   g.lanes = lanes_for(g.in.padded * element_bytes(format) / 16, g.outputs);
-  with_element(format, [&]<typename T>(T) {
-    if (sizeof(T) == 2 && rounded != nullptr) return launch_gemv<T, true>(s, g, outputs);
-    launch_gemv<T, false>(s, g, outputs);
-  });
+  with_element(format, [&]<typename T>(T) { launch_gemv<T>(s, g, outputs); });
 }
 
 }  // namespace ds::cuda

@@ -325,7 +325,7 @@ Piece piece_of(const StreamState& s, const LinearArgs& a, int64_t row, int64_t r
   if (a.norm != nullptr) {
     norm_rows(s, rows, k, x, a.x_stride, a.norm, a.norm_eps, nullptr, {room, format});
   } else {
-    round_rows(s, rows, k, x, a.x_stride, {room, format});
+    round_rows(s, rows, k, x, a.x_stride, {room, format, a.saturated});
   }
   return {row, rows, room, padded_k(format, k), room};
 }
@@ -378,7 +378,7 @@ void linear(const OpContext& context, const LinearArgs& a) {
   const int64_t most = a.w[0].n > kManyOutputs ? kGemvRows / 2 : kGemvRows;
   const bool many = a.rows > most || a.w[0].transposed || each == 0;
   if (many && a.w[0].k > 0) return many_rows(*s, a);
-  if (a.lora != nullptr) low_rank_inputs(*s, a, 0, a.rows, a.x_prepared);
+  if (a.lora != nullptr) low_rank_inputs(*s, a, 0, a.rows, nullptr);
   for (int64_t row = 0; row < a.rows; row += each) {
     few_rows(*s, a, row, smaller(each, a.rows - row));
   }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ways of a linear call. Up to kFewRows of BF16 weights: some_rows() reads the weights once, on
-// tensor cores, all weights of the call and its epilogue in one launch. Up to kGemvRows that it
-// does not take (FP32, the head): few_rows() does the same without tensor cores. More: cuBLAS, and
-// what it cannot fuse in one launch behind it. Each way low-rank inputs t = A x come first.
+// The ways of a linear call. Up to kFewRows of weights of 16 bits: some_rows() reads the weights
+// once, on tensor cores, all weights of the call and its epilogue in one launch. Up to kGemvRows
+// that it does not take (FP32, the head): few_rows() does the same without tensor cores. More:
+// cuBLAS, and what it cannot fuse in one launch behind it. Each way low-rank inputs t = A x come
+// first.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -62,16 +63,29 @@ struct InputRows {
   const float* norm;  ///< weight of an RMSNorm that comes first; null: none
   float eps;
   bool whole;  ///< rows and norm are aligned to 16 bytes and consist of whole chunks
+  int32_t* saturated;
 };
-/// From row `row` of the call on; `rounded` are those rows in BF16, normed already, or null.
+/// Rows that a norm has yet to divide by their size are kept this much smaller, where elements end
+/// at 65504: they lose nothing, as their least bits are far below what counts beside their RMS.
+template <typename T>
+constexpr float kBeforeNorm = std::is_same_v<T, Half> ? 1.0f / 64 : 1.0f;
+/// A value of a row as products see it; `counts`: this thread is the one that counts what
+/// saturates.
+template <typename T>
+__device__ inline float as_operand(float x, bool counts, int32_t* saturated) {
+  if (std::is_same_v<T, Half> && counts && saturates(x)) atomicAdd(saturated, 1);
+  return rounded_as<T>(x);
+}
+/// From row `row` of the call on; `rounded` are those rows as prepare() gives them, normed already,
+/// or null.
 InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded);
 
 /// Elements [c * kElements, ..) of an input row as products with weights of type T see them; zero
 /// beyond k. kRounded: from `rounded`. Where there is a norm, they still want its factor
 /// norm_factor(), as their squares add to `squares`.
 template <typename T, bool kRounded>
-__device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t c,
-                                       float& squares) {
+__device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t c, float& squares,
+                                       bool counts = false) {
   constexpr int kEach = Chunk<T>::kElements;
   if constexpr (kRounded) {
     const auto* from = static_cast<const T*>(in.rounded) + row * in.padded;
@@ -100,17 +114,19 @@ __device__ inline Chunk<T> input_chunk(const InputRows& in, int64_t row, int64_t
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       squares = fmaf(out.v[i], out.v[i], squares);
-      out.v[i] *= weight.v[i];
+      out.v[i] *= weight.v[i] * kBeforeNorm<T>;
     }
   }
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) out.v[i] = rounded_as<T>(out.v[i]);
+  for (int i = 0; i < kEach; ++i) out.v[i] = as_operand<T>(out.v[i], counts, in.saturated);
   return out;
 }
 
-/// What products of a normed row are multiplied by: 1 / RMS; `squares` is the row's sum.
-__device__ inline float norm_factor(const InputRows& in, float squares) {
-  return 1.0f / sqrtf(squares / static_cast<float>(in.k) + in.eps);
+/// What products of a normed row are multiplied by: 1 / RMS, and what kBeforeNorm took; `squares`
+/// is the row's sum.
+template <typename T>
+__device__ inline float norm_factor(float squares, float k, float eps) {
+  return 1.0f / (kBeforeNorm<T> * sqrtf(squares / k + eps));
 }
 
 /// 16 bytes of a matrix that is read once: they need not stay in L1. Volatile, so that it keeps its

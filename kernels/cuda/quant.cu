@@ -114,6 +114,8 @@ void quant_linear(const OpContext& context, const QuantLinearArgs& q) {
   if (a.rope != nullptr && a.rope->kv.head_dim % 16 != 0) return linear_then_rope(context, *s, q);
   const int64_t each = few_quant_rows_at_once(a.w[0].k);
   const bool many = a.x_prepared != nullptr;
+  if (many && (a.norm != nullptr || a.rope != nullptr))
+    return fail("linear on codes: norm and rope go with an input that is not prepared");
   if (!many && (a.rows > kGemvRows || each == 0))
     return fail("linear on codes: its input is not prepared");
   if (a.lora != nullptr) {

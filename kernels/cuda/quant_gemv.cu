@@ -127,7 +127,7 @@ struct CodedRows {
     for (int w = 0; w < kWarps / kRows; ++w) {
       if (w < warps) sum += squares[r * kWarps + w];
     }
-    return norm_factor(a.in, sum);
+    return norm_factor<float>(sum, static_cast<float>(a.in.k), a.in.eps);
   }
 };
 
@@ -398,7 +398,7 @@ void few_quant_rows(const StreamState& s, const QuantLinearArgs& q, int64_t row,
           a.norm_eps,
           whole};
   g.rows = static_cast<int>(rows);
-  g.low_f32 = low_rank_format(a) == WeightFormat::kF32;
+  g.low_f32 = is_f32(low_rank_format(a));
   for (int w = 0; w < a.n_weights; ++w) {
     g.y_stride[w] = a.y_stride[w];
     g.y[w] = a.y[w] == nullptr ? nullptr : a.y[w] + row * a.y_stride[w];

@@ -393,7 +393,7 @@ void many_quant_rows(const StreamState& s, const QuantLinearArgs& q) {
   t.rows = a.rows;
   t.row_bytes = quant_prepared_bytes(1, t.w.k);
   t.swiglu = a.epilogue == Epilogue::kSwiglu;
-  t.low_f32 = low_rank_format(a) == WeightFormat::kF32;
+  t.low_f32 = is_f32(low_rank_format(a));
   for (int w = 0; w < a.n_weights; ++w) {
     t.y[w] = a.y[w];
     t.y_stride[w] = a.y_stride[w];

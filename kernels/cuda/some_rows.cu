@@ -35,6 +35,7 @@ struct SomeArgs {
   const float* norm = nullptr;  ///< as in InputRows
   int64_t x_stride = 0;
   float eps = 0;
+  int32_t* saturated = nullptr;
   int k = 0, rows = 0, blocks = 0;
   const void* w[kMaxFusedWeights];
   int n[kMaxFusedWeights];
@@ -102,9 +103,17 @@ struct WarpSums {
   }
 
   /// A lane's 8 elements of an input row as the weights'.
-  __device__ static uint4 rounded(const float4 (&x)[2]) {
+  __device__ static uint4 rounded(const float4 (&x)[2], int32_t* saturated) {
+    if (std::is_same_v<T, Half> && saturated != nullptr) {
+      for (const float v : {x[0].x, x[0].y, x[0].z, x[0].w, x[1].x, x[1].y, x[1].z, x[1].w})
+        if (saturates(v)) atomicAdd(saturated, 1);
+    }
     return make_uint4(pack_pair<T>(x[0].x, x[0].y), pack_pair<T>(x[0].z, x[0].w),
                       pack_pair<T>(x[1].x, x[1].y), pack_pair<T>(x[1].z, x[1].w));
+  }
+  __device__ static float4 before_norm(const float4& w) {
+    constexpr float kScale = kBeforeNorm<T>;
+    return make_float4(w.x * kScale, w.y * kScale, w.z * kScale, w.w * kScale);
   }
   __device__ static void scale(float4& x, const float4& by, float& square) {
     square = fmaf(x.x, x.x, fmaf(x.y, x.y, square));
@@ -130,7 +139,7 @@ struct WarpSums {
         }
         norm[u][part] = make_float4(1, 1, 1, 1);
         if (there && a.norm != nullptr)
-          norm[u][part] = reinterpret_cast<const float4*>(a.norm)[at + part];
+          norm[u][part] = before_norm(reinterpret_cast<const float4*>(a.norm)[at + part]);
       }
     }
 #pragma unroll
@@ -139,7 +148,9 @@ struct WarpSums {
       for (int e = 0; e < kEights; ++e) {
         scale(x[u][e][0], norm[u][0], squares[e]);
         scale(x[u][e][1], norm[u][1], squares[e]);
-        const uint4 b = rounded(x[u][e]);
+        // Every block has all rows: the first counts.
+        const bool counts = blockIdx.x == 0 && 8 * e + g < a.rows;
+        const uint4 b = rounded(x[u][e], counts ? a.saturated : nullptr);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           const uint4 &low = w[u][tile][0], &high = w[u][tile][1];
@@ -219,7 +230,7 @@ __global__ void __launch_bounds__(kThreads) multiply_some(const __grid_constant_
   float factor = 1.0f;
   if (a.norm != nullptr) {
     const float squares = total(kEach * kOutStep * kRows + row);
-    factor = 1.0f / sqrtf(squares / static_cast<float>(a.k) + a.eps);
+    factor = norm_factor<T>(squares, static_cast<float>(a.k), a.eps);
   }
   float value = total(row * kOutStep + out) * factor, other = 0.0f;
   value = with_additions<T>(a.add, o.w0, o.i0 + out, row, value);
@@ -267,6 +278,7 @@ bool some_rows(const StreamState& s, const LinearArgs& a) {
   g.x_stride = a.x_stride;
   g.norm = a.norm;
   g.eps = a.norm_eps;
+  g.saturated = a.saturated;
   g.k = static_cast<int>(a.w[0].k);
   g.rows = static_cast<int>(a.rows);
   Tiles tiles = a.epilogue == Epilogue::kSwiglu ? Tiles::kSwiglu : Tiles::kOne;

@@ -151,8 +151,8 @@ template <typename Kernel>
 bool allow_shared(Kernel kernel, int64_t bytes) {
   if (bytes <= 48 * 1024) return true;
   if (bytes > kMaxSharedBytes) {
-    fail("attention: heads of this size need " + std::to_string(bytes) +
-         " bytes of shared memory, a block has " + std::to_string(kMaxSharedBytes));
+    fail("a kernel needs " + std::to_string(bytes) + " bytes of shared memory, a block has " +
+         std::to_string(kMaxSharedBytes));
     return false;
   }
   return check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

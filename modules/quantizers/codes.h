@@ -56,6 +56,8 @@ inline WeightView low_rank_view(const Ops& ops, const ds_tensor& t, std::string_
   const bool rows = !ops.host_memory && t.packing == 0 && t.device.type == DS_DEV_CUDA;
   if (!rows && t.packing != DS_PACK_PANEL_F32 && t.packing != DS_PACK_PANEL_BF16)
     misfit(DS_E_UNSUPPORTED, std::string(name) + ": packing", t.packing, "panels, 1 or 2");
+  if (rows && t.dtype.bits != (t.dtype.code == DS_FLOAT ? 32 : 16))
+    misfit(DS_E_DTYPE, std::string(name) + ": bits", t.dtype.bits, "FP32 or BF16");
   const bool f32 = rows ? t.dtype.code == DS_FLOAT : t.packing == DS_PACK_PANEL_F32;
   const auto format = f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
   if (sdk::dim(&t, name, 2, 0) != n || t.shape[1] != k)
@@ -107,14 +109,16 @@ inline RopeAppendArgs rope_args(const ds_linear_args& a, const LinearArgs& to) {
   if (!r.cos || !r.sin || !r.positions || !r.slots || !r.k_pages || !r.v_pages)
     throw sdk::error(DS_E_ARG, "rope: a pointer is missing");
   const bool f32 = r.kv_dtype.code == DS_FLOAT && r.kv_dtype.bits == 32;
-  if (!f32 && r.kv_dtype.code != DS_BFLOAT)
+  const bool f16 = r.kv_dtype.code == DS_FLOAT && r.kv_dtype.bits == 16;
+  if (!f32 && !f16 && r.kv_dtype.code != DS_BFLOAT)
     throw sdk::error(DS_E_DTYPE, "rope: dtype of the pages");
+  const KvDtype half = f16 ? KvDtype::kF16 : KvDtype::kBF16;
   RopeAppendArgs out;
   out.rows = a.rows, out.n_heads = r.heads;
   out.q = to.y[0], out.k = to.y[1], out.v = to.y[2];
   out.cos = r.cos, out.sin = r.sin;
   out.positions = r.positions, out.slots = r.slots;
-  out.kv = {f32 ? KvDtype::kF32 : KvDtype::kBF16, r.kv_heads, dim, r.k_pages, r.v_pages};
+  out.kv = {f32 ? KvDtype::kF32 : half, r.kv_heads, dim, r.k_pages, r.v_pages};
   return out;
 }
 

@@ -103,7 +103,7 @@ struct Bench {
   /// Mean KL(base || tuned) on the base's answers to the unrelated questions, nats/token: moves
   /// long before an answer flips.
   double drift(Adapters& adapters) {
-    DS_CHECK(adapters.pack(WeightFormat::kBF16).ok());
+    DS_CHECK(adapters.pack(graph->formats(*model.base)).ok());
     double sum = 0;
     for (size_t i = 0; i < kept.size(); ++i) {
       Terms one;

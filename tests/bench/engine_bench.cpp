@@ -70,7 +70,7 @@ struct Training {
     }
   }
   int64_t step() {
-    DS_CHECK(adapters->pack(base.format()).ok() && adapters->zero_gradient().ok());
+    DS_CHECK(adapters->pack(graph.formats(base)).ok() && adapters->zero_gradient().ok());
     const StepLoss loss = run_terms(graph, compute, base, adapters.get(), nullptr, terms, true);
     DS_CHECK(
         optimizer.step(adapters->parameters().all(), adapters->gradient().all(), 1e-4f, 0.99f, 1.0f)

@@ -148,7 +148,10 @@ class HeldOut {
   mutable int64_t saturated_ = 0;
 };
 
-inline void held_out_rows(const HeldOut& held_out, std::span<const WeightFormat> formats) {
+/// False: a format other than the first is beyond two of its deviations. FP32 goes first.
+inline bool held_out_rows(const HeldOut& held_out, std::span<const WeightFormat> formats) {
+  double first = 0, allowed = 0;
+  bool within = true;
   for (const WeightFormat format : formats) {
     double sum = 0, squares = 0;
     std::printf("held-out: %s", precision_name(format));
@@ -158,10 +161,14 @@ inline void held_out_rows(const HeldOut& held_out, std::span<const WeightFormat>
       sum += loss, squares += loss * loss;
     }
     const double mean = sum / 3;
-    std::printf(" mean %.4f deviation %.4f, %ld saturated\n", mean,
-                std::sqrt(std::max(0.0, (squares - 3 * mean * mean) / 2)), held_out.saturated());
+    const double deviation = std::sqrt(std::max(0.0, (squares - 3 * mean * mean) / 2));
+    std::printf(" mean %.4f deviation %.4f, %ld saturated\n", mean, deviation,
+                held_out.saturated());
     std::fflush(stdout);
+    if (allowed == 0) first = mean, allowed = 2 * deviation;
+    within = within && mean <= first + allowed;
   }
+  return within;
 }
 
 }  // namespace ds

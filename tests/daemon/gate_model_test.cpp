@@ -114,7 +114,7 @@ class PlantedCandidates : public testing::Test {
     Terms terms;
     terms.cross_entropy.push_back({&sequence, -1.0f});
     for (int i = 0; i < steps; ++i) {
-      DS_CHECK(a.pack(world->model.base->format()).ok() && a.zero_gradient().ok());
+      DS_CHECK(a.pack(graph.formats(*world->model.base)).ok() && a.zero_gradient().ok());
       run_terms(graph, world->machine.compute, *world->model.base, &a, nullptr, terms, true);
       DS_CHECK(optimizer.step(a.parameters().all(), a.gradient().all(), lr, 0.99f, 1.0f).ok());
     }

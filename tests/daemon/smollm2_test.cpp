@@ -169,7 +169,7 @@ TEST_F(SmolLm2, LoraTrajectoryMatches) {
   AdamW optimizer = AdamW::make(machine.compute, adapters.size()).value();
   const Json& losses = training["lora"]["losses"];
   for (size_t step = 0; step < losses.size(); ++step) {
-    DS_CHECK(adapters.pack(model.base->format()).ok() && adapters.zero_gradient().ok());
+    DS_CHECK(adapters.pack(graph.formats(*model.base)).ok() && adapters.zero_gradient().ok());
     const StepLoss loss =
         run_terms(graph, machine.compute, *model.base, &adapters, nullptr, batch.terms, true);
     const double want = losses[step].get<double>();

@@ -136,12 +136,12 @@ TEST_P(TinyModel, AdapterGradientMatchesFiniteDifferences) {
     return pair.derivative(logprob, out);
   };
   const auto loss_at = [&] {
-    DS_CHECK(adapters.pack(base.format()).ok());
+    DS_CHECK(adapters.pack(graph.formats(base)).ok());
     const StepLoss loss =
         run_terms(graph, machine->compute, base, &adapters, nullptr, terms, false);
     return loss.total + pair.loss(loss.logprob);
   };
-  DS_CHECK(adapters.pack(base.format()).ok() && adapters.zero_gradient().ok());
+  DS_CHECK(adapters.pack(graph.formats(base)).ok() && adapters.zero_gradient().ok());
   run_terms(graph, machine->compute, base, &adapters, nullptr, terms, true);
   const std::vector<float> gradient = *adapters.gradient().read();
   double norm = 0;

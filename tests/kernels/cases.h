@@ -109,6 +109,7 @@ std::shared_ptr<char> aligned(int64_t bytes);
 double error_of(const Floats& got, const Vec& expected);
 
 Case linear_case(const LinearShape& shape);
+Case norm_range_case(int64_t rows, WeightFormat format);
 Case rope_linear_case(WeightFormat format, int64_t rows, int64_t head_dim);
 /// Small and odd shapes of every op, for correctness.
 std::vector<Case> all_cases();

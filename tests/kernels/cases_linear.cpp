@@ -189,6 +189,61 @@ Case linear_case(const LinearShape& s) {
   return c;
 }
 
+/// Rows with a value that halves cannot hold until a norm has divided it, by a call that norms them
+/// where the backend takes that.
+Case norm_range_case(int64_t rows, WeightFormat format) {
+  constexpr int64_t k = 96, n = 40;
+  const auto in = [=] {
+    Floats all = random_floats(rows * k + k + n * k, 61);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < k; ++i) all[r * k + i] *= 1e3f;
+      all[r * k + r % k] = 3e5f;
+    }
+    std::fill_n(all.begin() + rows * k, k, 1.0f);
+    std::transform(all.begin() + rows * k + k, all.end(), all.begin() + rows * k + k,
+                   [](float w) { return as_half(as_bf16(0.1f * w)); });
+    return all;
+  };
+  Case c = simple(
+      "linear norm range " + std::to_string(rows) + " " + format_name(format), 2e-5, in,
+      Floats(rows * n),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        const float *x = in.data(), *norm = x + rows * k, *w = norm + k;
+        Packed packed;
+        Floats normed(rows * k);
+        LinearArgs a;
+        a.rows = rows;
+        a.x = x;
+        a.x_stride = k;
+        a.n_weights = 1;
+        a.w[0] = packed.add(ops, c, format, n, k, Floats(w, w + n * k));
+        a.y[0] = out->data();
+        a.y_stride[0] = n;
+        std::shared_ptr<char> prepared;
+        if (ops.fuses_phases) {
+          a.norm = norm;
+          a.norm_eps = kNormEps;
+        } else {
+          const int64_t bytes = ops.prepared_bytes(format, rows, k);
+          a.x_prepared = bytes > 0 ? (prepared = aligned(bytes)).get() : nullptr;
+          ops.rmsnorm(c, rows, k, x, norm, kNormEps, normed.data(), nullptr,
+                      {prepared.get(), format});
+          a.x = normed.data();
+        }
+        ops.linear(c, a);
+        ops.finish(c);
+      },
+      [=](const Floats& in) {
+        Vec rstd;
+        const Vec x =
+            reference::rmsnorm(rows, k, slice(in, 0, rows * k), slice(in, rows * k, rows * k + k),
+                               double{kNormEps}, &rstd);
+        return reference::matmul(rows, n, k, x, slice(in, rows * k + k, rows * k + k + n * k));
+      });
+  c.tolerance_bf16 = rounding_tolerance(format);
+  return c;
+}
+
 namespace {
 
 /// Sizes and places of rope_linear_case().

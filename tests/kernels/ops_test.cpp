@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every op on every ISA and GPU of this machine against the double-precision oracle.
 //
-// DS_TEST_CASES=TEXT runs only the cases whose names contain that: for a sanitizer, which takes long.
+// DS_TEST_CASES=TEXT runs only the cases whose names contain that: for a sanitizer, which takes
+// long.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -20,9 +21,11 @@ TEST_P(OpsTest, MatchesTheOracle) {
   OpContext context = GetParam().context;
   context.parallel = pool.engine();
   const char* only = std::getenv("DS_TEST_CASES");
+  int ran = 0;
   for (const Case& c : all_cases()) {
     if (c.gpu_alone && ops.host_memory) continue;
     if (only != nullptr && c.name.find(only) == std::string::npos) continue;
+    ++ran;
     Floats out;
     c.bind(ops, context, &out)();
     const char* failed = ops.finish(context);
@@ -30,6 +33,7 @@ TEST_P(OpsTest, MatchesTheOracle) {
     const double tolerance = rounds_to_bf16(ops) ? c.tolerance_bf16 : c.tolerance;
     EXPECT_LE(error_of(out, c.expect()), tolerance) << ops.name << ": " << c.name;
   }
+  EXPECT_GT(ran, 0) << "no case is called " << (only == nullptr ? "" : only);
 }
 
 TEST_P(OpsTest, FillsEveryEntry) {

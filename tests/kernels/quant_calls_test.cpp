@@ -58,7 +58,7 @@ struct Step {
       a.y[1] = a.y[2] = nullptr;
     } else {
       at.ops->rmsnorm(at.context, rows, kIn, x.data(), norm.data(), 1e-5f, normed.data(), nullptr,
-                      nullptr);
+                      {});
       at.quant->prepare(at.context, rows, kIn, normed.data(), kIn, prepared.get());
       a.x_prepared = prepared.get();
     }

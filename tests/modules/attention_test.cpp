@@ -247,7 +247,7 @@ struct Training {
     const TrainingAttention::Sequence sequence{kRows, kPrefix};
     const Status begun =
         pass.begin(std::make_shared<Attention>(plugin, 1), cpu_ops(best_cpu_isa()), {pool.engine()},
-                   kHeads, kKvHeads, kDim, kScale, {&sequence, 1}, kRows, false);
+                   kHeads, kKvHeads, kDim, kScale, {&sequence, 1}, kRows, WeightFormat::kF32);
     EXPECT_TRUE(begun.ok()) << begun.message();
     std::vector<double> saved(pass.saved_bytes() / 8 + 1);
     TrainingAttention::Pointers at;

@@ -64,10 +64,11 @@ typedef struct ds_kv_view {
   const ds_tensor* k_scale; /* f32 [P, Hkv, page_tokens] or NULL */
   const ds_tensor* v_scale;
   const ds_tensor*
-      block_table;             /* i32 [B, pages]: page ids of each sequence, in order of position */
-  const ds_tensor* lengths;    /* i32 [B]: keys of each sequence, those of this call included */
-  const ds_tensor* page_extra; /* u8 [P, page_extra_bytes] or NULL: lives, is copied and is dropped
-                                  with the page; zero when the page is new */
+      block_table;          /* i32 [B, pages]: page ids of each sequence, in order of position */
+  const ds_tensor* lengths; /* i32 [B]: keys of each sequence, those of this call included */
+  const ds_tensor*
+      page_extra; /* u8 [P, page_extra_bytes] or NULL: lives, is copied and is dropped
+                     with the page; zero when the page is new; its rows may be further apart */
 } ds_kv_view;
 
 /* ds_train_view.flags: products may round their operands to BF16; or those of the forward pass to
