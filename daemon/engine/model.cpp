@@ -459,6 +459,8 @@ Status Forward::run(const BaseWeights& base, const StepBatch& batch, KvPages& pa
   const auto enqueue_it = [&] { return enqueue(base, batch, with, pages, there); };
   lora_by_table_ = false;
   if (again) {
+    // What allocates goes before what is recorded: as the step of these sizes before it planned.
+    DS_TRY(pages.reserve_extra(attention_.page_extra_bytes()));
     DS_TRY(set_lora_table(batch.deltas));
     DS_TRY(recordings_.run(key(base, batch, with, pages, there), enqueue_it));
   } else {

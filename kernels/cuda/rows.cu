@@ -11,37 +11,28 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// Results in FP32, in rows padded with zeros as prepare() gives them, or both. Which element those
-/// have is looked up, the same way in all threads: kernels bound by memory need not be made twice.
+/// Results in FP32, in rows of T padded with zeros as prepare() gives them, or both. Memory bounds
+/// the kernels that write them: what saturates is looked for once a call, and counted off the way.
+template <typename T>
 struct RowsOut {
   float* y;
-  uint16_t* prepared;
-  bool half;
+  T* prepared;
   int32_t* saturated;
   int64_t d, padded;
 
   __device__ void set(int64_t row, int64_t i, float value) const {
     if (y != nullptr) y[row * d + i] = value;
     if (prepared == nullptr) return;
-    uint16_t* to = prepared + row * padded + i;
-    if (half) {
-      *reinterpret_cast<Half*>(to) = from_float<Half>(value);
-      count_saturated(value);
-    } else {
-      *reinterpret_cast<Bf16*>(to) = from_float<Bf16>(value);
-    }
+    prepared[row * padded + i] = from_float<T>(value);
+    count_saturated(value);
   }
   /// Columns i .. i + 3, i a multiple of 4 and padded == d.
   __device__ void set_four(int64_t row, int64_t i, float4 v) const {
     const int64_t at = row * d + i;
     if (y != nullptr) store_four(y + at, v);
     if (prepared == nullptr) return;
-    if (half) {
-      store_four(reinterpret_cast<Half*>(prepared + at), v);
-      for (const float value : {v.x, v.y, v.z, v.w}) count_saturated(value);
-    } else {
-      store_four(reinterpret_cast<Bf16*>(prepared + at), v);
-    }
+    store_four(prepared + at, v);
+    count_saturated(v.x, v.y, v.z, v.w);
   }
   __host__ bool by_fours() const {
     return padded == d && is_aligned16(y) && is_aligned16(prepared);
@@ -51,33 +42,43 @@ struct RowsOut {
     const int64_t at = row * d + i;
     if (y != nullptr) *reinterpret_cast<float2*>(y + at) = v;
     if (prepared == nullptr) return;
-    *reinterpret_cast<uint32_t*>(prepared + at) =
-        half ? pack_pair<Half>(v.x, v.y) : pack_pair<Bf16>(v.x, v.y);
-    if (half) {
-      count_saturated(v.x);
-      count_saturated(v.y);
-    }
+    *reinterpret_cast<uint32_t*>(prepared + at) = pack_pair<T>(v.x, v.y);
+    count_saturated(v.x, v.y);
   }
-  /// Threads i, i + step, .. of a row's. Zeros have the same bits in both.
+  /// Threads i, i + step, .. of a row's.
   __device__ void pad(int64_t row, int64_t i, int64_t step) const {
     if (prepared == nullptr) return;
-    for (i += d; i < padded; i += step) prepared[row * padded + i] = 0;
+    for (i += d; i < padded; i += step) prepared[row * padded + i] = from_float<T>(0.0f);
   }
 
  private:
-  __device__ void count_saturated(float value) const {
-    if (saturates(value) && saturated != nullptr) atomicAdd(saturated, 1);
+  template <typename... F>
+  __device__ void count_saturated(F... values) const {
+    if constexpr (std::is_same_v<T, Half>) {
+      const int count = (static_cast<int>(saturates(values)) + ...);
+      if (count != 0 && saturated != nullptr) atomicAdd(saturated, count);
+    }
   }
 };
-RowsOut rows_out(float* y, const PreparedRows& to, int64_t d) {
-  return {y, static_cast<uint16_t*>(to.data), to.format == WeightFormat::kF16, to.saturated,
-          d, padded_k(WeightFormat::kBF16, d)};
+template <typename T>
+RowsOut<T> rows_out(float* y, const PreparedRows& to, int64_t d) {
+  return {y, static_cast<T*>(to.data), to.saturated, d, padded_k(WeightFormat::kBF16, d)};
+}
+/// f(T()) with the element of rows that go `to`.
+template <typename F>
+void with_rows_out(const PreparedRows& to, const F& f) {
+  if (to.format == WeightFormat::kF16) {
+    f(Half());
+  } else {
+    f(Bf16());
+  }
 }
 
 /// x, y [rows, d]. One block a row: threads sum every 256th element.
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
     rmsnorm_rows(int64_t d, const float* x, int64_t stride, const float* __restrict__ w, float eps,
-                 RowsOut out, float* rstd) {
+                 RowsOut<T> out, float* rstd) {
   begin_after_previous();
   const float* in = x + blockIdx.x * stride;
   float sum = 0.0f;
@@ -96,10 +97,10 @@ constexpr int kPerLane = 32;               // columns that a lane of the kernels
 constexpr int kGradientBlocks = 4 * kSms;  // partial sums of dw
 
 /// As rmsnorm_rows with a warp to a row, d up to 32 kPerLane, for many rows.
-template <int kColumns>
+template <typename T, int kColumns>
 __global__ void __launch_bounds__(kThreads)
     rmsnorm_warps(int64_t rows, int64_t d, const float* __restrict__ x, int64_t stride,
-                  const float* __restrict__ w, float eps, RowsOut out, float* rstd) {
+                  const float* __restrict__ w, float eps, RowsOut<T> out, float* rstd) {
   begin_after_previous();
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -122,10 +123,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// The same by pairs of columns, where rows need no padding: memory bounds it.
-template <int kColumns>
+template <typename T, int kColumns>
 __global__ void __launch_bounds__(kThreads)
     rmsnorm_pairs(int64_t rows, int d, const float* __restrict__ x, int64_t stride,
-                  const float* __restrict__ w, float eps, RowsOut out, float* rstd) {
+                  const float* __restrict__ w, float eps, RowsOut<T> out, float* rstd) {
   begin_after_previous();
   constexpr int kPairs = kColumns / 2;
   const int lane = threadIdx.x % 32;
@@ -306,8 +307,9 @@ struct SwigluGradient {
 };
 
 /// A block takes a row at a time, a thread every 256th element of it.
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    swiglu_rows(int64_t rows, int64_t d, const float* gate, const float* up, RowsOut out) {
+    swiglu_rows(int64_t rows, int64_t d, const float* gate, const float* up, RowsOut<T> out) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     for (int64_t i = threadIdx.x; i < d; i += kThreads) {
       out.set(row, i, silu_times(gate[row * d + i], up[row * d + i]));
@@ -319,7 +321,7 @@ __global__ void __launch_bounds__(kThreads)
 /// Outputs may be the inputs' memory.
 __global__ void __launch_bounds__(kThreads)
     swiglu_gradient(int64_t rows, int64_t d, const float* dy, const float* gate, const float* up,
-                    RowsOut dgate, RowsOut dup) {
+                    RowsOut<Bf16> dgate, RowsOut<Bf16> dup) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     for (int64_t i = threadIdx.x; i < d; i += kThreads) {
       const int64_t at = row * d + i;
@@ -333,9 +335,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The same over all elements in fours, where rows need no padding: memory bounds them.
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
     swiglu_fours(int64_t n, const float4* __restrict__ gate, const float4* __restrict__ up,
-                 RowsOut out) {
+                 RowsOut<T> out) {
   for (int64_t i = loop_begin(); i < n; i += loop_step()) {
     const float4 g = gate[i], u = up[i];
     out.set_four(0, 4 * i,
@@ -346,7 +349,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     swiglu_gradient_fours(int64_t n, const float4* dy, const float4* gate, const float4* up,
-                          RowsOut dgate, RowsOut dup) {
+                          RowsOut<Bf16> dgate, RowsOut<Bf16> dup) {
   for (int64_t i = loop_begin(); i < n; i += loop_step()) {
     const float4 d = dy[i], g = gate[i], u = up[i];
     const SwigluGradient x(d.x, g.x, u.x), y(d.y, g.y, u.y), z(d.z, g.z, u.z), w(d.w, g.w, u.w);
@@ -361,11 +364,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = loop_begin(); i < n; i += loop_step()) to[i] = sign[i] > 0.0f ? to[i] : 0.0f;
 }
 
-}  // namespace
-
-void norm_rows(const StreamState& s, int64_t rows, int64_t d, const float* x, int64_t x_stride,
-               const float* w, float eps, float* y, const PreparedRows& rounded, float* rstd) {
-  const RowsOut out = rows_out(y, rounded, d);
+template <typename T>
+void norm_rows_of(const StreamState& s, int64_t rows, int64_t d, const float* x, int64_t x_stride,
+                  const float* w, float eps, const RowsOut<T>& out, float* rstd) {
   constexpr int64_t kManyRows = 8;
   const bool pairs =
       d % 2 == 0 && x_stride % 2 == 0 && out.by_fours() && is_aligned16(x) && is_aligned16(w);
@@ -375,16 +376,25 @@ void norm_rows(const StreamState& s, int64_t rows, int64_t d, const float* x, in
   const bool done =
       rows > kManyRows && by_warps(d, [&]<int kColumns>() {
         if (pairs) {
-          launch_next("rmsnorm", rmsnorm_pairs<kColumns>, pair_blocks, threads, 0, s.stream(), rows,
-                      static_cast<int>(d), x, x_stride, w, eps, out, rstd);
+          launch_next("rmsnorm", rmsnorm_pairs<T, kColumns>, pair_blocks, threads, 0, s.stream(),
+                      rows, static_cast<int>(d), x, x_stride, w, eps, out, rstd);
         } else {
-          launch_next("rmsnorm", rmsnorm_warps<kColumns>, warps, kThreads, 0, s.stream(), rows, d,
-                      x, x_stride, w, eps, out, rstd);
+          launch_next("rmsnorm", rmsnorm_warps<T, kColumns>, warps, kThreads, 0, s.stream(), rows,
+                      d, x, x_stride, w, eps, out, rstd);
         }
       });
   if (done) return;
-  launch_next("rmsnorm", rmsnorm_rows, dim3(static_cast<unsigned>(rows)), kThreads, 0, s.stream(),
-              d, x, x_stride, w, eps, out, rstd);
+  launch_next("rmsnorm", rmsnorm_rows<T>, dim3(static_cast<unsigned>(rows)), kThreads, 0,
+              s.stream(), d, x, x_stride, w, eps, out, rstd);
+}
+
+}  // namespace
+
+void norm_rows(const StreamState& s, int64_t rows, int64_t d, const float* x, int64_t x_stride,
+               const float* w, float eps, float* y, const PreparedRows& rounded, float* rstd) {
+  with_rows_out(rounded, [&]<typename T>(T) {
+    norm_rows_of(s, rows, d, x, x_stride, w, eps, rows_out<T>(y, rounded, d), rstd);
+  });
 }
 
 void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x, const float* w,
@@ -443,14 +453,16 @@ void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate
             float* y, const PreparedRows& prepared) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows * d == 0) return;
-  const RowsOut out = rows_out(y, prepared, d);
-  if (out.by_fours() && is_aligned16(gate) && is_aligned16(up)) {
-    const int64_t n = rows * d / 4;
-    swiglu_fours<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
-        n, reinterpret_cast<const float4*>(gate), reinterpret_cast<const float4*>(up), out);
-  } else {
-    swiglu_rows<<<loop_blocks(rows, 1), kThreads, 0, s->stream()>>>(rows, d, gate, up, out);
-  }
+  with_rows_out(prepared, [&]<typename T>(T) {
+    const auto out = rows_out<T>(y, prepared, d);
+    if (out.by_fours() && is_aligned16(gate) && is_aligned16(up)) {
+      const int64_t n = rows * d / 4;
+      swiglu_fours<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
+          n, reinterpret_cast<const float4*>(gate), reinterpret_cast<const float4*>(up), out);
+    } else {
+      swiglu_rows<<<loop_blocks(rows, 1), kThreads, 0, s->stream()>>>(rows, d, gate, up, out);
+    }
+  });
   launched("swiglu");
 }
 
@@ -459,8 +471,8 @@ void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const fl
                      void* dgate_prepared, void* dup_prepared) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows * d == 0) return;
-  const RowsOut to_gate = rows_out(dgate, {dgate_prepared}, d);
-  const RowsOut to_up = rows_out(dup, {dup_prepared}, d);
+  const auto to_gate = rows_out<Bf16>(dgate, {dgate_prepared}, d);
+  const auto to_up = rows_out<Bf16>(dup, {dup_prepared}, d);
   if (to_gate.by_fours() && to_up.by_fours() && is_aligned16(dy) && is_aligned16(gate) &&
       is_aligned16(up)) {
     const int64_t n = rows * d / 4;
