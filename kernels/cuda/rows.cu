@@ -11,8 +11,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// Results in FP32, in rows of T padded with zeros as prepare() gives them, or both. Memory bounds
-/// the kernels that write them: what saturates is looked for once a call, and counted off the way.
+/// Results in FP32, in rows of T padded with zeros as prepare() gives them, or both. What sets them
+/// returns how many saturated; a thread counts those once, at its end: an atomic between two loads
+/// keeps the compiler from issuing them together, and these kernels wait for memory.
 template <typename T>
 struct RowsOut {
   float* y;
@@ -20,30 +21,30 @@ struct RowsOut {
   int32_t* saturated;
   int64_t d, padded;
 
-  __device__ void set(int64_t row, int64_t i, float value) const {
+  __device__ int set(int64_t row, int64_t i, float value) const {
     if (y != nullptr) y[row * d + i] = value;
-    if (prepared == nullptr) return;
+    if (prepared == nullptr) return 0;
     prepared[row * padded + i] = from_float<T>(value);
-    count_saturated(value);
+    return saturated_of(value);
   }
   /// Columns i .. i + 3, i a multiple of 4 and padded == d.
-  __device__ void set_four(int64_t row, int64_t i, float4 v) const {
+  __device__ int set_four(int64_t row, int64_t i, float4 v) const {
     const int64_t at = row * d + i;
     if (y != nullptr) store_four(y + at, v);
-    if (prepared == nullptr) return;
+    if (prepared == nullptr) return 0;
     store_four(prepared + at, v);
-    count_saturated(v.x, v.y, v.z, v.w);
+    return saturated_of(v.x, v.y, v.z, v.w);
   }
   __host__ bool by_fours() const {
     return padded == d && is_aligned16(y) && is_aligned16(prepared);
   }
   /// Columns i and i + 1, i even and padded == d.
-  __device__ void set_two(int64_t row, int64_t i, float2 v) const {
+  __device__ int set_two(int64_t row, int64_t i, float2 v) const {
     const int64_t at = row * d + i;
     if (y != nullptr) *reinterpret_cast<float2*>(y + at) = v;
-    if (prepared == nullptr) return;
+    if (prepared == nullptr) return 0;
     *reinterpret_cast<uint32_t*>(prepared + at) = pack_pair<T>(v.x, v.y);
-    count_saturated(v.x, v.y);
+    return saturated_of(v.x, v.y);
   }
   /// Threads i, i + step, .. of a row's.
   __device__ void pad(int64_t row, int64_t i, int64_t step) const {
@@ -51,13 +52,15 @@ struct RowsOut {
     for (i += d; i < padded; i += step) prepared[row * padded + i] = from_float<T>(0.0f);
   }
 
+  __device__ void count(int n) const {
+    if (n != 0 && saturated != nullptr) atomicAdd(saturated, n);
+  }
+
  private:
   template <typename... F>
-  __device__ void count_saturated(F... values) const {
-    if constexpr (std::is_same_v<T, Half>) {
-      const int count = (static_cast<int>(saturates(values)) + ...);
-      if (count != 0 && saturated != nullptr) atomicAdd(saturated, count);
-    }
+  static __device__ int saturated_of(F... values) {
+    if constexpr (!std::is_same_v<T, Half>) return 0;
+    return (static_cast<int>(saturates(values)) + ...);
   }
 };
 template <typename T>
@@ -85,9 +88,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = threadIdx.x; i < d; i += kThreads) sum = fmaf(in[i], in[i], sum);
   sum = block_sum(sum);
   const float inverse = 1.0f / sqrtf(sum / static_cast<float>(d) + eps);
+  int saturated = 0;
   for (int64_t i = threadIdx.x; i < d; i += kThreads) {
-    out.set(blockIdx.x, i, in[i] * inverse * w[i]);
+    saturated += out.set(blockIdx.x, i, in[i] * inverse * w[i]);
   }
+  out.count(saturated);
   out.pad(blockIdx.x, threadIdx.x, kThreads);
   if (rstd != nullptr && threadIdx.x == 0) rstd[blockIdx.x] = inverse;
 }
@@ -113,11 +118,13 @@ __global__ void __launch_bounds__(kThreads)
     sum = fmaf(v[c], v[c], sum);
   }
   const float inverse = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(d) + eps);
+  int saturated = 0;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int64_t i = lane + 32 * c;
-    if (i < d) out.set(row, i, v[c] * inverse * w[i]);
+    if (i < d) saturated += out.set(row, i, v[c] * inverse * w[i]);
   }
+  out.count(saturated);
   out.pad(row, lane, 32);
   if (rstd != nullptr && lane == 0) rstd[row] = inverse;
 }
@@ -142,13 +149,16 @@ __global__ void __launch_bounds__(kThreads)
     sum = fmaf(v[c].x, v[c].x, fmaf(v[c].y, v[c].y, sum));
   }
   const float inverse = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(d) + eps);
+  int saturated = 0;
 #pragma unroll
   for (int c = 0; c < kPairs; ++c) {
     const int i = lane + 32 * c;
     if (2 * i >= d) continue;
     const float2 weight = reinterpret_cast<const float2*>(w)[i];
-    out.set_two(row, 2 * i, make_float2(v[c].x * inverse * weight.x, v[c].y * inverse * weight.y));
+    const float2 y = make_float2(v[c].x * inverse * weight.x, v[c].y * inverse * weight.y);
+    saturated += out.set_two(row, 2 * i, y);
   }
+  out.count(saturated);
   if (rstd != nullptr && lane == 0) rstd[row] = inverse;
 }
 
@@ -310,12 +320,14 @@ struct SwigluGradient {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     swiglu_rows(int64_t rows, int64_t d, const float* gate, const float* up, RowsOut<T> out) {
+  int saturated = 0;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     for (int64_t i = threadIdx.x; i < d; i += kThreads) {
-      out.set(row, i, silu_times(gate[row * d + i], up[row * d + i]));
+      saturated += out.set(row, i, silu_times(gate[row * d + i], up[row * d + i]));
     }
     out.pad(row, threadIdx.x, kThreads);
   }
+  out.count(saturated);
 }
 
 /// Outputs may be the inputs' memory.
@@ -339,12 +351,14 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     swiglu_fours(int64_t n, const float4* __restrict__ gate, const float4* __restrict__ up,
                  RowsOut<T> out) {
+  int saturated = 0;
   for (int64_t i = loop_begin(); i < n; i += loop_step()) {
     const float4 g = gate[i], u = up[i];
-    out.set_four(0, 4 * i,
-                 make_float4(silu_times(g.x, u.x), silu_times(g.y, u.y), silu_times(g.z, u.z),
-                             silu_times(g.w, u.w)));
+    const float4 y = make_float4(silu_times(g.x, u.x), silu_times(g.y, u.y), silu_times(g.z, u.z),
+                                 silu_times(g.w, u.w));
+    saturated += out.set_four(0, 4 * i, y);
   }
+  out.count(saturated);
 }
 
 __global__ void __launch_bounds__(kThreads)
