@@ -60,7 +60,7 @@ struct attention {
     }
   }
 
-  void backward(const ds_call&, const ds_attn_args& a) const {
+  void backward(const ds_call& call, const ds_attn_args& a) const {
     if (a.train == nullptr) throw ds::sdk::error(DS_E_ARG, "train: missing");
     const view_type view(a);
     const std::int64_t d = view.head_dim;
@@ -71,6 +71,8 @@ struct attention {
     for (const auto& all : {dq, dk, dv}) std::fill(all.begin(), all.end(), 0.0f);
     scratch memory(view);
     for (std::int64_t row = 0; row < view.rows; ++row) {
+      ds::sdk::check_cancelled(call);
+      zoo::check_deadline(call);
       const std::int64_t b = view.sequence_of(row), first = view.position(b, view.row_begin(b));
       for (std::int64_t h = 0; h < view.heads; ++h) {
         const auto [p, dp, k, v] = memory.of(view, row, h);

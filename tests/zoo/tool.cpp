@@ -59,12 +59,6 @@ constexpr std::string_view names[] = {"sound",
                                       "false_state",
                                       "name with space"};
 
-std::int64_t now_ns(clockid_t clock) {
-  timespec t{};
-  clock_gettime(clock, &t);
-  return t.tv_sec * 1'000'000'000 + t.tv_nsec;
-}
-
 template <fault F>
 struct tool {
   static constexpr std::string_view name = names[F];
@@ -150,13 +144,12 @@ struct tool {
   }
   /// Long for long texts, in pieces between which it looks up, unless it does not.
   static void work(const ds_call& call, std::uint32_t lines) {
-    const std::int64_t until = now_ns(CLOCK_PROCESS_CPUTIME_ID) + (lines > 400 ? 1'200'000'000 : 0);
+    const std::int64_t until =
+        zoo::now_ns(CLOCK_PROCESS_CPUTIME_ID) + (lines > 400 ? 1'200'000'000 : 0);
     do {
       if (F != ignores_cancel) ds::sdk::check_cancelled(call);
-      if (F != ignores_deadline && call.deadline_ns != 0 &&
-          now_ns(CLOCK_MONOTONIC) > call.deadline_ns)
-        throw ds::sdk::error(DS_E_DEADLINE, "too late");
-    } while (now_ns(CLOCK_PROCESS_CPUTIME_ID) < until);
+      if (F != ignores_deadline) zoo::check_deadline(call);
+    } while (zoo::now_ns(CLOCK_PROCESS_CPUTIME_ID) < until);
   }
   /// Whether nobody else used it meanwhile.
   bool use_scratch() const {

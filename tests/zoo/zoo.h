@@ -3,9 +3,22 @@
 // of it that each break one rule; zoo_test.cpp says which check has to catch which.
 #pragma once
 
+#include <ctime>
+
 #include "ds/plugin.hpp"
 
 namespace zoo {
+
+inline std::int64_t now_ns(clockid_t clock) {
+  timespec t{};
+  clock_gettime(clock, &t);
+  return t.tv_sec * 1'000'000'000 + t.tv_nsec;
+}
+
+inline void check_deadline(const ds_call& call) {
+  if (call.deadline_ns != 0 && now_ns(CLOCK_MONOTONIC) > call.deadline_ns)
+    throw ds::sdk::error(DS_E_DEADLINE, "too late");
+}
 
 inline constexpr float kOneBitMore = 1.000001f;
 
