@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 
 #include "engine/kv_cache.h"
 
@@ -16,21 +15,11 @@ size_t CallTables::room(size_t numbers) {
   return begin;
 }
 
-size_t CallTables::append(std::span<const int32_t> part) {
-  const size_t begin = room(part.size());
-  std::ranges::copy(part, host_.begin() + static_cast<ptrdiff_t>(begin));
-  return begin;
-}
-
-size_t CallTables::append(std::span<const float> part) {
-  const size_t begin = room(part.size());
-  std::memcpy(host_.data() + begin, part.data(), part.size_bytes());
-  return begin;
-}
-
-size_t CallTables::append(std::span<const double> part) {
-  const size_t begin = room(2 * part.size());
-  std::memcpy(host_.data() + begin, part.data(), part.size_bytes());
+size_t CallTables::append_bytes(std::span<const std::byte> part) {
+  const size_t begin = room((part.size() + sizeof(int32_t) - 1) / sizeof(int32_t));
+  // Not memcpy: an empty part may have no address.
+  std::ranges::copy(part, std::as_writable_bytes(std::span(host_)).begin() +
+                              static_cast<ptrdiff_t>(begin * sizeof(int32_t)));
   return begin;
 }
 

@@ -30,9 +30,9 @@ class CallTables {
  public:
   void clear() { host_.clear(); }
   // Each returns what at() knows it by.
-  size_t append(std::span<const int32_t> part);
-  size_t append(std::span<const float> part);
-  size_t append(std::span<const double> part);
+  size_t append(std::span<const int32_t> part) { return append_bytes(std::as_bytes(part)); }
+  size_t append(std::span<const float> part) { return append_bytes(std::as_bytes(part)); }
+  size_t append(std::span<const double> part) { return append_bytes(std::as_bytes(part)); }
   size_t room(size_t numbers);
   /// After the last of these. What is there now may still be in use by calls on the context's
   /// stream.
@@ -50,6 +50,8 @@ class CallTables {
   }
 
  private:
+  size_t append_bytes(std::span<const std::byte> part);
+
   std::vector<int32_t> host_;
   Buffer there_;
   int32_t* data_ = nullptr;
