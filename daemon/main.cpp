@@ -262,14 +262,14 @@ End wait_for_end(const Config& config, const DeviceState& device, bool started_w
   return End::kStop;
 }
 
-/// The model as loaded, with the machine it runs on.
+/// A model file and what its text needs.
 struct LoadedModel {
   std::unique_ptr<ModelFile> file;
   std::shared_ptr<const Tokenizer> tokenizer;
   ChatTemplate chat;
 };
 
-Result<LoadedModel> load_model(const std::string& path, const Config& config) {
+Result<LoadedModel> load_model(const std::string& path) {
   LoadedModel m;
   DS_ASSIGN(m.file, ModelFile::open(path));
   Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::create(m.file->tokenizer());
@@ -377,7 +377,7 @@ Result<End> serve(const Arguments& a, Config& config, EventBus& events, ReplaySt
   DS_ASSIGN(
       const std::unique_ptr<Plugins> plugins,
       open_plugins(a.data + "/plugins", config, metrics, events, components, device.is_gpu()));
-  DS_ASSIGN(const LoadedModel model, load_model(a.model, config));
+  DS_ASSIGN(const LoadedModel model, load_model(a.model));
   VersionStore files(posix_file_system(), a.data);
   BaseStore base_files(posix_file_system(), a.data);
   DS_ASSIGN(const WeightForm form, weight_form(*plugins, config, components, device.is_gpu()));
@@ -488,13 +488,17 @@ int main(int argc, char** argv) {
   // As it is called now: what lies there when it is needed is what would be started by hand.
   const std::string program = ds::own_program().string();
   const auto restarts = ds::Restarts::parse(ds::environment_or(ds::Restarts::kVariable, ""));
+  // While it starts: sizes follow the model and the settings.
+  const std::string too_little =
+      a.model + ": not enough memory for this model with these settings";
   ds::Status status;
   try {
     const ds::Result<ds::End> end = ds::run(a, restarts);
     status = end.status();
+    if (status.code() == ds::Code::kResource) status = status.in(too_little);
     if (end.ok() && *end == ds::End::kStartAnew) status = ds::start_anew(restarts, program, argv);
-  } catch (const std::bad_alloc&) {  // while it starts: sizes follow the model and the settings
-    status = ds::unavailable(a.model + ": not enough memory for this model with these settings");
+  } catch (const std::bad_alloc&) {
+    status = ds::unavailable(too_little);
   }
   if (status.ok()) return 0;
   std::fprintf(stderr, "dsd: %s\n", status.message().c_str());
