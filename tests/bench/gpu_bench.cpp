@@ -256,15 +256,8 @@ struct Bench {
     if (file == nullptr) return std::puts("held-out: needs DS_MODEL"), false;
     const auto tokenizer = Tokenizer::create(file->tokenizer());
     DS_CHECK(tokenizer.ok());
-    NamedTensors start;
-    for (const ExpectedTensor& wanted : llama_tensors(config)) {
-      std::vector<float>& tensor = start[wanted.hf_name];
-      int64_t n = 1;
-      for (const int64_t dim : wanted.shape) n *= dim;
-      tensor.resize(static_cast<size_t>(n));
-      DS_CHECK(file->read_f32(wanted.hf_name, tensor).ok());
-    }
-    const HeldOut held_out(gpu, config, start, HeldOut::licences(**tokenizer));
+    const NamedTensors start = test::tensors_of(*file);
+    const HeldOut held_out(gpu, config, start, licences(**tokenizer));
     return held_out_rows(held_out,
                          std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});
   }
@@ -335,7 +328,7 @@ struct Bench {
   }
   /// A real model's are real: only there does accuracy mean anything.
   std::vector<std::vector<TokenId>> texts() const {
-    if (file != nullptr) return reference_ids();
+    if (file != nullptr) return reference_texts();
     return {some_ids(200, config.vocab, 0)};
   }
 

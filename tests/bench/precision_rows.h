@@ -4,33 +4,17 @@
 #pragma once
 
 #include <cstdio>
-#include <filesystem>
 #include <numeric>
-#include <set>
 
 #include "engine/full_weights.h"
 #include "learn/objective.h"
-#include "tests/daemon/reference_model.h"
+#include "tests/bench/texts.h"
 
 namespace ds {
 
 inline const char* precision_name(WeightFormat format) {
   static constexpr const char* kNames[] = {"fp32", "bf16", "fp16", "tf32"};
   return kNames[static_cast<int>(format)];
-}
-
-/// log p(ids[i + 1] | ids[..i]) out of logits [ids, vocab].
-inline std::vector<double> next_logprobs(const float* logits, std::span<const TokenId> ids,
-                                         int64_t vocab) {
-  std::vector<double> out;
-  for (size_t row = 0; row + 1 < ids.size(); ++row) {
-    const float* x = logits + static_cast<int64_t>(row) * vocab;
-    const double top = *std::max_element(x, x + vocab);
-    double total = 0;
-    for (int64_t i = 0; i < vocab; ++i) total += std::exp(x[i] - top);
-    out.push_back(x[ids[row + 1]] - top - std::log(total));
-  }
-  return out;
 }
 
 inline double mean_difference(std::span<const double> a, std::span<const double> b) {
@@ -43,17 +27,6 @@ inline std::vector<float> served_logits(const Compute& compute, const BaseWeight
                                         const std::vector<TokenId>& ids, int64_t rows_at_once) {
   const KvDtype kv = kv_dtype(*compute.ops, base.format());
   return test::serve_logits(compute, base, nullptr, ids, rows_at_once, kv);
-}
-
-/// The texts of SmolLM2's reference, for a real model.
-inline std::vector<std::vector<TokenId>> reference_ids() {
-  const Json reference = test::read_json(test::data_path("smollm2/reference.json"));
-  std::vector<std::vector<TokenId>> out;
-  for (const Json& text : reference["teacher_forced"]) {
-    out.emplace_back();
-    for (const Json& id : text["ids"]) out.back().push_back(id.get<int>());
-  }
-  return out;
 }
 
 /// Mean |difference| between the trainer's forward pass and serving token by token, on one text.
@@ -75,23 +48,6 @@ inline double trainer_server_gap(const Compute& compute, const BaseWeights& base
 class HeldOut {
  public:
   static constexpr int kSteps = 200, kSequences = 8, kTokens = 512, kHeldOut = 8;
-
-  /// The licences of this machine, in the order of their names; links are skipped.
-  static std::vector<TokenId> licences(const Tokenizer& tokenizer) {
-    const std::string folder = "/usr/share/common-licenses";
-    std::set<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-      if (entry.is_regular_file() && !entry.is_symlink()) names.insert(entry.path().filename());
-    }
-    std::vector<TokenId> out;
-    for (const std::string& name : names) {
-      const auto text = posix_file_system().read(folder + "/" + name);
-      DS_CHECK(text.ok());
-      const auto ids = tokenizer.encode(*text, false);
-      out.insert(out.end(), ids.begin(), ids.end());
-    }
-    return out;
-  }
 
   HeldOut(const Compute& compute, const ModelConfig& config, const NamedTensors& start,
           std::vector<TokenId> stream)

@@ -18,16 +18,14 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <random>
-#include <set>
 
 #include "engine/full_weights.h"
 #include "engine/quantizer.h"
 #include "kernels/quant.h"
 #include "learn/objective.h"
 #include "storage/hash.h"
-#include "tests/daemon/reference_model.h"
+#include "tests/bench/texts.h"
 #include "tests/kernels/cases.h"
 
 namespace ds::test {
@@ -50,19 +48,7 @@ constexpr Form kForms[] = {{"int8 group 32", {8, 32}, 8},
 constexpr float kNoise = 0.01f;
 constexpr uint32_t kSeed = 20261126;
 
-NamedTensors tensors_of(const ModelFile& file) {
-  NamedTensors out;
-  for (const auto& [name, info] : file.tensors()) {
-    int64_t elements = 1;
-    for (const int64_t s : info.shape) elements *= s;
-    std::vector<float>& to = out[name];
-    to.resize(static_cast<size_t>(elements));
-    DS_CHECK(file.read_f32(name, to).ok());
-  }
-  return out;
-}
-
-/// {n, k} of the matrices among them; others have one dimension.
+/// {n, k} of the matrices of a file; other tensors have one dimension.
 bool is_matrix(const ModelFile& file, const std::string& name) {
   return file.tensors().at(name).shape.size() == 2;
 }
@@ -104,43 +90,11 @@ double distance(const ModelFile& file, const NamedTensors& from, const NamedTens
   return std::sqrt(error / power);
 }
 
-using Texts = std::vector<std::vector<TokenId>>;
-
-Texts reference_texts() {
-  Texts out;
-  const Json reference = read_json(data_path("smollm2/reference.json"));
-  for (const Json& text : reference["teacher_forced"])
-    out.push_back(text["ids"].get<std::vector<TokenId>>());
-  return out;
-}
-
-constexpr const char* kLicenses = "/usr/share/common-licenses";  // of Debian's base-files
 constexpr const char* kHeldOut = "MPL-2.0";
-
-std::vector<TokenId> text_of_file(const Tokenizer& tokenizer, const std::string& name) {
-  const auto text = posix_file_system().read(std::string(kLicenses) + "/" + name);
-  DS_CHECK(text.ok());
-  return tokenizer.encode(*text, false);
-}
-
-/// All licences but the held-out one, in the order of their names; links are skipped.
-std::vector<TokenId> training_text(const Tokenizer& tokenizer) {
-  std::set<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(kLicenses)) {
-    if (entry.is_regular_file() && !entry.is_symlink()) names.insert(entry.path().filename());
-  }
-  names.erase(kHeldOut);
-  std::vector<TokenId> out;
-  for (const std::string& name : names) {
-    const auto ids = text_of_file(tokenizer, name);
-    out.insert(out.end(), ids.begin(), ids.end());
-  }
-  return out;
-}
 
 Texts held_out_texts(const Tokenizer& tokenizer) {
   constexpr size_t kTexts = 6, kTokens = 256;
-  const auto ids = text_of_file(tokenizer, kHeldOut);
+  const auto ids = licence(tokenizer, kHeldOut);
   DS_CHECK(ids.size() >= kTexts * kTokens);
   Texts out;
   for (size_t at = 0; at < kTexts * kTokens; at += kTokens) {
@@ -156,13 +110,9 @@ double perplexity(const Compute& compute, const BaseWeights& base, const Texts& 
   int64_t n = 0;
   for (const std::vector<TokenId>& ids : texts) {
     const std::vector<float> logits = serve_logits(compute, base, nullptr, ids, 64, KvDtype::kF32);
-    for (size_t i = 0; i + 1 < ids.size(); ++i, ++n) {
-      const float* row = logits.data() + static_cast<int64_t>(i) * vocab;
-      const float top = *std::max_element(row, row + vocab);
-      double sum = 0;
-      for (int64_t j = 0; j < vocab; ++j) sum += std::exp(double{row[j]} - double{top});
-      loss += double{top} + std::log(sum) - double{row[ids[i + 1]]};
-    }
+    const std::vector<double> found = next_logprobs(logits.data(), ids, vocab);
+    for (const double logprob : found) loss -= logprob;
+    n += std::ssize(found);
   }
   return std::exp(loss / static_cast<double>(n));
 }
@@ -271,7 +221,7 @@ NamedTensors drifted(const LoadedModel& model, const Compute& compute, const Nam
                      float rate) {
   constexpr int kSteps = 100, kSequences = 8;
   constexpr size_t kTokens = 64;
-  const std::vector<TokenId> stream = training_text(*model.tokenizer);
+  const std::vector<TokenId> stream = licences(*model.tokenizer, kHeldOut);
   std::printf("  %zu tokens of licences, %zu used\n", stream.size(), kSteps * kSequences * kTokens);
   auto made = FullWeights::make(compute, model.file->config(), tensors);
   DS_CHECK(made.ok());

@@ -127,16 +127,6 @@ class MixedPrecision : public testing::Test {
     terms.cross_entropy.push_back({&sequence, 1.0f});
     graph = std::make_unique<TrainGraph>(model.base->config(), watched.compute());
   }
-  NamedTensors tensors() const {
-    NamedTensors out;
-    for (const auto& [name, info] : model.file->tensors()) {
-      int64_t n = 1;
-      for (const int64_t d : info.shape) n *= d;
-      out[name].resize(static_cast<size_t>(n));
-      EXPECT_TRUE(model.file->read_f32(name, out[name]).ok());
-    }
-    return out;
-  }
   std::unique_ptr<Adapters> adapters() const {
     auto made =
         Adapters::make(watched.compute(), model.base->config(), 4, 2.0f, (1u << kTargets) - 1)
@@ -156,7 +146,9 @@ class MixedPrecision : public testing::Test {
   /// Losses of a few steps of training all weights.
   std::vector<double> train(WeightFormat format) {
     load(format);
-    auto full = FullWeights::make(watched.compute(), model.base->config(), tensors()).value();
+    auto full =
+        FullWeights::make(watched.compute(), model.base->config(), test::tensors_of(*model.file))
+            .value();
     AdamW optimizer = AdamW::make(watched.compute(), full->size()).value();
     std::vector<double> losses;
     for (int i = 0; i < 6; ++i) {
@@ -228,7 +220,7 @@ TEST_F(MixedPrecision, WhatSaturatesFallsBackAlone) {
   const bool on_gpu = !machine.compute.ops->host_memory;
   if (on_gpu) {
     // 1e6 times what the second layer's attention reads, and the weights behind it smaller.
-    NamedTensors changed = tensors();
+    NamedTensors changed = test::tensors_of(*model.file);
     for (float& w : changed.at("model.layers.1.input_layernorm.weight")) w *= 1e6f;
     for (const Target t : {kQ, kK, kV}) {
       for (float& w : changed.at(weight_name(1, t))) w *= 1e-6f;

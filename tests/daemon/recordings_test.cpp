@@ -128,11 +128,14 @@ TEST(Recordings, PagesOfAnotherNumberAreAnotherRecording) {
       test::load_model(test::data_path("tiny/untied-gqa"), machine.compute, WeightFormat::kBF16);
   const ModelConfig& config = model.base->config();
   constexpr int64_t kRows = 64;
-  std::vector<TokenId> ids;
-  for (int64_t i = 0; i < kRows; ++i) ids.push_back(static_cast<TokenId>(3 + i * 7 % 200));
-  const auto logits = [&](Forward& forward, KvPages& pages) {
-    const std::vector<int32_t> table = {0, 1}, slots(ids.size(), -1), last = {kRows - 1};
-    const SequenceSpan span{0, kRows, 0, table.data()};
+  std::vector<TokenId> prompt;
+  for (int64_t i = 0; i < kRows; ++i) prompt.push_back(static_cast<TokenId>(3 + i * 7 % 200));
+  // Of the last of the ids, the first of which is at `position`.
+  const auto logits = [&](Forward& forward, KvPages& pages, const std::vector<TokenId>& ids,
+                          int64_t position) {
+    const std::vector<int32_t> table = {0, 1}, slots(ids.size(), -1),
+                               last = {static_cast<int32_t>(ids.size()) - 1};
+    const SequenceSpan span{0, std::ssize(ids), position, table.data()};
     StepBatch step;
     step.ids = ids;
     step.sequences = {&span, 1};
@@ -146,25 +149,12 @@ TEST(Recordings, PagesOfAnotherNumberAreAnotherRecording) {
   std::vector<float> want, after;
   for (const int64_t n_pages : {40, 40, 40, 2, 90, 2, 40}) {
     KvPages pages(config, machine.compute, KvDtype::kBF16, n_pages);
-    const std::vector<float> got = logits(kept, pages);
+    const std::vector<float> got = logits(kept, pages, prompt, 0);
     if (want.empty()) want = got;
     EXPECT_EQ(got, want) << n_pages << " pages";
     // What it wrote has to be in these pages: the next token reads it.
     Forward fresh(config, machine.compute, kRows);
-    const auto next = [&](Forward& forward) {
-      const std::vector<TokenId> token = {5};
-      const std::vector<int32_t> table = {0, 1}, slots = {-1}, last = {0};
-      const SequenceSpan span{0, 1, kRows - 1, table.data()};
-      StepBatch step;
-      step.ids = token;
-      step.sequences = {&span, 1};
-      step.slot_of_row = slots;
-      step.logit_rows = last;
-      std::vector<float> out(static_cast<size_t>(config.vocab));
-      DS_CHECK(forward.run(*model.base, step, pages, out.data(), nullptr).ok());
-      return out;
-    };
-    const std::vector<float> here = next(fresh);
+    const std::vector<float> here = logits(fresh, pages, {5}, kRows - 1);
     if (after.empty()) after = here;
     EXPECT_EQ(here, after) << n_pages << " pages";
   }

@@ -183,13 +183,7 @@ TEST_F(SmolLm2, LoraTrajectoryMatches) {
 TEST_F(SmolLm2, FullFineTuningTrajectoryMatches) {
   const test::LoadedModel model = test::load_model(path, machine.compute, WeightFormat::kF32);
   const ModelConfig& c = model.base->config();
-  std::map<std::string, std::vector<float>> tensors;
-  for (const auto& [name, info] : model.file->tensors()) {
-    int64_t n = 1;
-    for (const int64_t d : info.shape) n *= d;
-    tensors[name].resize(static_cast<size_t>(n));
-    ASSERT_TRUE(model.file->read_f32(name, tensors[name]).ok());
-  }
+  const NamedTensors tensors = test::tensors_of(*model.file);
   const Batch batch = reference_batch(training);
   auto full = FullWeights::make(machine.compute, c, tensors);
   ASSERT_TRUE(full.ok());
