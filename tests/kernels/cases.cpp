@@ -107,8 +107,8 @@ Vec joined(Vec a, const Vec& b) {
   a.insert(a.end(), b.begin(), b.end());
   return a;
 }
-std::string sized(const char* name, int64_t a, int64_t b) {
-  return std::string(name) + " " + std::to_string(a) + "x" + std::to_string(b);
+std::string sized(const std::string& name, int64_t a, int64_t b) {
+  return name + " " + std::to_string(a) + "x" + std::to_string(b);
 }
 
 namespace {
@@ -300,7 +300,7 @@ Case embed_case(WeightFormat format, int64_t vocab, int64_t d, int64_t rows) {
   const auto id = [=](int64_t r) { return static_cast<int32_t>(r * r % vocab); };
   const int64_t n = vocab * d;
   return simple(
-      sized("pack, unpack, embed, embed_backward", vocab, d), 1e-6,
+      sized("pack, unpack, embed, embed_backward " + format_name(format), vocab, d), 1e-6,
       [=] { return as_bf16(random_floats(n + rows * d, 18)); }, Floats(2 * n + rows * d),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         auto packed = aligned(ops.packed_bytes(format, vocab, d));

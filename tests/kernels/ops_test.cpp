@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <map>
+#include <set>
 
 #include "kernels/pool.h"
 #include "tests/kernels/cases.h"
@@ -15,14 +17,24 @@ namespace {
 
 class OpsTest : public testing::TestWithParam<TestedBackend> {};
 
+/// The oracle takes longer than what it judges, and is the same for every table.
+const Vec& expected_of(const Case& c) {
+  static std::map<std::string, Vec> all;
+  const auto [at, added] = all.try_emplace(c.name);
+  if (added) at->second = c.expect();
+  return at->second;
+}
+
 TEST_P(OpsTest, MatchesTheOracle) {
   const Ops& ops = *GetParam().ops;
   Pool pool(2);
   OpContext context = GetParam().context;
   context.parallel = pool.engine();
   const char* only = std::getenv("DS_TEST_CASES");
+  std::set<std::string> names;
   int ran = 0;
   for (const Case& c : all_cases()) {
+    EXPECT_TRUE(names.insert(c.name).second) << "two cases are called " << c.name;
     if (c.gpu_alone && ops.host_memory) continue;
     if (only != nullptr && c.name.find(only) == std::string::npos) continue;
     ++ran;
@@ -31,7 +43,7 @@ TEST_P(OpsTest, MatchesTheOracle) {
     const char* failed = ops.finish(context);
     ASSERT_EQ(failed, nullptr) << ops.name << ": " << c.name << ": " << failed;
     const double tolerance = rounds_to_bf16(ops) ? c.tolerance_bf16 : c.tolerance;
-    EXPECT_LE(error_of(out, c.expect()), tolerance) << ops.name << ": " << c.name;
+    EXPECT_LE(error_of(out, expected_of(c)), tolerance) << ops.name << ": " << c.name;
   }
   EXPECT_GT(ran, 0) << "no case is called " << (only == nullptr ? "" : only);
 }

@@ -15,7 +15,7 @@ Case simple(std::string name, double tolerance, std::function<Floats()> in, Floa
 std::function<Floats()> normal(int64_t n, uint32_t seed, float scale = 1.0f);
 Vec slice(const Floats& x, int64_t begin, int64_t end);
 Vec joined(Vec a, const Vec& b);
-std::string sized(const char* name, int64_t a, int64_t b);  ///< "name 3x4"
+std::string sized(const std::string& name, int64_t a, int64_t b);  ///< "name 3x4"
 
 /// Of ops that leave their result for linear layers.
 void add_prepared_cases(std::vector<Case>* all);

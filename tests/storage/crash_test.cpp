@@ -244,8 +244,9 @@ void compare(const ReplayStore& store, const Ledger& ledger, bool all) {
   }
 }
 
-/// At most `successes` before each kill.
+/// At most `successes` before each kill; DS_TEST_POWER_CUTS=N: fewer kills.
 void cut_power(const char* mode, int kills, int successes) {
+  if (const char* fewer = std::getenv("DS_TEST_POWER_CUTS")) kills = std::atoi(fewer);
   const char* given = std::getenv("DS_TEST_SEED");
   const uint64_t seed = given ? std::strtoull(given, nullptr, 10) : std::random_device{}();
   std::printf("seed %lu, %d power cuts\n", static_cast<unsigned long>(seed), kills);
