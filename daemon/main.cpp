@@ -93,11 +93,7 @@ LogLevel log_level(const std::string& name) {
 
 int64_t parameter_count(const ModelFile& file) {
   int64_t total = 0;
-  for (const auto& [name, tensor] : file.tensors()) {
-    int64_t n = 1;
-    for (const int64_t d : tensor.shape) n *= d;
-    total += n;
-  }
+  for (const auto& [name, tensor] : file.tensors()) total += elements_of(tensor.shape);
   return total;
 }
 
@@ -489,8 +485,7 @@ int main(int argc, char** argv) {
   const std::string program = ds::own_program().string();
   const auto restarts = ds::Restarts::parse(ds::environment_or(ds::Restarts::kVariable, ""));
   // While it starts: sizes follow the model and the settings.
-  const std::string too_little =
-      a.model + ": not enough memory for this model with these settings";
+  const std::string too_little = a.model + ": not enough memory for this model with these settings";
   ds::Status status;
   try {
     const ds::Result<ds::End> end = ds::run(a, restarts);

@@ -38,8 +38,7 @@ Result<std::string> BaseStore::encode(const ModelConfig& config, const NamedTens
   for (const ExpectedTensor& wanted : llama_tensors(config)) {
     const auto found = tensors.find(wanted.hf_name);
     if (found == tensors.end()) return invalid("tensor " + wanted.hf_name + " is missing");
-    size_t elements = 1;
-    for (const int64_t dim : wanted.shape) elements *= static_cast<size_t>(dim);
+    const auto elements = static_cast<size_t>(elements_of(wanted.shape));
     if (found->second.size() != elements) {
       return invalid(wanted.hf_name + ": " + std::to_string(found->second.size()) +
                      " elements, the model wants " + std::to_string(elements));

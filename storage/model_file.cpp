@@ -9,6 +9,7 @@
 #include "storage/file_bytes.h"
 #include "storage/gguf.h"
 #include "storage/hf_folder.h"
+#include "storage/llama_tensors.h"
 
 namespace ds {
 namespace {
@@ -98,8 +99,7 @@ Status ModelFile::read_f32(const std::string& name, std::span<float> out) const 
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) return not_found(path_ + ": no tensor " + name);
   const TensorInfo& tensor = it->second;
-  int64_t elements = 1;
-  for (const int64_t size : tensor.shape) elements *= size;
+  const int64_t elements = elements_of(tensor.shape);
   if (static_cast<int64_t>(out.size()) != elements) {
     return invalid(name + ": room for " + std::to_string(out.size()) + " values, expected " +
                    std::to_string(elements));
@@ -116,6 +116,16 @@ Status ModelFile::read_f32(const std::string& name, std::span<float> out) const 
                out.data() + row * columns);
   }
   return {};
+}
+
+Result<NamedTensors> ModelFile::read_all_f32() const {
+  NamedTensors tensors;
+  for (const ExpectedTensor& wanted : llama_tensors(config_)) {
+    std::vector<float>& tensor = tensors[wanted.hf_name];
+    tensor.resize(static_cast<size_t>(elements_of(wanted.shape)));
+    DS_TRY(read_f32(wanted.hf_name, tensor));
+  }
+  return tensors;
 }
 
 }  // namespace ds

@@ -55,6 +55,13 @@ struct TokenizerData {
 enum class FileDtype { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1 };
 std::string_view dtype_name(FileDtype dtype);
 
+/// Of a tensor; 1 for one without dimensions.
+inline int64_t elements_of(std::span<const int64_t> shape) {
+  int64_t elements = 1;
+  for (const int64_t size : shape) elements *= size;
+  return elements;
+}
+
 struct TensorInfo {
   std::string name;  ///< HF name, e.g. "model.layers.3.mlp.up_proj.weight"
   FileDtype dtype;
@@ -86,6 +93,8 @@ class ModelFile {
 
   /// Dequantises one tensor to FP32 in HF row order. `out` holds exactly its elements.
   Status read_f32(const std::string& name, std::span<float> out) const;
+  /// The same of all tensors that the model consists of.
+  Result<NamedTensors> read_all_f32() const;
 
  protected:
   std::string path_, name_, sha256_;

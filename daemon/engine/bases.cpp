@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "storage/llama_tensors.h"
-
 namespace ds {
 namespace {
 
@@ -61,15 +59,7 @@ void Bases::keep(const std::shared_ptr<const BaseWeights>& base) {
 
 Result<NamedTensors> Bases::masters(const std::string& sha256) const {
   if (sha256 != file_.sha256()) return store_.read(sha256, file_.config());
-  NamedTensors tensors;
-  for (const ExpectedTensor& wanted : llama_tensors(file_.config())) {
-    int64_t elements = 1;
-    for (const int64_t dim : wanted.shape) elements *= dim;
-    std::vector<float>& tensor = tensors[wanted.hf_name];
-    tensor.resize(static_cast<size_t>(elements));
-    DS_TRY(file_.read_f32(wanted.hf_name, tensor));
-  }
-  return tensors;
+  return file_.read_all_f32();
 }
 
 bool Bases::drop_idle() {

@@ -46,9 +46,7 @@ Result<BackendVector> BackendVector::copy() const {
 
 ParameterTable::ParameterTable(const ModelConfig& config) {
   for (const ExpectedTensor& tensor : llama_tensors(config)) {
-    size_t elements = 1;
-    for (const int64_t dim : tensor.shape) elements *= static_cast<size_t>(dim);
-    places_[tensor.hf_name].size = elements;
+    places_[tensor.hf_name].size = static_cast<size_t>(elements_of(tensor.shape));
   }
   for (auto& [name, place] : places_) {
     place.begin = size_;

@@ -16,6 +16,7 @@
 #include "engine/batch_decoder.h"
 #include "facts.h"
 #include "learn/round_trainer.h"
+#include "tests/bench/texts.h"
 
 namespace ds {
 namespace {
@@ -141,10 +142,7 @@ struct Bench {
     decoder = std::make_unique<BatchDecoder>(model.base->config(), machine.compute, KvDtype::kBF16);
     trainer = std::make_unique<RoundTrainer>(machine.compute, model.base, model.tokenizer, chat);
     choose_unrelated();
-    const Json reference = test::read_json(test::data_path("smollm2/reference.json"));
-    for (const Json& text : reference["teacher_forced"]) {
-      std::vector<TokenId> ids;
-      for (const Json& id : text["ids"]) ids.push_back(id.get<int>());
+    for (std::vector<TokenId>& ids : reference_texts()) {
       ids.resize(std::min<size_t>(ids.size(), 160));
       heldout.push_back(std::move(ids));
     }

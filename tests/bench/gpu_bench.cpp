@@ -61,10 +61,8 @@ NamedTensors random_tensors(const ModelConfig& config) {
   std::mt19937 rng(1);
   NamedTensors out;
   for (const ExpectedTensor& wanted : llama_tensors(config)) {
-    int64_t n = 1;
-    for (const int64_t dim : wanted.shape) n *= dim;
     std::vector<float>& tensor = out[wanted.hf_name];
-    tensor.resize(static_cast<size_t>(n));
+    tensor.resize(static_cast<size_t>(elements_of(wanted.shape)));
     std::normal_distribution<float> normal(wanted.shape.size() == 1 ? 1.0f : 0.0f, 0.05f);
     for (float& v : tensor) v = normal(rng);
   }
@@ -256,7 +254,7 @@ struct Bench {
     if (file == nullptr) return std::puts("held-out: needs DS_MODEL"), false;
     const auto tokenizer = Tokenizer::create(file->tokenizer());
     DS_CHECK(tokenizer.ok());
-    const NamedTensors start = test::tensors_of(*file);
+    const NamedTensors start = file->read_all_f32().value();
     const HeldOut held_out(gpu, config, start, licences(**tokenizer));
     return held_out_rows(held_out,
                          std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});

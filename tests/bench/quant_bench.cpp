@@ -350,7 +350,7 @@ int run_drift(float rate, std::string_view only) {
   Machine machine;
   const LoadedModel model = load_model(smollm2_path(), machine.compute, WeightFormat::kF32);
   std::printf("%s: 100 steps of full fine-tuning at %g\n", machine.compute.ops->name, rate);
-  const NamedTensors start = tensors_of(*model.file);
+  const NamedTensors start = model.file->read_all_f32().value();
   NamedTensors weights = drifted(model, machine.compute, start, rate);
   std::printf("  moved by %.5f of the norm\n", distance(*model.file, start, weights));
   const NamedTexts evaluated = {{"general texts", reference_texts()},
@@ -372,7 +372,7 @@ int run(bool decode_only) {
     std::fprintf(stderr, "%s\n", file.status().message().c_str());
     return 1;
   }
-  NamedTensors tensors = tensors_of(**file);
+  NamedTensors tensors = (*file)->read_all_f32().value();
   std::printf("%s, %d threads\none decode pass over all matrices\n", machine.compute.ops->name,
               machine.pool.threads());
   decode_pass(**file, tensors, machine);

@@ -146,9 +146,9 @@ class MixedPrecision : public testing::Test {
   /// Losses of a few steps of training all weights.
   std::vector<double> train(WeightFormat format) {
     load(format);
-    auto full =
-        FullWeights::make(watched.compute(), model.base->config(), test::tensors_of(*model.file))
-            .value();
+    auto full = FullWeights::make(watched.compute(), model.base->config(),
+                                  model.file->read_all_f32().value())
+                    .value();
     AdamW optimizer = AdamW::make(watched.compute(), full->size()).value();
     std::vector<double> losses;
     for (int i = 0; i < 6; ++i) {
@@ -220,7 +220,7 @@ TEST_F(MixedPrecision, WhatSaturatesFallsBackAlone) {
   const bool on_gpu = !machine.compute.ops->host_memory;
   if (on_gpu) {
     // 1e6 times what the second layer's attention reads, and the weights behind it smaller.
-    NamedTensors changed = test::tensors_of(*model.file);
+    NamedTensors changed = model.file->read_all_f32().value();
     for (float& w : changed.at("model.layers.1.input_layernorm.weight")) w *= 1e6f;
     for (const Target t : {kQ, kK, kV}) {
       for (float& w : changed.at(weight_name(1, t))) w *= 1e-6f;

@@ -130,19 +130,6 @@ inline LoadedModel load_model(const std::string& path, const Compute& compute,
   return out;
 }
 
-/// All tensors of a file in FP32.
-inline NamedTensors tensors_of(const ModelFile& file) {
-  NamedTensors out;
-  for (const auto& [name, info] : file.tensors()) {
-    int64_t elements = 1;
-    for (const int64_t size : info.shape) elements *= size;
-    std::vector<float>& to = out[name];
-    to.resize(static_cast<size_t>(elements));
-    DS_CHECK(file.read_f32(name, to).ok());
-  }
-  return out;
-}
-
 /// Logits of every row of one sequence by the serving path, FP32 [ids, vocab]. `chunk` rows a step;
 /// `delta` may be null.
 inline std::vector<float> serve_logits(const Compute& compute, const BaseWeights& base,

@@ -27,9 +27,7 @@ ModelConfig small_config() {
 NamedTensors tensors_of(float first) {
   NamedTensors tensors;
   for (const ExpectedTensor& wanted : llama_tensors(small_config())) {
-    int64_t elements = 1;
-    for (const int64_t dim : wanted.shape) elements *= dim;
-    for (int64_t i = 0; i < elements; ++i) {
+    for (int64_t i = 0; i < elements_of(wanted.shape); ++i) {
       tensors[wanted.hf_name].push_back(first + static_cast<float>(i) / 7.0f);
     }
   }

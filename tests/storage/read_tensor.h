@@ -12,9 +12,7 @@ namespace ds::test {
 
 /// All elements of a tensor.
 inline std::vector<float> read(const ModelFile& file, const std::string& name) {
-  int64_t elements = 1;
-  for (const int64_t size : file.tensors().at(name).shape) elements *= size;
-  std::vector<float> out(static_cast<size_t>(elements));
+  std::vector<float> out(static_cast<size_t>(elements_of(file.tensors().at(name).shape)));
   const Status status = file.read_f32(name, out);
   EXPECT_TRUE(status.ok()) << status.message();
   return out;
