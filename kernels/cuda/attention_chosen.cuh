@@ -90,12 +90,7 @@ __device__ inline int map_keys(const ChosenRows& rows, const MapMemory& m, int w
   const int begin = static_cast<int>(threadIdx.x) * each, end = min(words, begin + each);
   int mine = 0;
   for (int i = begin; i < end; ++i) mine += __popc(m.map[i]);
-  int up_to = mine;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, up_to, step);
-    if (lane >= step) up_to += other;
-  }
+  int up_to = warp_sum_up_to(mine);
   if (lane == 31) of_warp[threadIdx.x / 32] = up_to;
   __syncthreads();
   int total = 0;

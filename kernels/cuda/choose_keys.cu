@@ -209,12 +209,7 @@ __device__ inline void find_bin(const Memory& m, uint32_t wanted) {
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   uint32_t mine = 0;
   for (int i = 0; i < kEach; ++i) mine += m.bins[thread * kEach + i];
-  uint32_t up_to = mine;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t other = __shfl_up_sync(kAllLanes, up_to, step);
-    if (lane >= step) up_to += other;
-  }
+  uint32_t up_to = warp_sum_up_to(mine);
   if (lane == 31) m.words[2 + warp] = up_to;
   __syncthreads();
   for (int w = 0; w < warp; ++w) up_to += m.words[2 + w];

@@ -53,6 +53,13 @@ __device__ inline uint32_t pack_pair(float first, float second) {
   return pair;
 }
 
+/// Eight neighbours of 16 bits.
+template <typename T>
+__device__ inline uint4 pack_eight(const float4& a, const float4& b) {
+  return make_uint4(pack_pair<T>(a.x, a.y), pack_pair<T>(a.z, a.w), pack_pair<T>(b.x, b.y),
+                    pack_pair<T>(b.z, b.w));
+}
+
 /// Four or eight neighbours at once; `to` is aligned for it.
 template <typename T>
 __device__ inline void store_four(T* to, float4 v) {
@@ -68,8 +75,7 @@ __device__ inline void store_eight(T* to, float4 a, float4 b) {
     store_four(to, a);
     store_four(to + 4, b);
   } else {
-    *reinterpret_cast<uint4*>(to) = make_uint4(pack_pair<T>(a.x, a.y), pack_pair<T>(a.z, a.w),
-                                               pack_pair<T>(b.x, b.y), pack_pair<T>(b.z, b.w));
+    *reinterpret_cast<uint4*>(to) = pack_eight<T>(a, b);
   }
 }
 
@@ -134,6 +140,16 @@ template <typename T>
 __device__ inline T warp_sum(T x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+/// The sum over the lanes up to and with this one.
+template <typename T>
+__device__ inline T warp_sum_up_to(T x) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, x, step);
+    if (static_cast<int>(threadIdx.x % 32) >= step) x += other;
+  }
   return x;
 }
 /// NaN is passed over, as the CPU does.

@@ -50,15 +50,11 @@ struct Group {
     } else if constexpr (kOutputs == Outputs::kOne) {
       while (g.i0 >= a.n[g.w0]) g.i0 -= a.n[g.w0++];
     } else {
-      const int64_t half = a.rope.kv.head_dim / 2, n_kv = a.rope.kv.n_kv_heads;
-      g.head = output / half;
+      const int64_t half = a.rope.kv.head_dim / 2;
+      const auto of = head_of(a.rope, output / half);
+      g.w0 = g.w1 = of.w;
+      g.head = of.head;
       g.pair = output % half;
-      if (g.head >= a.rope.n_heads) {
-        g.head -= a.rope.n_heads;
-        g.w0 = g.head < n_kv ? 1 : 2;
-        g.head %= n_kv;
-      }
-      g.w1 = g.w0;
       g.i0 = g.head * 2 * half + g.pair;
       g.i1 = g.i0 + half;
     }
@@ -83,9 +79,7 @@ struct StagedRows {
   __device__ void stage_four(const GemvArgs& a, int i, float (&part)[kRows]) {
     float4 v[kRows], weight = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
     if (a.in.norm != nullptr) {
-      const float4 norm = reinterpret_cast<const float4*>(a.in.norm)[i];
-      constexpr float kScale = kBeforeNorm<T>;
-      weight = make_float4(norm.x * kScale, norm.y * kScale, norm.z * kScale, norm.w * kScale);
+      weight = before_norm<T>(reinterpret_cast<const float4*>(a.in.norm)[i]);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -430,11 +424,7 @@ void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t ro
   }
   g.outputs = outputs == Outputs::kOne ? total : total / 2;
   if (a.epilogue == Epilogue::kResidual) g.residual = a.residual + row * a.y_stride[0];
-  if (a.rope != nullptr) {
-    g.rope = *a.rope;
-    g.rope.positions += row;
-    g.rope.slots += row;
-  }
+  if (a.rope != nullptr) g.rope = from_row(*a.rope, row);
   g.add = additions_of(a, row);
   if (g.outputs == 0) return;
   g.lanes = lanes_for(g.in.padded * element_bytes(format) / 16, g.outputs);

@@ -131,17 +131,10 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) finish_rope_rows(const __grid_constant__ FinishRope a) {
   begin_after_previous();
   const int half = static_cast<int>(a.rope.kv.head_dim) / 2;
-  const int n_heads = static_cast<int>(a.rope.n_heads);
-  const int n_kv = static_cast<int>(a.rope.kv.n_kv_heads);
   const int n = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
   const int unit = n / half, pair = n % half, first = static_cast<int>(blockIdx.x) * kTileRows;
-  if (unit >= n_heads + 2 * n_kv) return;
-  int head = unit, w = 0;
-  if (head >= n_heads) {
-    head -= n_heads;
-    w = head < n_kv ? 1 : 2;
-    head %= n_kv;
-  }
+  if (unit >= a.rope.n_heads + 2 * a.rope.kv.n_kv_heads) return;
+  const auto [w, head] = head_of(a.rope, unit);
   const int64_t i = head * 2 * half + pair;
   float x[kTileRows], y[kTileRows];
   PairPlace place[kTileRows];
@@ -283,9 +276,7 @@ void finish_rope(const StreamState& s, const LinearArgs& a, const Piece& p, cons
   f.stride = total;
   f.q = a.y[0] + p.row * a.y_stride[0];
   f.q_stride = a.y_stride[0];
-  f.rope = *a.rope;
-  f.rope.positions += p.row;
-  f.rope.slots += p.row;
+  f.rope = from_row(*a.rope, p.row);
   f.add = additions_of(a, p.row);
   const dim3 grid(static_cast<unsigned>(ceil_div(p.rows, kTileRows)),
                   static_cast<unsigned>(ceil_div(total / 2, kThreads)));

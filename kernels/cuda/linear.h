@@ -69,6 +69,11 @@ struct InputRows {
 /// at 65504: they lose nothing, as their least bits are far below what counts beside their RMS.
 template <typename T>
 constexpr float kBeforeNorm = std::is_same_v<T, Half> ? 1.0f / 64 : 1.0f;
+template <typename T>
+__device__ inline float4 before_norm(const float4& w) {
+  constexpr float kScale = kBeforeNorm<T>;
+  return make_float4(w.x * kScale, w.y * kScale, w.z * kScale, w.w * kScale);
+}
 /// A value of a row as products see it; `counts`: this thread is the one that counts what
 /// saturates.
 template <typename T>

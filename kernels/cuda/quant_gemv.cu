@@ -410,9 +410,7 @@ void few_quant_rows(const StreamState& s, const QuantLinearArgs& q, int64_t row,
   }
   if (a.rope != nullptr) {
     g.outputs = Outputs::kRope;
-    g.rope = *a.rope;
-    g.rope.positions += row;
-    g.rope.slots += row;
+    g.rope = from_row(*a.rope, row);
     g.units /= 2;
   }
   if (a.epilogue == Epilogue::kResidual) g.residual = a.residual + row * a.y_stride[0];

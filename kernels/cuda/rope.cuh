@@ -27,6 +27,32 @@ __device__ inline int64_t page_offset(const KvView& kv, int64_t slot, int64_t he
   return ((page * kv.n_kv_heads + head) * kKvPageTokens + slot % kKvPageTokens) * kv.head_dim;
 }
 
+/// Which of q (w = 0), k and v (1, 2) a head is of, and as which of its heads.
+template <typename I>
+struct HeadOf {
+  int w;
+  I head;
+};
+/// `number` counts a row's heads: those of q, then of k, then of v.
+template <typename I>
+__device__ inline HeadOf<I> head_of(const RopeAppendArgs& rope, I number) {
+  const I n_heads = static_cast<I>(rope.n_heads), n_kv = static_cast<I>(rope.kv.n_kv_heads);
+  HeadOf<I> of{0, number};
+  if (of.head >= n_heads) {
+    of.head -= n_heads;
+    of.w = of.head < n_kv ? 1 : 2;
+    of.head %= n_kv;
+  }
+  return of;
+}
+
+/// What the rows from `row` on need.
+inline RopeAppendArgs from_row(RopeAppendArgs rope, int64_t row) {
+  rope.positions += row;
+  rope.slots += row;
+  return rope;
+}
+
 /// Where a pair of a head of q (w = 0), k or v (1, 2) goes in one row, looked up ahead of its use.
 struct PairPlace {
   float cos = 1.0f, sin = 0.0f;  ///< of the row's position; v does not turn

@@ -94,16 +94,11 @@ struct Before {
   __device__ explicit Before(double x) {
     __shared__ double of_warp[kThreads / 32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    double upto = x;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const double other = __shfl_up_sync(kAllLanes, upto, step);
-      if (lane >= step) upto += other;
-    }
+    const double up_to = warp_sum_up_to(x);
     __syncthreads();  // of an earlier one
-    if (lane == 31) of_warp[warp] = upto;
+    if (lane == 31) of_warp[warp] = up_to;
     __syncthreads();
-    sum = upto - x;
+    sum = up_to - x;
     total = 0;
     for (int w = 0; w < kThreads / 32; ++w) {
       if (w == warp) sum += total;

@@ -62,16 +62,10 @@ struct Outputs {
       o.i0 = block * kOut;
     } else {
       const int half = static_cast<int>(a.rope.kv.head_dim) / 2, of_head = half / kOut;
-      const int n_heads = static_cast<int>(a.rope.n_heads);
-      const int n_kv = static_cast<int>(a.rope.kv.n_kv_heads);
-      o.head = block / of_head;
+      const auto of = head_of(a.rope, block / of_head);
+      o.w0 = o.w1 = of.w;
+      o.head = of.head;
       o.pair = block % of_head * kOut;
-      if (o.head >= n_heads) {
-        o.head -= n_heads;
-        o.w0 = o.head < n_kv ? 1 : 2;
-        o.head %= n_kv;
-      }
-      o.w1 = o.w0;
       o.i0 = o.head * 2 * half + o.pair;
       o.i1 = o.i0 + half;
     }
@@ -108,12 +102,7 @@ struct WarpSums {
       for (const float v : {x[0].x, x[0].y, x[0].z, x[0].w, x[1].x, x[1].y, x[1].z, x[1].w})
         if (saturates(v)) atomicAdd(saturated, 1);
     }
-    return make_uint4(pack_pair<T>(x[0].x, x[0].y), pack_pair<T>(x[0].z, x[0].w),
-                      pack_pair<T>(x[1].x, x[1].y), pack_pair<T>(x[1].z, x[1].w));
-  }
-  __device__ static float4 before_norm(const float4& w) {
-    constexpr float kScale = kBeforeNorm<T>;
-    return make_float4(w.x * kScale, w.y * kScale, w.z * kScale, w.w * kScale);
+    return pack_eight<T>(x[0], x[1]);
   }
   __device__ static void scale(float4& x, const float4& by, float& square) {
     square = fmaf(x.x, x.x, fmaf(x.y, x.y, square));
@@ -139,7 +128,7 @@ struct WarpSums {
         }
         norm[u][part] = make_float4(1, 1, 1, 1);
         if (there && a.norm != nullptr)
-          norm[u][part] = before_norm(reinterpret_cast<const float4*>(a.norm)[at + part]);
+          norm[u][part] = before_norm<T>(reinterpret_cast<const float4*>(a.norm)[at + part]);
       }
     }
 #pragma unroll
