@@ -17,9 +17,10 @@ namespace {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
-constexpr int kOut = 16;            // outputs of a tile
-constexpr int kStep = 32;           // of k
-constexpr int kOutStep = kOut + 1;  // floats between rows of sums
+constexpr int kOut = 16;                      // outputs of a tile
+constexpr int kStep = 32;                     // of k
+constexpr int kOutStep = kOut + 1;            // floats between rows of sums
+static_assert(kSomeRows * kOut <= kThreads);  // a thread finishes one output of one row
 
 enum class Tiles {
   kOne,     ///< outputs of one weight
@@ -32,7 +33,8 @@ __host__ __device__ constexpr int tiles_of_block(Tiles tiles) {
 
 struct SomeArgs {
   const float* x = nullptr;
-  const float* norm = nullptr;  ///< as in InputRows
+  const uint4* rounded = nullptr;  ///< [rows][k] as prepare() gives them, in place of x; or null
+  const float* norm = nullptr;     ///< as in InputRows
   int64_t x_stride = 0;
   float eps = 0;
   int32_t* saturated = nullptr;
@@ -41,6 +43,7 @@ struct SomeArgs {
   int n[kMaxFusedWeights];
   float* y[kMaxFusedWeights];
   int64_t y_stride[kMaxFusedWeights];
+  void* y_prepared = nullptr;  ///< [rows][n] in place of y[0], or null
   const float* residual = nullptr;
   Additions add;
   RopeAppendArgs rope;
@@ -73,11 +76,12 @@ struct Outputs {
   }
 };
 
-/// A warp's sums over its steps of k: tiles of outputs times 8 kEights rows. It has kAhead steps
-/// under way.
+/// A warp's sums over its steps of k: tiles of outputs times 8 kEights rows. It has the weights of
+/// kAhead steps under way, and the input of kInputs.
 template <typename T, int kEights, int kTiles>
 struct WarpSums {
   static constexpr int kAhead = kEights * kTiles > 2 ? 2 : 3;
+  static constexpr int kInputs = kEights > 2 ? 1 : kAhead;
   uint4 w[kAhead][kTiles][2];  // rows g and g + 8 of a tile
   float sum[kTiles][kEights][4] = {};
   float squares[kEights] = {};
@@ -112,19 +116,24 @@ struct WarpSums {
 
   /// Adds the steps whose weights are there.
   __device__ void add(const SomeArgs& a, int chunk, int chunks) {
-    const int g = threadIdx.x % 32 / 4;
-    float4 x[kAhead][kEights][2], norm[kAhead][2];
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      const int at = 2 * (chunk + u * kWarps * (kStep / 8));
+    for (int u = 0; u < kAhead; u += kInputs) add_inputs(a, u, chunk, chunks);
+  }
+  __device__ void add_inputs(const SomeArgs& a, int first, int chunk, int chunks) {
+    if (a.rounded != nullptr) return add_rounded(a, first, chunk, chunks);
+    const int g = threadIdx.x % 32 / 4;
+    float4 x[kInputs][kEights][2], norm[kInputs][2];
+#pragma unroll
+    for (int u = 0; u < kInputs; ++u) {
+      const int at = 2 * (chunk + (first + u) * kWarps * (kStep / 8));
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
         const bool there = at < 2 * chunks;
 #pragma unroll
         for (int e = 0; e < kEights; ++e) {
-          const auto* row =
-              reinterpret_cast<const float4*>(a.x + min(8 * e + g, a.rows - 1) * a.x_stride);
-          x[u][e][part] = there ? row[at + part] : make_float4(0, 0, 0, 0);
+          const int row = min(8 * e + g, a.rows - 1);
+          const auto* from = reinterpret_cast<const float4*>(a.x + row * a.x_stride);
+          x[u][e][part] = there ? from[at + part] : make_float4(0, 0, 0, 0);
         }
         norm[u][part] = make_float4(1, 1, 1, 1);
         if (there && a.norm != nullptr)
@@ -132,21 +141,42 @@ struct WarpSums {
       }
     }
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
+    for (int u = 0; u < kInputs; ++u) {
 #pragma unroll
       for (int e = 0; e < kEights; ++e) {
         scale(x[u][e][0], norm[u][0], squares[e]);
         scale(x[u][e][1], norm[u][1], squares[e]);
         // Every block has all rows: the first counts.
         const bool counts = blockIdx.x == 0 && 8 * e + g < a.rows;
-        const uint4 b = rounded(x[u][e], counts ? a.saturated : nullptr);
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          const uint4 &low = w[u][tile][0], &high = w[u][tile][1];
-          multiply_add<T>({low.x, high.x, low.y, high.y}, b.x, b.y, sum[tile][e]);
-          multiply_add<T>({low.z, high.z, low.w, high.w}, b.z, b.w, sum[tile][e]);
-        }
+        multiply(first + u, e, rounded(x[u][e], counts ? a.saturated : nullptr));
       }
+    }
+  }
+  __device__ void add_rounded(const SomeArgs& a, int first, int chunk, int chunks) {
+    const int g = threadIdx.x % 32 / 4;
+    uint4 x[kInputs][kEights];
+#pragma unroll
+    for (int u = 0; u < kInputs; ++u) {
+      const int at = chunk + (first + u) * kWarps * (kStep / 8);
+#pragma unroll
+      for (int e = 0; e < kEights; ++e) {
+        const int64_t row = min(8 * e + g, a.rows - 1);
+        x[u][e] = at < chunks ? a.rounded[row * chunks + at] : make_uint4(0, 0, 0, 0);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kInputs; ++u) {
+#pragma unroll
+      for (int e = 0; e < kEights; ++e) multiply(first + u, e, x[u][e]);
+    }
+  }
+  /// Step u's weights with 8 rows.
+  __device__ void multiply(int u, int e, const uint4& b) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const uint4 &low = w[u][tile][0], &high = w[u][tile][1];
+      multiply_add<T>({low.x, high.x, low.y, high.y}, b.x, b.y, sum[tile][e]);
+      multiply_add<T>({low.z, high.z, low.w, high.w}, b.z, b.w, sum[tile][e]);
     }
   }
 
@@ -230,7 +260,14 @@ __global__ void __launch_bounds__(kThreads) multiply_some(const __grid_constant_
   if constexpr (kTiles == Tiles::kRope) {
     return place.put(a.rope, o.w0, a.y[0] + to, value, other);
   }
-  if constexpr (kTiles == Tiles::kSwiglu) value = silu_times(value, other);
+  if constexpr (kTiles == Tiles::kSwiglu) {
+    value = silu_times(value, other);
+    if (a.y_prepared != nullptr) {
+      static_cast<T*>(a.y_prepared)[static_cast<int64_t>(row) * a.n[0] + o.i0 + out] =
+          from_float<T>(value);
+      return;
+    }
+  }
   a.y[o.w0][to] = residual + value;
 }
 
@@ -248,9 +285,11 @@ void launch_some(const StreamState& s, const SomeArgs& a, Tiles tiles) {
 }
 
 bool takes(const LinearArgs& a) {
-  if (is_f32(a.w[0].format) || a.rows > kFewRows) return false;
-  if (a.x_prepared != nullptr || a.y_prepared != nullptr || !input_rows(a, 0, nullptr).whole)
-    return false;
+  if (is_f32(a.w[0].format) || a.rows > kSomeRows) return false;
+  const int64_t k = a.w[0].k;
+  if (a.x_prepared == nullptr ? !input_rows(a, 0, nullptr).whole : k % 8 != 0) return false;
+  if (a.y_prepared != nullptr && a.w[0].n % 8 != 0)
+    return false;  // rows that want zeros at the end
   for (int w = 0; w < a.n_weights; ++w) {
     if (a.w[w].transposed || a.w[w].n == 0 || a.w[w].n > kManyOutputs) return false;
   }
@@ -261,9 +300,11 @@ bool takes(const LinearArgs& a) {
 
 bool some_rows(const StreamState& s, const LinearArgs& a) {
   if (!takes(a)) return false;
-  if (a.lora != nullptr) low_rank_inputs(s, a, 0, a.rows, nullptr);
+  if (a.lora != nullptr) low_rank_inputs(s, a, 0, a.rows, a.x_prepared);
   SomeArgs g{};
   g.x = a.x;
+  g.rounded = static_cast<const uint4*>(a.x_prepared);
+  g.y_prepared = a.y_prepared;
   g.x_stride = a.x_stride;
   g.norm = a.norm;
   g.eps = a.norm_eps;
@@ -286,8 +327,10 @@ bool some_rows(const StreamState& s, const LinearArgs& a) {
   const bool half = a.w[0].format == WeightFormat::kF16;
   if (a.rows <= 8) {
     half ? launch_some<Half, 1>(s, g, tiles) : launch_some<Bf16, 1>(s, g, tiles);
-  } else {
+  } else if (a.rows <= 16) {
     half ? launch_some<Half, 2>(s, g, tiles) : launch_some<Bf16, 2>(s, g, tiles);
+  } else {
+    half ? launch_some<Half, 4>(s, g, tiles) : launch_some<Bf16, 4>(s, g, tiles);
   }
   return true;
 }

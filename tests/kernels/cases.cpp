@@ -443,7 +443,7 @@ void add_linear_cases(std::vector<Case>* all) {
       all->push_back(linear_case(normed));
     }
     for (int64_t rows : {1, 12, 70}) all->push_back(norm_range_case(rows, format));
-    for (int64_t rows : {1, 2, 7, 12, 70}) {
+    for (int64_t rows : {1, 2, 7, 12, 30, 70}) {
       for (int64_t head_dim : {12, 32}) all->push_back(rope_linear_case(format, rows, head_dim));
     }
   }
