@@ -46,7 +46,7 @@ size_t Products::Hash::operator()(const Key& key) const {
 }
 
 Products::Key Products::key_of(const Product& p, int sms) {
-  return {p.type * 4 + p.a.transposed * 2 + p.b.transposed,
+  return {p.c_type * 1024 + p.type * 4 + p.a.transposed * 2 + p.b.transposed,
           p.compute,
           p.m,
           p.n,
@@ -84,7 +84,7 @@ cublasStatus_t Products::make(const Product& p, int sms, int64_t alignment, Plan
   then([&] { return set(plan.product, CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, int32_t{sms}); });
   then([&] { return operand(plan.a, p.a, p.m, p.k); });
   then([&] { return operand(plan.b, p.b, p.k, p.n); });
-  then([&] { return layout(plan.c, CUDA_R_32F, p.m, p.n, p.c_stride); });
+  then([&] { return layout(plan.c, p.c_type, p.m, p.n, p.c_stride); });
   then([&] { return cublasLtMatmulPreferenceInit(&wish); });
   then([&] { return prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes); });
   for (const auto what :

@@ -13,7 +13,8 @@ namespace ds::cuda {
 
 constexpr int64_t kBlasBytes = int64_t{32} << 20;  ///< workspace that cuBLAS recommends for Hopper
 
-/// c [m, n] = alpha * a b + beta * c, row-major, c in FP32; what beta = 0 multiplies is not read.
+/// c [m, n] = alpha * a b + beta * c, row-major; what beta = 0 multiplies is not read. Sums are
+/// FP32.
 struct Product {
   struct Operand {
     const void* data = nullptr;
@@ -25,7 +26,8 @@ struct Product {
   int64_t m = 0, n = 0, k = 0;
   Operand a, b;  ///< [m, k], [k, n]
   float alpha = 1.0f, beta = 0.0f;
-  float* c = nullptr;
+  cudaDataType_t c_type = CUDA_R_32F;  ///< that, or the type of a and b
+  void* c = nullptr;
   int64_t c_stride = 0;
 };
 

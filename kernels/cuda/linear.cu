@@ -99,20 +99,33 @@ void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
 }
 
 /// prepared [rows, n] = silu(gate) * up where nothing is added to the products [rows, stride]: a
-/// thread takes four neighbours. Results are rounded to T, so fast exponentials and divisions do.
-template <typename T>
+/// thread takes kEach neighbours. Results are rounded to T, so fast exponentials and divisions do.
+/// Products that are halves already are infinite where cuBLAS had no half for them.
+template <typename T, typename P>
 __global__ void __launch_bounds__(kThreads)
-    finish_swiglu_fours(int n, const float* gate, const float* up, int64_t stride, T* prepared) {
+    finish_swiglu_chunks(int n, const P* gate, const P* up, int64_t stride, T* prepared) {
   begin_after_previous();
-  const int i = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * 4;
+  constexpr int kEach = Chunk<P>::kElements;
+  const int i = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * kEach;
   if (i >= n) return;
   // The last rows first: of many, their products are still in L2.
   const int64_t row = gridDim.x - 1 - blockIdx.x;
-  const float4 g = *reinterpret_cast<const float4*>(gate + row * stride + i);
-  const float4 u = *reinterpret_cast<const float4*>(up + row * stride + i);
-  const auto silu = [](float x) { return __fdividef(x, 1.0f + __expf(-x)); };
-  store_four(prepared + row * n + i,
-             make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+  const auto chunk = [&](const P* from) {
+    Chunk<P> out = unpack_chunk(*reinterpret_cast<const uint4*>(from + row * stride + i), P());
+    if constexpr (std::is_same_v<P, Half>) {
+#pragma unroll
+      for (float& x : out.v)
+        if (isinf(x)) x = copysignf(kLargestHalf, x);
+    }
+    return out;
+  };
+  const Chunk<P> g = chunk(gate), u = chunk(up);
+  float y[kEach];
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) y[e] = __fdividef(g.v[e], 1.0f + __expf(-g.v[e])) * u.v[e];
+#pragma unroll
+  for (int e = 0; e < kEach; e += 4)
+    store_four(prepared + row * n + i + e, make_float4(y[e], y[e + 1], y[e + 2], y[e + 3]));
 }
 
 /// Products of q, k and v side by side, to be finished and put where rope_append() puts them.
@@ -174,9 +187,10 @@ Product product_of(WeightFormat format) {
   return p;
 }
 
-/// y [rows, n] = x W^T + beta y; x is rounded rows for weights of 16 bits, else FP32 rows.
+/// y [rows, n] = x W^T + beta y; x is rounded rows for weights of 16 bits, else FP32 rows. y is
+/// FP32, or `narrow`: rounded as the weights.
 bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const void* x,
-              int64_t x_stride, float beta, float* y, int64_t y_stride) {
+              int64_t x_stride, float beta, void* y, int64_t y_stride, bool narrow = false) {
   if (w.n == 0) return true;
   Product p = product_of(w.format);
   p.m = rows;
@@ -187,6 +201,7 @@ bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const voi
   p.a = {x, x_stride, false};
   p.b = {w.data, padded_k(w.format, w.transposed ? w.n : w.k), !w.transposed};
   p.beta = beta;
+  if (narrow) p.c_type = p.type;
   p.c = y;
   p.c_stride = y_stride;
   return s.multiply(p, "product of a linear layer");
@@ -229,49 +244,62 @@ bool continues(const WeightView& w, const WeightView& next) {
          static_cast<const char*>(w.data) + packed_bytes(w.format, w.n, w.k) == next.data;
 }
 
+/// A swiglu whose products wait for it alone, as halves: half the memory. BF16 would lose too much.
+bool is_narrow(const LinearArgs& a) {
+  return a.epilogue == Epilogue::kSwiglu && a.lora == nullptr && a.bias[0] == nullptr &&
+         a.bias[1] == nullptr && a.y_prepared != nullptr && a.w[0].n % 8 == 0 &&
+         a.w[0].format == WeightFormat::kF16;
+}
+
 /// All weights' products side by side: [rows, total].
 bool multiply_side_by_side(const StreamState& s, const LinearArgs& a, const Piece& p,
-                           float* products, int64_t total) {
+                           char* products, int64_t total) {
+  const bool narrow = is_narrow(a);
   for (int w = 0; w < a.n_weights;) {
     WeightView view = a.w[w];
     while (++w < a.n_weights && continues(view, a.w[w])) view.n += a.w[w].n;
-    if (!multiply(s, view, p.rows, p.x, p.x_stride, 0.0f, products, total)) return false;
-    products += view.n;
+    if (!multiply(s, view, p.rows, p.x, p.x_stride, 0.0f, products, total, narrow)) return false;
+    products += view.n * (narrow ? 2 : 4);
   }
   return true;
 }
 
-void finish_swiglu(const StreamState& s, const LinearArgs& a, const Piece& p, const float* products,
+void finish_swiglu(const StreamState& s, const LinearArgs& a, const Piece& p, const char* products,
                    int64_t total) {
+  const int64_t n = a.w[0].n;
+  void* prepared = a.y_prepared == nullptr
+                       ? nullptr
+                       : static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(n);
+  const bool plain = a.lora == nullptr && a.bias[0] == nullptr && a.bias[1] == nullptr;
+  if (plain && prepared != nullptr && n % 8 == 0) {
+    const auto launch = [&]<typename T, typename P>(T, P) {
+      const dim3 grid(static_cast<unsigned>(p.rows),
+                      static_cast<unsigned>(ceil_div(n / Chunk<P>::kElements, kThreads)));
+      const auto* gate = reinterpret_cast<const P*>(products);
+      launch_next("end of swiglu", finish_swiglu_chunks<T, P>, grid, kThreads, 0, s.stream(),
+                  static_cast<int>(n), gate, gate + n, total, static_cast<T*>(prepared));
+    };
+    return is_narrow(a) ? launch(Half(), Half()) : launch(Bf16(), float());
+  }
   Finish f;
   f.rows = p.rows;
-  f.n = a.w[0].n;
-  f.product = products;
-  f.up = products + f.n;
+  f.n = n;
+  f.product = reinterpret_cast<const float*>(products);
+  f.up = f.product + n;
   f.stride = total;
-  if (a.y_prepared != nullptr) {
-    f.prepared = static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(f.n);
-  } else {
+  f.prepared = prepared;
+  if (prepared == nullptr) {
     f.y = a.y[0] + p.row * a.y_stride[0];
     f.y_stride = a.y_stride[0];
-  }
-  const bool plain = a.lora == nullptr && a.bias[0] == nullptr && a.bias[1] == nullptr;
-  if (plain && f.prepared != nullptr && f.n % 8 == 0) {
-    const dim3 grid(static_cast<unsigned>(p.rows),
-                    static_cast<unsigned>(ceil_div(f.n / 4, kThreads)));
-    return with_element(a.w[0].format, [&]<typename T>(T) {
-      launch_next("end of swiglu", finish_swiglu_fours<T>, grid, kThreads, 0, s.stream(),
-                  static_cast<int>(f.n), f.product, f.up, f.stride, static_cast<T*>(f.prepared));
-    });
   }
   f.add = additions_of(a, p.row);
   launch_finish(s, f, a.w[0].format);
 }
 
-void finish_rope(const StreamState& s, const LinearArgs& a, const Piece& p, const float* products,
+void finish_rope(const StreamState& s, const LinearArgs& a, const Piece& p, const char* products,
                  int64_t total) {
   FinishRope f;
-  f.product = products;
+  f.product = reinterpret_cast<const float*>(products);
   f.rows = p.rows;
   f.stride = total;
   f.q = a.y[0] + p.row * a.y_stride[0];
@@ -330,8 +358,7 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
   const int64_t x_bytes = larger(rounded_row_bytes(k), a.norm == nullptr ? 0 : k * 4);
   const int64_t row_bytes = x_bytes + (wait ? total * 4 : 0);
   const int64_t each = smaller(a.rows, larger(1, (kScratchBytes - 256) / row_bytes));
-  auto* products =
-      reinterpret_cast<float*>(s.scratch<char>() + ceil_div(each * x_bytes, 256) * 256);
+  char* products = s.scratch<char>() + ceil_div(each * x_bytes, 256) * 256;
   for (int64_t row = 0; row < a.rows; row += each) {
     const Piece p = piece_of(s, a, row, smaller(each, a.rows - row), s.scratch<char>());
     if (a.lora != nullptr && (a.lora->n_slots > 1 || a.lora->table != nullptr)) {

@@ -189,7 +189,7 @@ class Training {
 struct Bench {
   std::unique_ptr<ModelFile> file;  ///< null: random weights
   ModelConfig config = smollm2_shapes();
-  NamedTensors tensors;
+  NamedTensors tensors;  ///< random weights, or masters()
   Compute gpu;
   std::shared_ptr<const BaseWeights> base;
   std::string suffix;  ///< of the row at hand: "-fp16"
@@ -205,6 +205,12 @@ struct Bench {
     DS_CHECK(opened.ok());
     file = std::move(*opened);
     config = file->config();
+  }
+
+  /// What training of all weights begins with.
+  const NamedTensors& masters() {
+    if (tensors.empty()) tensors = file->read_all_f32().value();
+    return tensors;
   }
 
   std::shared_ptr<const BaseWeights> on(const Compute& compute,
@@ -281,7 +287,7 @@ struct Bench {
   }
 
   void train(int64_t batch, int64_t tokens, bool full) {
-    Training training(gpu, base, tensors, batch, tokens, full);
+    Training training(gpu, base, masters(), batch, tokens, full);
     double passes = 0;
     const double s = seconds(gpu, [&] { passes = training.step(); });
     std::printf("%s-%ldx%ld%s: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms\n",
@@ -296,7 +302,7 @@ struct Bench {
       return [serving, n = int64_t{0}]() mutable { serving->step(1, kBehind + n++ % kNew); };
     };
     const auto train = [&](const Compute& compute) {
-      auto training = std::make_shared<Training>(compute, base, tensors, batch, tokens, full);
+      auto training = std::make_shared<Training>(compute, base, masters(), batch, tokens, full);
       return [training] { training->step(); };
     };
     DS_CHECK(finish(gpu).ok());

@@ -99,19 +99,26 @@ Case prepared_swiglu_backward(bool gate) {
       });
 }
 
-Case prepared_linear_swiglu(WeightFormat format) {
-  constexpr int64_t rows = kRows, d = kWidth, n = rows * d;
-  const int64_t k = 24;
+/// `beyond`: of the first row a gate that no half can hold meets an up of 0, which gives 0.
+Case prepared_linear_swiglu(WeightFormat format, int64_t rows, int64_t d, bool beyond) {
+  const int64_t n = rows * d, k = 24;
   const auto gate_up = [=] {
     Floats in = random_floats(rows * k + 2 * d * k, 35);
     std::transform(in.begin(), in.begin() + rows * k, in.begin(),
                    [](float x) { return as_bf16(x); });
     std::transform(in.begin() + rows * k, in.end(), in.begin() + rows * k,
                    [](float w) { return as_bf16(0.2f * w); });
+    if (beyond) {
+      const auto gate = in.begin() + rows * k, up = gate + d * k;
+      in[0] = 100.0f;
+      for (int64_t i = 0; i < d; ++i) gate[i * k] = up[i * k] = 0.0f;
+      gate[0] = 1000.0f;
+      std::fill_n(up, k, 0.0f);
+    }
     return in;
   };
   return prepared_case(
-      format, "linear swiglu", rows, d, gate_up,
+      format, beyond ? "linear swiglu, gates beyond halves" : "linear swiglu", rows, d, gate_up,
       [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
           const PreparedRows& prepared) {
         LinearArgs a;
@@ -122,11 +129,13 @@ Case prepared_linear_swiglu(WeightFormat format) {
         ops.prepare(c, rows, k, a.x, k, {x.get(), format});
         a.x_prepared = x.get();
         a.n_weights = 2;
-        std::shared_ptr<char> weight[2];
+        // Side by side, as a model has them.
+        const int64_t bytes = ops.packed_bytes(format, d, k);
+        const auto weights = aligned(2 * bytes);
         for (int w = 0; w < 2; ++w) {
-          weight[w] = aligned(ops.packed_bytes(format, d, k));
-          ops.pack(c, format, d, k, in.data() + rows * k + w * d * k, false, weight[w].get());
-          a.w[w] = {format, d, k, weight[w].get()};
+          char* weight = weights.get() + w * bytes;
+          ops.pack(c, format, d, k, in.data() + rows * k + w * d * k, false, weight);
+          a.w[w] = {format, d, k, weight};
         }
         a.epilogue = Epilogue::kSwiglu;
         a.y[0] = y;
@@ -233,7 +242,11 @@ void add_prepared_cases(std::vector<Case>* all) {
   for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kF16}) {
     all->push_back(prepared_rmsnorm(format));
     all->push_back(prepared_swiglu(format));
-    all->push_back(prepared_linear_swiglu(format));
+    for (const int64_t d : {kWidth, int64_t{48}}) {  // with zeros at the end of rows, and without
+      for (const int64_t rows : {int64_t{20}, kRows})
+        all->push_back(prepared_linear_swiglu(format, rows, d, false));
+    }
+    all->push_back(prepared_linear_swiglu(format, kRows, 48, true));
   }
   all->push_back(saturation_case(64));
   all->push_back(saturation_case(70));
