@@ -46,7 +46,8 @@ size_t Products::Hash::operator()(const Key& key) const {
 }
 
 Products::Key Products::key_of(const Product& p, int sms) {
-  return {p.c_type * 1024 + p.type * 4 + p.a.transposed * 2 + p.b.transposed,
+  return {p.type * 4 + p.a.transposed * 2 + p.b.transposed,
+          p.c_type,
           p.compute,
           p.m,
           p.n,

@@ -47,7 +47,7 @@ class Products {
     cublasLtMatmulAlgo_t algorithm;
   };
   /// Whatever the choice of a kernel depends on.
-  using Key = std::array<int64_t, 10>;
+  using Key = std::array<int64_t, 11>;
   struct Hash {
     size_t operator()(const Key& key) const;
   };

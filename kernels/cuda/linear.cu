@@ -244,11 +244,15 @@ bool continues(const WeightView& w, const WeightView& next) {
          static_cast<const char*>(w.data) + packed_bytes(w.format, w.n, w.k) == next.data;
 }
 
-/// A swiglu whose products wait for it alone, as halves: half the memory. BF16 would lose too much.
-bool is_narrow(const LinearArgs& a) {
+/// Products that wait for swiglu alone, whose rounded rows need no padding.
+bool wait_for_swiglu_alone(const LinearArgs& a) {
   return a.epilogue == Epilogue::kSwiglu && a.lora == nullptr && a.bias[0] == nullptr &&
-         a.bias[1] == nullptr && a.y_prepared != nullptr && a.w[0].n % 8 == 0 &&
-         a.w[0].format == WeightFormat::kF16;
+         a.bias[1] == nullptr && a.y_prepared != nullptr && a.w[0].n % 8 == 0;
+}
+
+/// They do so as halves: half the memory. BF16 would lose too much.
+bool is_narrow(const LinearArgs& a) {
+  return wait_for_swiglu_alone(a) && a.w[0].format == WeightFormat::kF16;
 }
 
 /// All weights' products side by side: [rows, total].
@@ -270,8 +274,7 @@ void finish_swiglu(const StreamState& s, const LinearArgs& a, const Piece& p, co
   void* prepared = a.y_prepared == nullptr
                        ? nullptr
                        : static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(n);
-  const bool plain = a.lora == nullptr && a.bias[0] == nullptr && a.bias[1] == nullptr;
-  if (plain && prepared != nullptr && n % 8 == 0) {
+  if (wait_for_swiglu_alone(a)) {
     const auto launch = [&]<typename T, typename P>(T, P) {
       const dim3 grid(static_cast<unsigned>(p.rows),
                       static_cast<unsigned>(ceil_div(n / Chunk<P>::kElements, kThreads)));

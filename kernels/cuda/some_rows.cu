@@ -120,7 +120,9 @@ struct WarpSums {
     for (int u = 0; u < kAhead; u += kInputs) add_inputs(a, u, chunk, chunks);
   }
   __device__ void add_inputs(const SomeArgs& a, int first, int chunk, int chunks) {
-    if (a.rounded != nullptr) return add_rounded(a, first, chunk, chunks);
+    if constexpr (8 * kEights > kFewRows) {  // fewer need not be rounded ahead
+      if (a.rounded != nullptr) return add_rounded(a, first, chunk, chunks);
+    }
     const int g = threadIdx.x % 32 / 4;
     float4 x[kInputs][kEights][2], norm[kInputs][2];
 #pragma unroll
@@ -262,7 +264,7 @@ __global__ void __launch_bounds__(kThreads) multiply_some(const __grid_constant_
   }
   if constexpr (kTiles == Tiles::kSwiglu) {
     value = silu_times(value, other);
-    if (a.y_prepared != nullptr) {
+    if (kRows > kFewRows && a.y_prepared != nullptr) {
       static_cast<T*>(a.y_prepared)[static_cast<int64_t>(row) * a.n[0] + o.i0 + out] =
           from_float<T>(value);
       return;
@@ -290,6 +292,7 @@ bool takes(const LinearArgs& a) {
   if (a.x_prepared == nullptr ? !input_rows(a, 0, nullptr).whole : k % 8 != 0) return false;
   if (a.y_prepared != nullptr && a.w[0].n % 8 != 0)
     return false;  // rows that want zeros at the end
+  if (a.rows <= kFewRows && (a.x_prepared != nullptr || a.y_prepared != nullptr)) return false;
   for (int w = 0; w < a.n_weights; ++w) {
     if (a.w[w].transposed || a.w[w].n == 0 || a.w[w].n > kManyOutputs) return false;
   }

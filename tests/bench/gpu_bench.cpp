@@ -141,11 +141,12 @@ class Serving {
   std::vector<Draw> draws_;
 };
 
-/// Steps on the same B sequences of T tokens, loss on all of them.
+/// Steps on the same B sequences of T tokens, loss on all of them: of all weights, from `masters`
+/// on, or, where that is null, of low-rank factors.
 class Training {
  public:
   Training(const Compute& compute, std::shared_ptr<const BaseWeights> base,
-           const NamedTensors& tensors, int64_t batch, int64_t tokens, bool full)
+           const NamedTensors* masters, int64_t batch, int64_t tokens)
       : gpu_(compute),
         base_(std::move(base)),
         graph_(base_->config(), gpu_),
@@ -154,7 +155,7 @@ class Training {
       sequences_.push_back({some_ids(tokens + 1, base_->config().vocab, b), 1, nullptr});
     for (const Sequence& s : sequences_) terms_.cross_entropy.push_back({&s, 1.0f});
     adapters_->initialise(1);
-    if (full) weights_ = FullWeights::make(gpu_, base_->config(), tensors).value();
+    if (masters != nullptr) weights_ = FullWeights::make(gpu_, base_->config(), *masters).value();
     optimizer_ = AdamW::make(gpu_, trained().weights().size()).value();
   }
 
@@ -256,12 +257,11 @@ struct Bench {
     return means[1] * 4 <= means[0];
   }
 
-  bool held_out() const {
+  bool held_out() {
     if (file == nullptr) return std::puts("held-out: needs DS_MODEL"), false;
     const auto tokenizer = Tokenizer::create(file->tokenizer());
     DS_CHECK(tokenizer.ok());
-    const NamedTensors start = file->read_all_f32().value();
-    const HeldOut held_out(gpu, config, start, licences(**tokenizer));
+    const HeldOut held_out(gpu, config, masters(), licences(**tokenizer));
     return held_out_rows(held_out,
                          std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});
   }
@@ -287,7 +287,7 @@ struct Bench {
   }
 
   void train(int64_t batch, int64_t tokens, bool full) {
-    Training training(gpu, base, masters(), batch, tokens, full);
+    Training training(gpu, base, full ? &masters() : nullptr, batch, tokens);
     double passes = 0;
     const double s = seconds(gpu, [&] { passes = training.step(); });
     std::printf("%s-%ldx%ld%s: %.0f tok/s, %.1f ms a step, the last one's passes %.1f ms\n",
@@ -302,7 +302,8 @@ struct Bench {
       return [serving, n = int64_t{0}]() mutable { serving->step(1, kBehind + n++ % kNew); };
     };
     const auto train = [&](const Compute& compute) {
-      auto training = std::make_shared<Training>(compute, base, masters(), batch, tokens, full);
+      auto training =
+          std::make_shared<Training>(compute, base, full ? &masters() : nullptr, batch, tokens);
       return [training] { training->step(); };
     };
     DS_CHECK(finish(gpu).ok());
