@@ -336,6 +336,10 @@ struct Ops {
   // recorded instead of enqueued; finish, upload, download and whatever waits or allocates may not
   // be among them. Pointers and sizes are as recorded; what the pointers lead to is read when it is
   // replayed.
+  /// Gives way to other streams as any op does; then says which part of the device calls run on. A
+  /// recording stays on the part where it was made. Comes before begin_recording() and replay(),
+  /// which do not give way themselves.
+  uint64_t (*recording_place)(const OpContext&);
   bool (*begin_recording)(
       const OpContext&);  ///< false: this backend records nothing, calls just run
   void* (*end_recording)(const OpContext&);  ///< null: something was called that may not be

@@ -395,7 +395,6 @@ Result<std::shared_ptr<BaseWeights>> BaseWeights::from_parameters(const ModelCon
 }
 
 Status BaseWeights::repack(const Compute& compute, const Parameters& parameters) {
-  serial_ = next_serial();
   const ReadTensor read = [&](const std::string& name, int64_t elements, std::vector<float>&) {
     return Result<std::span<const float>>({parameters(name), static_cast<size_t>(elements)});
   };

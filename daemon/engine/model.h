@@ -122,8 +122,8 @@ class BaseWeights {
                                                               const Parameters& parameters,
                                                               const Compute& compute,
                                                               WeightFormat format);
-  /// Takes over what they are now, in place: nobody else may hold this object. After a failure it
-  /// has to be done again.
+  /// Takes over what they are now, in place, so that recordings read the new ones: nobody else may
+  /// hold this object. After a failure it has to be done again.
   Status repack(const Compute& compute, const Parameters& parameters);
   /// The same tensors by another generation of their quantizer; null when it keeps them in another
   /// format.

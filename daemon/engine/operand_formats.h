@@ -36,6 +36,7 @@ class OperandFormats {
     return layer < 0 ? fallen_.size() - 1 : static_cast<size_t>(layer) * kInputs + kOf[target];
   }
   void fall_back(size_t input) { fallen_[input] = true; }
+  bool fell(size_t input) const { return fallen_[input]; }
   friend bool operator==(const OperandFormats&, const OperandFormats&) = default;
 
  private:

@@ -4,12 +4,6 @@
 #include <utility>
 
 namespace ds {
-namespace {
-
-/// A recording of 300 kernels takes about 1 MB.
-constexpr size_t kMostEntries = 64;
-
-}  // namespace
 
 StepRecordings::~StepRecordings() { clear(); }
 
@@ -26,10 +20,11 @@ void StepRecordings::forget_oldest() {
   uses_.pop_front();
 }
 
-Status StepRecordings::run(const Key& key, const std::function<Status()>& enqueue) {
+Status StepRecordings::run(Key key, const std::function<Status()>& enqueue) {
+  key.push_back(ops_.recording_place(context_));
   auto found = entries_.find(key);
   if (found == entries_.end()) {
-    if (entries_.size() == kMostEntries) forget_oldest();
+    if (entries_.size() == most_) forget_oldest();
     found = entries_.emplace(key, Entry{0, nullptr, uses_.insert(uses_.end(), key)}).first;
   }
   Entry& entry = found->second;

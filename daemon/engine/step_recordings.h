@@ -20,14 +20,16 @@ class StepRecordings {
   /// between steps of one key is only what kernels read from memory.
   using Key = std::vector<uint64_t>;
 
-  StepRecordings(const Ops& ops, const OpContext& context) : ops_(ops), context_(context) {}
+  /// `most`: how many are kept, those of the keys used last. One of 300 kernels takes about 1 MB.
+  StepRecordings(const Ops& ops, const OpContext& context, size_t most = 64)
+      : ops_(ops), context_(context), most_(most) {}
   ~StepRecordings();
   StepRecordings(const StepRecordings&) = delete;
   void clear();
 
   /// Does what `enqueue` does. The first time of a key it just runs, so that memory that it needs
   /// is there; the second time it is recorded; then the recording is replayed.
-  Status run(const Key& key, const std::function<Status()>& enqueue);
+  Status run(Key key, const std::function<Status()>& enqueue);
 
  private:
   struct Entry {
@@ -39,6 +41,7 @@ class StepRecordings {
 
   const Ops& ops_;
   OpContext context_;
+  const size_t most_;
   std::map<Key, Entry> entries_;
   std::list<Key> uses_;  ///< least recently used first
 };

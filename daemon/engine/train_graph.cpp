@@ -28,8 +28,14 @@ struct TrainGraph::Call {
   int64_t rows;
 };
 
+/// About 8 numbers of rows at a time, some 120 recordings each of 25 kernels or 100 kB.
+constexpr size_t kMostRecordings = 1024;
+
 TrainGraph::TrainGraph(const ModelConfig& config, const Compute& compute)
-    : config_(config), compute_(compute), layers_(static_cast<size_t>(config.n_layers)) {}
+    : config_(config),
+      compute_(compute),
+      recordings_(*compute.ops, compute.context, kMostRecordings),
+      layers_(static_cast<size_t>(config.n_layers)) {}
 
 /// Batches differ a little from step to step: a quarter more than asked for, else just that.
 Status TrainGraph::reserve(int64_t rows, int64_t loss_rows) {
@@ -84,8 +90,9 @@ void TrainGraph::release() {
                     &dk_, &dv_, &dattended_, &dt_, &ones_})
     *b = Buffer();
   for (Buffer* b : {&picked_, &head_in_, &head_rstd_, &logits_, &prepared_, &prepared_dy_,
-                    &prepared_dup_, &prepared_dlogits_})
+                    &prepared_dup_, &prepared_head_, &prepared_dlogits_})
     *b = Buffer();
+  recordings_.clear();
   saturated_ = {};
   tables_ = {};
   loss_tables_ = {};
@@ -193,10 +200,11 @@ Status TrainGraph::begin_attention(const TrainBatch& batch) {
   std::vector<TrainingAttention::Sequence> sequences;
   for (const TrainBatch::Sequence& s : batch.sequences)
     sequences.push_back({s.n_rows, s.prefix != nullptr ? s.prefix->tokens : 0});
-  DS_TRY(attention_.begin(
-      components_->attention, *compute_.ops, compute_.context, c.n_heads, c.n_kv_heads, c.head_dim,
-      1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, std::ssize(batch.ids),
-      compute_.ops->host_memory ? WeightFormat::kF32 : formats_.format()));
+  if (padding_ > 0) sequences.push_back({padding_, 0});
+  DS_TRY(attention_.begin(components_->attention, *compute_.ops, compute_.context, c.n_heads,
+                          c.n_kv_heads, c.head_dim,
+                          1.0f / std::sqrt(static_cast<float>(c.head_dim)), sequences, rows_,
+                          compute_.ops->host_memory ? WeightFormat::kF32 : formats_.format()));
   for (LayerState& s : layers_) DS_TRY(s.saved.grow(*compute_.ops, attention_.saved_bytes()));
   return {};
 }
@@ -209,6 +217,7 @@ TrainingAttention::Pointers TrainGraph::attention_pointers(const TrainBatch& bat
     prefix_k_.push_back(has ? s.prefix->k[at].as<float>() : nullptr);
     prefix_v_.push_back(has ? s.prefix->v[at].as<float>() : nullptr);
   }
+  if (padding_ > 0) prefix_k_.push_back(nullptr), prefix_v_.push_back(nullptr);
   const LayerState& s = layers_[static_cast<size_t>(layer)];
   TrainingAttention::Pointers at;
   at.q = s.q.as<float>();
@@ -219,33 +228,41 @@ TrainingAttention::Pointers TrainGraph::attention_pointers(const TrainBatch& bat
   return at;
 }
 
-void TrainGraph::forward_layer(const Call& call, int64_t layer) {
+void TrainGraph::before_attention(const Call& call, int64_t layer) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
   const OpContext& ctx = compute_.context;
   LayerState& s = layers_[static_cast<size_t>(layer)];
-  const LayerWeights& w = call.base.layer(layer);
-  float* next = layer + 1 < c.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
-                                       : x_.as<float>();
-
   linear(call, layer, {kQ, kK, kV},
-         norm(call, forward_operand(layer, kQ), s.x.as<float>(), w.attention_norm, nullptr),
+         norm(call, forward_operand(layer, kQ), s.x.as<float>(),
+              call.base.layer(layer).attention_norm, nullptr),
          {s.q.as<float>(), s.k.as<float>(), s.v.as<float>()}, nullptr);
   ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), false, s.q.as<float>());
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), false, s.k.as<float>());
+}
+
+void TrainGraph::after_attention(const Call& call, int64_t layer) {
+  LayerState& s = layers_[static_cast<size_t>(layer)];
+  float* next = layer + 1 < config_.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
+                                             : x_.as<float>();
+  linear(call, layer, {kO}, {s.attended.as<float>()}, {s.mid.as<float>()}, s.x.as<float>());
+  linear(call, layer, {kGate, kUp},
+         norm(call, forward_operand(layer, kGate), s.mid.as<float>(),
+              call.base.layer(layer).mlp_norm, nullptr),
+         {s.gate.as<float>(), s.up.as<float>()}, nullptr);
+  linear(call, layer, {kDown}, activate(call, forward_operand(layer, kDown), s), {next},
+         s.mid.as<float>());
+}
+
+void TrainGraph::forward_layer(const Call& call, int64_t layer) {
+  run_piece(Piece::kBeforeAttention, layer, [&] { before_attention(call, layer); });
   if (status_.ok()) {
     const auto at = attention_pointers(call.batch, layer);
     status_ = attention_.forward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
   }
-  linear(call, layer, {kO}, {s.attended.as<float>()}, {s.mid.as<float>()}, s.x.as<float>());
-
-  linear(call, layer, {kGate, kUp},
-         norm(call, forward_operand(layer, kGate), s.mid.as<float>(), w.mlp_norm, nullptr),
-         {s.gate.as<float>(), s.up.as<float>()}, nullptr);
-  linear(call, layer, {kDown}, activate(call, forward_operand(layer, kDown), s), {next},
-         s.mid.as<float>());
+  run_piece(Piece::kAfterAttention, layer, [&] { after_attention(call, layer); });
 }
 
 void TrainGraph::head_forward(const Call& call) {
@@ -267,12 +284,12 @@ void TrainGraph::head_forward(const Call& call) {
   args.y[0] = logits_.as<float>();
   const Linear& head = call.base.head();
   if (head.quant == nullptr)
-    args.x_prepared =
-        prepare(forward_operand(-1, kQ), wanted, c.d_model, args.x, scratch_.prepared);
+    args.x_prepared = prepare(forward_operand(-1, kQ), wanted, c.d_model, args.x, prepared_head_);
   if (status_.ok()) note(linear_one(call, head, -1, kQ, args));
 }
 
 Status TrainGraph::set_tables(const TrainBatch& batch) {
+  std::vector<TokenId> ids = batch.ids;
   std::vector<int32_t> positions(batch.ids.size());
   for (const TrainBatch::Sequence& s : batch.sequences) {
     const int64_t start = s.prefix != nullptr ? s.prefix->tokens : 0;
@@ -281,12 +298,16 @@ Status TrainGraph::set_tables(const TrainBatch& batch) {
       positions[static_cast<size_t>(s.row0 + i)] = static_cast<int32_t>(start + i);
     }
   }
+  for (int64_t i = 0; i < padding_; ++i) {  // a sequence of its own, of ordinary tokens
+    ids.push_back(batch.ids[static_cast<size_t>(i) % batch.ids.size()]);
+    positions.push_back(static_cast<int32_t>(i));
+  }
   tables_.clear();
-  const size_t ids = tables_.append(batch.ids), at = tables_.append(positions),
+  const size_t all_ids = tables_.append(ids), at = tables_.append(positions),
                slot_0 = tables_.append(std::vector<int32_t>(positions.size(), 0)),
                loss_rows = tables_.append(batch.loss_rows);
   DS_TRY(tables_.bring(*compute_.ops, compute_.context));
-  ids_ = tables_.at(ids);
+  ids_ = tables_.at(all_ids);
   positions_ = tables_.at(at);
   slot_0_ = tables_.at(slot_0);
   loss_rows_ = tables_.at(loss_rows);
@@ -295,10 +316,11 @@ Status TrainGraph::set_tables(const TrainBatch& batch) {
 
 float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
                            const TrainBatch& batch) {
-  const auto rows = static_cast<int64_t>(batch.ids.size());
-  DS_CHECK(rows > 0);
+  DS_CHECK(!batch.ids.empty());
+  padding_ = padding_of(std::ssize(batch.ids));
+  rows_ = std::ssize(batch.ids) + padding_;
   const auto begin = [&]() -> Status {
-    DS_TRY(reserve(rows, static_cast<int64_t>(batch.loss_rows.size())));
+    DS_TRY(reserve(rows_, static_cast<int64_t>(batch.loss_rows.size())));
     DS_TRY(set_tables(batch));
     components_ = compute_.components->current();
     (void)formats(base);
@@ -310,9 +332,10 @@ float* TrainGraph::forward(const BaseWeights& base, const Adapters* adapters,
     release();
     return nullptr;
   }
-  const Call call{base, batch, adapters, nullptr, nullptr, rows};
+  const Call call{base, batch, adapters, nullptr, nullptr, rows_};
+  set_key(base, adapters, nullptr);
   note(encoding_.forward(*components_->encoder, *compute_.ops, compute_.context, base,
-                         {ids_, batch.ids.size()}, layers_[0].x.as<float>(), true));
+                         {ids_, static_cast<size_t>(rows_)}, layers_[0].x.as<float>(), true));
   for (int64_t layer = 0; layer < config_.n_layers; ++layer) forward_layer(call, layer);
   head_forward(call);
   return logits_.as<float>();
@@ -465,23 +488,22 @@ void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
 }
 
 void TrainGraph::backward_attention(const Call& call, int64_t layer) {
+  auto at = attention_pointers(call.batch, layer);
+  at.dout = dattended_.as<float>();
+  at.dq = dq_.as<float>();
+  at.dk = dk_.as<float>();
+  at.dv = dv_.as<float>();
+  if (status_.ok())
+    status_ = attention_.backward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
+}
+
+void TrainGraph::backward_before_attention(const Call& call, int64_t layer) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
   const OpContext& ctx = compute_.context;
   LayerState& s = layers_[static_cast<size_t>(layer)];
   const LayerWeights& w = call.base.layer(layer);
   float *dx = dx_.as<float>(), *dnormed = dnormed_.as<float>();
-
-  linear_backward(call, layer, kO, {dx}, {s.attended.as<float>()}, dattended_.as<float>(), false);
-  // Without a backward of its own the attention passes no gradient on: what is below learns through
-  // the residual alone.
-  if (!status_.ok() || !attention_.attention().trains()) return;
-  auto at = attention_pointers(call.batch, layer);
-  at.dout = dattended_.as<float>();
-  at.dq = dq_.as<float>();
-  at.dk = dk_.as<float>();
-  at.dv = dv_.as<float>();
-  status_ = attention_.backward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
   ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
            call.base.rope_sin(), true, dq_.as<float>());
   ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
@@ -537,19 +559,30 @@ void TrainGraph::head_backward(const Call& call) {
 
 void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradients* full,
                           const TrainBatch& batch) {
-  const Call call{base, batch, adapters, adapters, full, static_cast<int64_t>(batch.ids.size())};
+  const Call call{base, batch, adapters, adapters, full, rows_};
+  set_key(base, adapters, full);
   constexpr uint32_t kAttentionTargets = 1u << kQ | 1u << kK | 1u << kV | 1u << kO;
   DS_CHECK(adapters == nullptr || adapters->gradient().size() == adapters->size());
   head_backward(call);
   for (int64_t layer = config_.n_layers - 1; layer >= 0; --layer) {
-    backward_mlp(call, layer);
     // Below the lowest trained part nothing needs a gradient.
     const bool last = layer == 0 && full == nullptr &&
                       (adapters == nullptr || (adapters->targets() & kAttentionTargets) == 0);
-    if (!last) backward_attention(call, layer);
+    run_piece(Piece::kBackAfter, layer, [&] {
+      backward_mlp(call, layer);
+      if (!last)
+        linear_backward(call, layer, kO, {dx_.as<float>()},
+                        {layers_[static_cast<size_t>(layer)].attended.as<float>()},
+                        dattended_.as<float>(), false);
+    });
+    // Without a backward of its own the attention passes no gradient on: what is below learns
+    // through the residual alone.
+    if (last || !attention_.attention().trains()) continue;
+    backward_attention(call, layer);
+    run_piece(Piece::kBackBefore, layer, [&] { backward_before_attention(call, layer); });
   }
   if (full != nullptr) {
-    for (int64_t row = 0; row < call.rows; ++row) {
+    for (int64_t row = 0; row < std::ssize(batch.ids); ++row) {
       if (batch.ids[static_cast<size_t>(row)] != config_.padding_id) continue;
       compute_.ops->zero(compute_.context, dx_.as<float>() + row * config_.d_model,
                          config_.d_model * 4);

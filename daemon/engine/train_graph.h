@@ -7,6 +7,7 @@
 // chat template's system turn): its K/V are read, never recomputed and get no gradient.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "engine/parameters.h"
+#include "engine/step_recordings.h"
 
 namespace ds {
 
@@ -38,6 +40,7 @@ class Adapters {
   size_t size() const { return parameters_.size(); }
   BackendVector& parameters() { return parameters_; }
   BackendVector& gradient() { return gradient_; }  ///< empty until zero_gradient() has made it
+  const BackendVector& gradient() const { return gradient_; }
   Status zero_gradient();
 
   float* a_gradient(int64_t layer, Target t) { return gradient().data() + offset(layer, t); }
@@ -51,6 +54,7 @@ class Adapters {
 
   /// Refreshes the packed forms used by the passes; call after each change of parameters.
   Status pack(const OperandFormats& formats);
+  const void* packs() const { return packs_.data(); }
   LoraPair forward_pair(int64_t layer, Target t) const;   ///< A, B; once packed
   LoraPair backward_pair(int64_t layer, Target t) const;  ///< B^T, A^T
 
@@ -144,6 +148,9 @@ class TrainGraph {
     Buffer x, q, k, v, attended, saved, mid, gate, up, t;
   };
   struct Call;  // what one pass needs at hand
+  /// What is enqueued between the calls of plugins and of the losses: recorded where the device
+  /// does that, so that a step of few rows does not wait for its some thousand launches.
+  enum class Piece : uint64_t { kBeforeAttention, kAfterAttention, kBackAfter, kBackBefore };
   /// Rows that linear layers read: FP32, or as Ops::prepare() gives them; one of the two may be
   /// null.
   struct Input {
@@ -169,9 +176,15 @@ class TrainGraph {
                        bool accumulate);
   void outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
              float scale, float* out);
+  void run_piece(Piece piece, int64_t layer, const std::function<void()>& enqueue);
+  int64_t padding_of(int64_t rows) const;
+  void set_key(const BaseWeights& base, const Adapters* adapters, const FullGradients* full);
+  void before_attention(const Call& call, int64_t layer);
+  void after_attention(const Call& call, int64_t layer);
   void forward_layer(const Call& call, int64_t layer);
   void backward_mlp(const Call& call, int64_t layer);
   void backward_attention(const Call& call, int64_t layer);
+  void backward_before_attention(const Call& call, int64_t layer);
   void head_forward(const Call& call);
   void head_backward(const Call& call);
   void note(const Status& status) {
@@ -201,6 +214,10 @@ class TrainGraph {
   std::shared_ptr<const Components> components_;  ///< of the last forward()
   TextEncoding encoding_;
   TrainingAttention attention_;
+  StepRecordings recordings_;
+  StepRecordings::Key key_;  ///< of this pass, but for the piece; empty: it is not recorded
+  int64_t rows_ = 0,
+          padding_ = 0;  ///< of the batch: all rows, and those at the end that are padding
   LinearScratch scratch_;
   std::vector<const float*> prefix_k_, prefix_v_;  ///< of each sequence, null where it has none
   int64_t max_rows_ = 0, max_loss_rows_ = 0;
@@ -212,7 +229,8 @@ class TrainGraph {
       dt_;
   std::vector<float> fetched_;
   Buffer picked_, head_in_, head_rstd_, logits_, ones_;
-  Buffer prepared_, prepared_dy_, prepared_dup_, prepared_dlogits_;  ///< what linear() reads
+  Buffer prepared_, prepared_dy_, prepared_dup_, prepared_head_,
+      prepared_dlogits_;  ///< what linear() reads
   void* dlogits_prepared_ = nullptr;
 };
 

@@ -26,6 +26,7 @@ void host_zero(const OpContext&, void* to, int64_t bytes) {
 
 const char* host_finish(const OpContext&) { return nullptr; }
 
+uint64_t host_recording_place(const OpContext&) { return 0; }
 bool host_begin_recording(const OpContext&) { return false; }
 void* host_end_recording(const OpContext&) { return nullptr; }
 void host_replay(const OpContext&, void*) { DS_CHECK(!"a CPU has no recordings"); }

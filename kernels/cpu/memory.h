@@ -11,6 +11,7 @@ void host_release(void* memory);
 void host_copy(const OpContext& context, void* to, const void* from, int64_t bytes);
 void host_zero(const OpContext& context, void* to, int64_t bytes);
 const char* host_finish(const OpContext& context);
+uint64_t host_recording_place(const OpContext& context);
 bool host_begin_recording(const OpContext& context);
 void* host_end_recording(const OpContext& context);
 void host_replay(const OpContext& context, void* recording);

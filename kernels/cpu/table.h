@@ -38,6 +38,7 @@ constexpr Ops table(const char* name) {
           .copy = host_copy,
           .zero = host_zero,
           .finish = host_finish,
+          .recording_place = host_recording_place,
           .begin_recording = host_begin_recording,
           .end_recording = host_end_recording,
           .replay = host_replay,

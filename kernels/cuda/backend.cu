@@ -196,8 +196,13 @@ const char* finish(const OpContext& context) {
   return p.failed.load(std::memory_order_acquire) ? p.failure.c_str() : nullptr;
 }
 
+uint64_t recording_place(const OpContext& context) {
+  const StreamState* s = enter(context);
+  return s == nullptr ? 0 : s->place();
+}
+
 bool begin_recording(const OpContext& context) {
-  StreamState* s = enter(context);
+  StreamState* s = state_of(context);
   // Other threads may allocate and wait meanwhile.
   if (s == nullptr || !check(cudaStreamBeginCapture(s->stream(), cudaStreamCaptureModeThreadLocal),
                              "beginning to record"))
@@ -222,7 +227,7 @@ void* end_recording(const OpContext& context) {
 }
 
 void replay(const OpContext& context, void* recording) {
-  const StreamState* s = enter(context);
+  const StreamState* s = state_of(context);
   if (s == nullptr) return;
   check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), s->stream()), "a recording");
 }
@@ -348,6 +353,7 @@ constexpr Ops kTable = {.name = "cuda-sm90",
                         .copy = copy,
                         .zero = zero,
                         .finish = finish,
+                        .recording_place = recording_place,
                         .begin_recording = begin_recording,
                         .end_recording = end_recording,
                         .replay = replay,

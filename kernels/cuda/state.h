@@ -35,6 +35,8 @@ class StreamState {
   void* id() { return owned_ ? this : nullptr; }
   bool has(void* native) const;
   cudaStream_t stream() const { return current_->stream; }
+  /// Which part of the GPU stream() is on.
+  uint64_t place() const { return static_cast<uint64_t>(current_ - lanes_); }
   /// Enqueues a product; false, and kept for finish(), if it cannot be.
   bool multiply(const Product& product, const char* what) const;
   /// A kernel that writes weights has been enqueued: the next one that asks for weights ahead of
