@@ -10,9 +10,9 @@ namespace {
 
 constexpr double kWindowNs = 100e6;
 
-// Loads at which serving gets more SMs of its own. While the last step is not long over, training
-// stays on its part between steps, too: what it enqueued on the whole GPU would run into the next
-// step for 200 us, a fifth of a decode step.
+// Loads at which serving gets more SMs of its own. Below kSome training has the whole GPU between
+// steps; from there on it stays on its part, as what it enqueues on the whole runs into the next
+// step.
 constexpr double kIdle = 0.05, kSome = 0.4, kMuch = 0.8, kAll = 0.9;
 
 /// What is left of a moment's weight after this long. A reader's "now" may be older than a change
@@ -43,9 +43,10 @@ double share_of(GpuPart part) {
 
 GpuPart training_part(const ServingLoad& load, double min_share) {
   if (!load.in_step && load.waiting == 0 && load.busy < kIdle) return GpuPart::kWhole;
-  GpuPart part = load.waiting > 0 || load.busy >= kMuch ? GpuPart::kHalf
-                 : load.busy >= kSome                   ? GpuPart::kThreeQuarters
-                                                        : GpuPart::kMost;
+  const bool light = load.waiting == 0 && load.busy < kSome;
+  if (light && !load.in_step) return GpuPart::kWhole;
+  GpuPart part =
+      light || load.waiting > 0 || load.busy >= kMuch ? GpuPart::kHalf : GpuPart::kThreeQuarters;
   if (load.in_step && load.waiting > 0 && load.busy >= kAll) part = GpuPart::kNone;
   if (min_share <= 0) return part;
   for (const GpuPart owed : {GpuPart::kHalf, GpuPart::kThreeQuarters, GpuPart::kMost}) {

@@ -218,13 +218,24 @@ __global__ void __launch_bounds__(kThreads) kl_topk_rows(const __grid_constant__
 }  // namespace
 
 void cross_entropy(const OpContext& context, const CrossEntropyArgs& a) {
-  const StreamState* s = enter(context);
+  StreamState* s = enter(context);
   if (s == nullptr || a.rows == 0) return;
   const bool kept = a.vocab <= kKept * kThreads && a.vocab % 4 == 0 && a.stride % 4 == 0 &&
                     is_aligned16(a.logits) && (a.prepared == nullptr || is_aligned16(a.prepared));
   const auto kernel = kept ? cross_entropy_kept : cross_entropy_rows;
-  kernel<<<static_cast<unsigned>(a.rows), kThreads, 0, s->stream()>>>(a);
-  launched("cross_entropy");
+  const int64_t each = s->at_once(a.rows, 128);
+  const int64_t row_bytes = 2 * padded_k(WeightFormat::kBF16, a.vocab);
+  for (int64_t row = 0; row < a.rows; row += each) {
+    if (row > 0) s->give_way();
+    CrossEntropyArgs part = a;
+    part.rows = smaller(each, a.rows - row);
+    part.logits += row * a.stride;
+    part.target += row, part.weight += row, part.logprob += row;
+    if (a.argmax != nullptr) part.argmax += row;
+    if (a.prepared != nullptr) part.prepared = static_cast<char*>(a.prepared) + row * row_bytes;
+    kernel<<<static_cast<unsigned>(part.rows), kThreads, 0, s->stream()>>>(part);
+    if (!launched("cross_entropy")) return;
+  }
 }
 
 void kl_topk(const OpContext& context, const KlTopkArgs& a) {

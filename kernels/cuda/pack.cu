@@ -183,12 +183,17 @@ void pack(const OpContext& context, WeightFormat format, int64_t n, int64_t k, c
 }
 
 void pack_all(const OpContext& context, int64_t count, const PackItem* items) {
-  const StreamState* s = enter(context);
+  StreamState* s = enter(context);
   if (s == nullptr || count == 0) return;
   s->weights_change();
   constexpr unsigned kBlocks = 48;  // of an item: some matrices are 200 times as large as others
-  pack_items<<<dim3(kBlocks, static_cast<unsigned>(count)), kThreads, 0, s->stream()>>>(items);
-  launched("pack_all");
+  const int64_t each = s->at_once(count, 4);
+  for (int64_t from = 0; from < count; from += each) {
+    if (from > 0) s->give_way();
+    const dim3 grid(kBlocks, static_cast<unsigned>(smaller(each, count - from)));
+    pack_items<<<grid, kThreads, 0, s->stream()>>>(items + from);
+    if (!launched("pack_all")) return;
+  }
 }
 
 void pack_factors(const OpContext& context, int64_t rank, int64_t count,

@@ -16,6 +16,10 @@
 
 namespace ds::cuda {
 
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+__host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /// Bytes that one op may use beside its arguments: products that wait for an epilogue, rounded
 /// inputs, partial sums. Ops work in pieces where more would be needed.
 constexpr int64_t kScratchBytes = int64_t{256} << 20;
@@ -53,6 +57,9 @@ class StreamState {
   const char* set_gate(StreamGate gate);
   /// Before each op: holds the queue short, then asks the gate and changes to the part it says.
   void give_way();
+  /// Of how many elements a long op enqueues work at once: all, or `few` of them, about 20 us,
+  /// where there are others to give way to, which the op does between such chunks.
+  int64_t at_once(int64_t all, int64_t few) const { return gate_.pass == nullptr ? all : few; }
   /// Neither changes streams nor waits meanwhile: a capture forbids both.
   void set_recording(bool recording) { recording_ = recording; }
 
@@ -129,10 +136,6 @@ bool launch_next(const char* what, void (*kernel)(Parameters...), dim3 grid, int
 }
 
 constexpr int64_t kSms = 132;  // of an H100
-
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-__host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-__host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /// Elements of a packed row: k rounded up to 16 bytes.
 __host__ __device__ constexpr int64_t padded_k(WeightFormat format, int64_t k) {

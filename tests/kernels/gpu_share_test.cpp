@@ -28,11 +28,14 @@ void serve(GpuShare& share, int64_t* now, int64_t step, int64_t period, int64_t 
   *now -= period - step;
 }
 
+TEST(TrainingPart, HasTheWholeGpuBetweenStepsOfLightLoads) {
+  for (const double busy : {0.0, 0.04, 0.3, 0.39}) {
+    EXPECT_EQ(training_part({false, busy, 0}, 0), GpuPart::kWhole) << busy;
+    EXPECT_EQ(training_part({true, busy, 0}, 0), GpuPart::kHalf) << busy;
+  }
+}
+
 TEST(TrainingPart, ShrinksAsServingNeedsMore) {
-  EXPECT_EQ(training_part({false, 0.0, 0}, 0), GpuPart::kWhole);
-  EXPECT_EQ(training_part({true, 0.0, 0}, 0), GpuPart::kMost);
-  EXPECT_EQ(training_part({false, 0.3, 0}, 0), GpuPart::kMost);
-  EXPECT_EQ(training_part({true, 0.3, 0}, 0), GpuPart::kMost);
   EXPECT_EQ(training_part({true, 0.6, 0}, 0), GpuPart::kThreeQuarters);
   EXPECT_EQ(training_part({true, 1.0, 0}, 0), GpuPart::kHalf);
   EXPECT_EQ(training_part({true, 0.3, 4}, 0), GpuPart::kHalf);
@@ -40,7 +43,7 @@ TEST(TrainingPart, ShrinksAsServingNeedsMore) {
   EXPECT_EQ(training_part({false, 1.0, 4}, 0), GpuPart::kHalf);
   for (const bool in_step : {false, true}) {
     GpuPart before = GpuPart::kWhole;
-    for (double busy = 0; busy <= 1; busy += 0.01) {
+    for (double busy = in_step ? 0.4 : 0; busy <= 1; busy += 0.01) {
       const GpuPart part = training_part({in_step, busy, 0}, 0);
       EXPECT_LE(part, before) << busy;
       before = part;
@@ -48,16 +51,22 @@ TEST(TrainingPart, ShrinksAsServingNeedsMore) {
   }
 }
 
+/// What training gets of a second in which steps take `busy`.
+double share_over_time(double busy, int64_t waiting, double owed) {
+  return busy * share_of(training_part({true, busy, waiting}, owed)) +
+         (1 - busy) * share_of(training_part({false, busy, waiting}, owed));
+}
+
 TEST(TrainingPart, IsAtLeastWhatIsOwed) {
   for (const double owed : {0.1, 0.5, 0.6, 0.75, 0.8}) {
     for (const double busy : {0.0, 0.3, 0.6, 1.0}) {
       for (const int64_t waiting : {0, 100})
-        EXPECT_GE(share_of(training_part({true, busy, waiting}, owed)), owed) << busy;
+        EXPECT_GE(share_over_time(busy, waiting, owed), owed - 1e-9) << busy << " of " << owed;
     }
   }
   EXPECT_EQ(training_part({true, 1.0, 100}, 0.3), GpuPart::kHalf);
   EXPECT_EQ(training_part({true, 1.0, 100}, 1.0), GpuPart::kMost);  // never what serving works on
-  EXPECT_EQ(training_part({true, 0.3, 0}, 0.5), GpuPart::kMost);    // no less than without
+  EXPECT_EQ(training_part({true, 0.3, 0}, 0.4), GpuPart::kHalf);    // no less than without
 }
 
 TEST(GpuShare, LoadIsThePartOfTheLastTenthOfASecond) {
@@ -66,19 +75,22 @@ TEST(GpuShare, LoadIsThePartOfTheLastTenthOfASecond) {
   EXPECT_EQ(share.load(now).busy, 0);
   serve(share, &now, 1 * kMs, 4 * kMs, 1000 * kMs);
   EXPECT_NEAR(share.load(now).busy, 0.25, 0.02);
-  EXPECT_EQ(share.part(now), GpuPart::kMost);
+  EXPECT_EQ(share.part(now), GpuPart::kWhole);
+  serve(share, &now, 2 * kMs, 4 * kMs, 1000 * kMs);
+  EXPECT_NEAR(share.load(now).busy, 0.5, 0.02);
+  EXPECT_EQ(share.part(now), GpuPart::kThreeQuarters);
   serve(share, &now, 39 * kMs / 10, 4 * kMs, 1000 * kMs);
   EXPECT_NEAR(share.load(now).busy, 0.98, 0.02);
   EXPECT_EQ(share.part(now), GpuPart::kHalf);
   EXPECT_NEAR(share.load(now + 100 * kMs).busy, 0.36, 0.02);
 }
 
-TEST(GpuShare, AFirstStepLeavesTheWholeGpuAtOnce) {
+TEST(GpuShare, AFirstStepTakesHalfTheGpuAtOnce) {
   GpuShare share;
   const int64_t now = 5000 * kMs;
   EXPECT_EQ(share.part(now), GpuPart::kWhole);
   share.begin_step(now, 0);
-  EXPECT_EQ(share.part(now), GpuPart::kMost);
+  EXPECT_EQ(share.part(now), GpuPart::kHalf);
   share.end_step(now + kMs);
   EXPECT_EQ(share.part(now + kMs), GpuPart::kWhole);  // one step is no load
 }
