@@ -166,6 +166,19 @@ struct RopeAppendArgs {
   KvView kv;
 };
 
+/// Rotates in place, as RopeAppendArgs; `inverse`: back, which is the gradient.
+struct RopeArgs {
+  int64_t rows = 0, n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  const int32_t* positions = nullptr;          ///< [rows]
+  const float *cos = nullptr, *sin = nullptr;  ///< [positions, head_dim / 2]
+  bool inverse = false;
+  float* q = nullptr;  ///< [rows, n_heads * head_dim]
+  float* k = nullptr;  ///< [rows, n_kv_heads * head_dim]
+  /// The results as prepare() gives them for BF16 weights, or null. Where they are given and
+  /// host_memory is false, they are there alone, and q and k are undefined.
+  void *q_prepared = nullptr, *k_prepared = nullptr;
+};
+
 /// A mixed batch: rows [starts[s], starts[s + 1]) are the last tokens of sequence s, whose keys so
 /// far are lengths[s], its own rows' among them. Each row sees the keys up to its own position
 /// (causal).
@@ -365,21 +378,22 @@ struct Ops {
                   const PreparedRows& to);
   void (*linear)(const OpContext&, const LinearArgs&);
 
-  void (*outer_accumulate)(const OpContext&, const OuterArgs&);
+  /// The array is the host's; no two have the same `out`. Those of up to 16 columns of dy have
+  /// little work each: a GPU takes them together.
+  void (*outer_accumulate)(const OpContext&, int64_t count, const OuterArgs*);
 
   /// y = x * rsqrt(mean(x^2) + eps) * w; rstd [rows] is kept for backward (may be null).
   void (*rmsnorm)(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w,
                   float eps, float* y, float* rstd, const PreparedRows& prepared);
-  /// dx += gradient with respect to x; dw (or null) += gradient with respect to w.
+  /// dx += gradient with respect to x, and dx_prepared (or null) = the sum as prepare() gives it
+  /// for BF16 weights; dw (or null) += gradient with respect to w.
   void (*rmsnorm_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy,
-                           const float* x, const float* w, const float* rstd, float* dx, float* dw);
+                           const float* x, const float* w, const float* rstd, float* dx,
+                           void* dx_prepared, float* dw);
 
   void (*rope_append)(const OpContext&, const RopeAppendArgs&);
-  /// Rotation alone for training: x [rows, heads * head_dim] by positions[rows]; `inverse` for
-  /// backward.
-  void (*rope)(const OpContext&, int64_t rows, int64_t heads, int64_t head_dim,
-               const int32_t* positions, const float* cos, const float* sin, bool inverse,
-               float* x);
+  /// Rotation alone, for training.
+  void (*rope)(const OpContext&, const RopeArgs&);
   void (*attention)(const OpContext&, const AttentionArgs&);
   void (*attention_train)(const OpContext&, const TrainAttentionArgs&);
   void (*attention_train_backward)(const OpContext&, const TrainAttentionArgs&);

@@ -19,8 +19,9 @@ std::string_view target_path(Target target) {
 
 namespace {
 constexpr const char *kEmbeddingName = "model.embed_tokens.weight", *kHeadName = "lm_head.weight";
-std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 }  // namespace
+
+std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 
 std::string weight_name(int64_t layer, Target target) {
   return layer_prefix(layer) + std::string(target_path(target)) + ".weight";

@@ -96,7 +96,7 @@ double Mlp::loss(const Compute& compute, int64_t rows, const float* x, const int
     outer.k = outer.x_stride = layer.in;
     outer.x = input;
     outer.out = gradient.data() + layer.weight;
-    compute.ops->outer_accumulate(compute.context, outer);
+    compute.ops->outer_accumulate(compute.context, 1, &outer);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t o = 0; o < layer.out; ++o)
         gradient[static_cast<size_t>(layer.bias + o)] += dy[static_cast<size_t>(r * layer.out + o)];

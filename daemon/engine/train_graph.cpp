@@ -19,17 +19,8 @@ int64_t TrainBatch::add(std::span<const TokenId> sequence, int64_t first_target,
   return row0;
 }
 
-struct TrainGraph::Call {
-  const BaseWeights& base;
-  const TrainBatch& batch;
-  const Adapters* adapters;
-  Adapters* gradients;
-  FullGradients* full;
-  int64_t rows;
-};
-
-/// About 8 numbers of rows at a time, some 120 recordings each of 25 kernels or 100 kB.
-constexpr size_t kMostRecordings = 1024;
+/// About 8 numbers of rows at a time, some 210 recordings each of 10 kernels or 40 kB.
+constexpr size_t kMostRecordings = 2048;
 
 TrainGraph::TrainGraph(const ModelConfig& config, const Compute& compute)
     : config_(config),
@@ -66,7 +57,7 @@ Status TrainGraph::reserve_rows(int64_t r) {
   DS_TRY(grow({&dq_, &dattended_}, q));
   DS_TRY(grow({&dk_, &dv_}, kv));
   DS_TRY(grow({&rstd_, &ones_}, 1));
-  DS_TRY(grow({&dt_}, kLoraRank));
+  DS_TRY(grow({&dt_}, kTargets * kLoraRank));
   const std::vector<float> ones(static_cast<size_t>(r), 1.0f);
   compute_.ops->upload(compute_.context, ones_.data(), ones.data(), r * 4);
   max_rows_ = r;
@@ -89,8 +80,9 @@ void TrainGraph::release() {
   for (Buffer* b : {&x_, &normed_, &activated_, &rstd_, &dx_, &dnormed_, &dwide_, &dwide2_, &dq_,
                     &dk_, &dv_, &dattended_, &dt_, &ones_})
     *b = Buffer();
-  for (Buffer* b : {&picked_, &head_in_, &head_rstd_, &logits_, &prepared_, &prepared_dy_,
-                    &prepared_dup_, &prepared_head_, &prepared_dlogits_})
+  for (Buffer* b :
+       {&picked_, &head_in_, &head_rstd_, &logits_, &prepared_, &prepared_dy_, &prepared_dup_,
+        &prepared_dv_, &prepared_dx_, &prepared_head_, &prepared_dlogits_})
     *b = Buffer();
   recordings_.clear();
   saturated_ = {};
@@ -145,53 +137,7 @@ TrainGraph::Input TrainGraph::activate(const Call& call, const Operand& as,
 }
 
 float* TrainGraph::t_of(int64_t layer, Target target) {
-  return layers_[static_cast<size_t>(layer)].t.as<float>() + target * max_rows_ * kLoraRank;
-}
-
-/// As run_linear, in BF16 where FP16 could not hold the input.
-Status TrainGraph::linear_one(const Call& call, const Linear& weight, int64_t layer, Target target,
-                              LinearArgs& args) {
-  const Linear* const one[] = {&weight};
-  if (args.x_prepared == nullptr) args.saturated = forward_operand(layer, target).saturated;
-  if (weight.quant != nullptr || formats_.forward(layer, target) == weight.view.format)
-    return run_linear(compute_, call.base, one, args, scratch_);
-  DS_ASSIGN(args.w[0], call.base.in_bf16(compute_, layer, target));
-  args.n_weights = 1;
-  args.bias[0] = weight.bias.data();
-  args.y_stride[0] = weight.view.n;
-  compute_.ops->linear(compute_.context, args);
-  return {};
-}
-
-void TrainGraph::linear(const Call& call, int64_t layer, std::initializer_list<Target> targets,
-                        Input input, std::initializer_list<float*> y, const float* residual) {
-  // One op call per target: the kept A x of each target has its own place.
-  const int64_t k = target_shape(config_, *targets.begin()).second;
-  const Linear* first = &call.base.layer(layer).linear[*targets.begin()];
-  if (input.prepared == nullptr && first->quant == nullptr)
-    input.prepared =
-        prepare(forward_operand(layer, *targets.begin()), call.rows, k, input.x, prepared_);
-  if (!status_.ok()) return;
-  for (size_t i = 0; i < targets.size(); ++i) {
-    const Target target = targets.begin()[i];
-    LinearArgs args;
-    args.rows = call.rows;
-    args.x = input.x;
-    args.x_stride = k;
-    args.x_prepared = input.prepared;
-    args.y[0] = y.begin()[i];
-    LoraSlots slots;
-    if (call.adapters != nullptr && call.adapters->adapts(target)) {
-      slots.slot_of_row = slot_0_;
-      slots.n_slots = 1;
-      slots.pair[0][0] = call.adapters->forward_pair(layer, target);
-      slots.t = t_of(layer, target);
-      args.lora = &slots;
-    }
-    args.epilogue = residual != nullptr ? Epilogue::kResidual : Epilogue::kNone;
-    args.residual = residual;
-    note(linear_one(call, call.base.layer(layer).linear[target], layer, target, args));
-  }
+  return layers_[static_cast<size_t>(layer)].t.as<float>() + target * rows_ * kLoraRank;
 }
 
 /// On a GPU attention rounds as the linear layers do, with kTF32 not at all.
@@ -228,41 +174,50 @@ TrainingAttention::Pointers TrainGraph::attention_pointers(const TrainBatch& bat
   return at;
 }
 
-void TrainGraph::before_attention(const Call& call, int64_t layer) {
+RopeArgs TrainGraph::rotation(const Call& call, float* q, float* k) const {
   const ModelConfig& c = config_;
-  const Ops& ops = *compute_.ops;
-  const OpContext& ctx = compute_.context;
+  RopeArgs args{call.rows, c.n_heads, c.n_kv_heads, c.head_dim, positions_};
+  args.cos = call.base.rope_cos();
+  args.sin = call.base.rope_sin();
+  args.q = q;
+  args.k = k;
+  return args;
+}
+
+void TrainGraph::query_key_value(const Call& call, int64_t layer) {
   LayerState& s = layers_[static_cast<size_t>(layer)];
-  linear(call, layer, {kQ, kK, kV},
+  linear(call, layer, kQ,
          norm(call, forward_operand(layer, kQ), s.x.as<float>(),
               call.base.layer(layer).attention_norm, nullptr),
          {s.q.as<float>(), s.k.as<float>(), s.v.as<float>()}, nullptr);
-  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
-           call.base.rope_sin(), false, s.q.as<float>());
-  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
-           call.base.rope_sin(), false, s.k.as<float>());
+  compute_.ops->rope(compute_.context, rotation(call, s.q.as<float>(), s.k.as<float>()));
 }
 
-void TrainGraph::after_attention(const Call& call, int64_t layer) {
+void TrainGraph::output_gate_up(const Call& call, int64_t layer) {
   LayerState& s = layers_[static_cast<size_t>(layer)];
-  float* next = layer + 1 < config_.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
-                                             : x_.as<float>();
-  linear(call, layer, {kO}, {s.attended.as<float>()}, {s.mid.as<float>()}, s.x.as<float>());
-  linear(call, layer, {kGate, kUp},
+  linear(call, layer, kO, {s.attended.as<float>()}, {s.mid.as<float>()}, s.x.as<float>());
+  linear(call, layer, kGate,
          norm(call, forward_operand(layer, kGate), s.mid.as<float>(),
               call.base.layer(layer).mlp_norm, nullptr),
          {s.gate.as<float>(), s.up.as<float>()}, nullptr);
-  linear(call, layer, {kDown}, activate(call, forward_operand(layer, kDown), s), {next},
+}
+
+void TrainGraph::down(const Call& call, int64_t layer) {
+  LayerState& s = layers_[static_cast<size_t>(layer)];
+  float* next = layer + 1 < config_.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
+                                             : x_.as<float>();
+  linear(call, layer, kDown, activate(call, forward_operand(layer, kDown), s), {next},
          s.mid.as<float>());
 }
 
 void TrainGraph::forward_layer(const Call& call, int64_t layer) {
-  run_piece(Piece::kBeforeAttention, layer, [&] { before_attention(call, layer); });
+  run_piece(Piece::kQkv, layer, [&] { query_key_value(call, layer); });
   if (status_.ok()) {
     const auto at = attention_pointers(call.batch, layer);
     status_ = attention_.forward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
   }
-  run_piece(Piece::kAfterAttention, layer, [&] { after_attention(call, layer); });
+  run_piece(Piece::kOutputGateUp, layer, [&] { output_gate_up(call, layer); });
+  run_piece(Piece::kDown, layer, [&] { down(call, layer); });
 }
 
 void TrainGraph::head_forward(const Call& call) {
@@ -285,7 +240,8 @@ void TrainGraph::head_forward(const Call& call) {
   const Linear& head = call.base.head();
   if (head.quant == nullptr)
     args.x_prepared = prepare(forward_operand(-1, kQ), wanted, c.d_model, args.x, prepared_head_);
-  if (status_.ok()) note(linear_one(call, head, -1, kQ, args));
+  const Linear* const weights[] = {&head};
+  if (status_.ok()) note(linear_in_format(call, weights, -1, kQ, args));
 }
 
 Status TrainGraph::set_tables(const TrainBatch& batch) {
@@ -378,113 +334,58 @@ float* TrainGraph::norm_gradient(const Call& call, const std::string& name) {
   return call.full == nullptr ? nullptr : call.full->of(name);
 }
 
-namespace {
-
-std::string layer_name(int64_t layer, std::string_view rest) {
-  return "model.layers." + std::to_string(layer) + "." + std::string(rest);
+/// Where rows of a gradient go: ready for linear layers where these read nothing else, else FP32,
+/// which outer_accumulate() wants of few columns.
+TrainGraph::Input TrainGraph::prepared_or(const Call& call, int64_t k, Buffer& fp32, Buffer& room) {
+  if (k <= kLoraRank) return {fp32.as<float>()};
+  void* const prepared = room_for_prepared(backward_operand(), call.rows, k, room).data;
+  return {prepared == nullptr ? fp32.as<float>() : nullptr, prepared};
 }
 
-}  // namespace
-
-/// Without data, and noted, when there is no memory for it.
-WeightView TrainGraph::transposed(const Call& call, int64_t layer, Target target) {
-  const Result<WeightView> turned = call.base.transposed(compute_, layer, target);
-  note(turned.status());
-  return turned.ok() ? *turned : WeightView();
+TrainGraph::Input TrainGraph::dgate_of(const Call& call) {
+  return prepared_or(call, config_.d_ff, dwide_, prepared_dy_);
+}
+TrainGraph::Input TrainGraph::dup_of(const Call& call) {
+  return prepared_or(call, config_.d_ff, dwide2_, prepared_dup_);
 }
 
-// y = W x + scale * B (A x):  dx = W^T dy + scale * A^T (B^T dy),  dB = scale * dy (A x)^T,
-// dA = scale * (B^T dy) x^T,  dW = dy x^T.
-void TrainGraph::linear_backward(const Call& call, int64_t layer, Target target, Input dy, Input x,
-                                 float* dx, bool accumulate) {
-  const Ops& ops = *compute_.ops;
-  const auto [n, k] = target_shape(config_, target);
-  const bool adapted = call.gradients != nullptr && call.gradients->adapts(target);
-  if (dy.prepared == nullptr)
-    dy.prepared = prepare(backward_operand(), call.rows, n, dy.x, prepared_dy_);
-  LoraSlots slots;
-  LinearArgs args;
-  args.rows = call.rows;
-  args.x = dy.x;
-  args.x_stride = n;
-  args.w[0] = transposed(call, layer, target);
-  if (!status_.ok()) return;
-  args.x_prepared = dy.prepared;
-  args.n_weights = 1;
-  args.y[0] = dx;
-  args.y_stride[0] = k;
-  if (adapted) {
-    slots.slot_of_row = slot_0_;
-    slots.n_slots = 1;
-    slots.pair[0][0] = call.gradients->backward_pair(layer, target);
-    slots.t = dt_.as<float>();
-    args.lora = &slots;
-  }
-  args.epilogue = accumulate ? Epilogue::kResidual : Epilogue::kNone;
-  args.residual = accumulate ? dx : nullptr;
-  ops.linear(compute_.context, args);
-  const float scale = adapted ? call.gradients->scale() : 1.0f;
-  if (adapted) {
-    const int64_t rank = call.gradients->rank();
-    outer(call, {dt_.as<float>()}, rank, kLoraRank, x, k, scale,
-          call.gradients->a_gradient(layer, target));
-    outer(call, {t_of(layer, target)}, rank, kLoraRank, dy, n, scale,
-          call.gradients->bt_gradient(layer, target));
-  }
-  if (call.full == nullptr) return;
-  // The CPU sums in FP32 and reads nothing prepared.
-  if (x.prepared == nullptr && !ops.host_memory)
-    x.prepared = prepare(backward_operand(), call.rows, k, x.x, prepared_);
-  if (!status_.ok()) return;
-  outer(call, dy, n, n, x, k, 1.0f, call.full->of(weight_name(layer, target)));
-  if (call.base.layer(layer).linear[target].bias.empty()) return;
-  outer(call, {ones_.as<float>()}, 1, 1, dy, n, 1.0f,
-        call.full->of(layer_name(layer, target_path(target)) + ".bias"));
+/// dx beside its FP32, as rmsnorm_backward() leaves it; null on a CPU.
+void* TrainGraph::prepared_dx(const Call& call) {
+  return room_for_prepared(backward_operand(), call.rows, config_.d_model, prepared_dx_).data;
 }
 
-/// out [n, k] += scale * dy^T x, rows of dy `dy_stride` apart.
-void TrainGraph::outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
-                       float scale, float* out) {
-  OuterArgs args;
-  args.rows = call.rows;
-  args.n = n;
-  args.dy = dy.x;
-  args.dy_stride = dy_stride;
-  args.dy_prepared = dy.prepared;
-  args.k = args.x_stride = k;
-  args.x = x.x;
-  args.x_prepared = x.prepared;
-  args.scale = scale;
-  args.out = out;
-  args.tf32 = formats_.format() == WeightFormat::kTF32;
-  compute_.ops->outer_accumulate(compute_.context, args);
-}
-
-void TrainGraph::backward_mlp(const Call& call, int64_t layer) {
+void TrainGraph::backward_down(const Call& call, int64_t layer) {
   const ModelConfig& c = config_;
-  const Ops& ops = *compute_.ops;
-  const OpContext& ctx = compute_.context;
+  LayerState& s = layers_[static_cast<size_t>(layer)];
+  float* dactivated = dwide_.as<float>();
+  // Of the top layer dx is the head's, which leaves no prepared rows.
+  const Input dy{dx_.as<float>(), layer + 1 < c.n_layers ? prepared_dx(call) : nullptr};
+  linear_backward(call, layer, kDown, {dy}, activate(call, backward_operand(), s), dactivated);
+  const Input dgate = dgate_of(call), dup = dup_of(call);
+  if (!status_.ok()) return;
+  compute_.ops->swiglu_backward(compute_.context, call.rows, c.d_ff, dactivated, s.gate.as<float>(),
+                                s.up.as<float>(), const_cast<float*>(dgate.x),
+                                const_cast<float*>(dup.x), const_cast<void*>(dgate.prepared),
+                                const_cast<void*>(dup.prepared));
+}
+
+void TrainGraph::backward_gate_up(const Call& call, int64_t layer) {
   LayerState& s = layers_[static_cast<size_t>(layer)];
   const LayerWeights& w = call.base.layer(layer);
-  float *dx = dx_.as<float>(), *dactivated = dwide_.as<float>(), *dnormed = dnormed_.as<float>();
-
-  linear_backward(call, layer, kDown, {dx}, activate(call, backward_operand(), s), dactivated,
-                  false);
-  void* gate_room = room_for_prepared(backward_operand(), call.rows, c.d_ff, prepared_dy_).data;
-  void* up_room = room_for_prepared(backward_operand(), call.rows, c.d_ff, prepared_dup_).data;
-  if (!status_.ok()) return;
-  const bool fp32 = gate_room == nullptr;
-  const Input dgate{fp32 ? dactivated : nullptr, gate_room};
-  const Input dup{fp32 ? dwide2_.as<float>() : nullptr, up_room};
-  ops.swiglu_backward(ctx, call.rows, c.d_ff, dactivated, s.gate.as<float>(), s.up.as<float>(),
-                      const_cast<float*>(dgate.x), const_cast<float*>(dup.x), gate_room, up_room);
   const Input normed =
       norm(call, backward_operand(), s.mid.as<float>(), w.mlp_norm, rstd_.as<float>());
-  linear_backward(call, layer, kGate, dgate, normed, dnormed, false);
-  linear_backward(call, layer, kUp, dup, normed, dnormed, true);
-  float* dnorm = norm_gradient(call, layer_name(layer, "post_attention_layernorm.weight"));
-  ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.mid.as<float>(), w.mlp_norm.data(),
-                       rstd_.as<float>(), dx, dnorm);
+  linear_backward(call, layer, kGate, {dgate_of(call), dup_of(call)}, normed, dnormed_.as<float>());
+  if (!status_.ok()) return;
+  float* dnorm = norm_gradient(call, layer_prefix(layer) + "post_attention_layernorm.weight");
+  compute_.ops->rmsnorm_backward(compute_.context, call.rows, config_.d_model, dnormed_.as<float>(),
+                                 s.mid.as<float>(), w.mlp_norm.data(), rstd_.as<float>(),
+                                 dx_.as<float>(), prepared_dx(call), dnorm);
+}
+
+void TrainGraph::backward_output(const Call& call, int64_t layer) {
+  linear_backward(call, layer, kO, {{dx_.as<float>(), prepared_dx(call)}},
+                  {layers_[static_cast<size_t>(layer)].attended.as<float>()},
+                  dattended_.as<float>());
 }
 
 void TrainGraph::backward_attention(const Call& call, int64_t layer) {
@@ -497,25 +398,27 @@ void TrainGraph::backward_attention(const Call& call, int64_t layer) {
     status_ = attention_.backward(static_cast<uint32_t>(layer), at, prefix_k_, prefix_v_);
 }
 
-void TrainGraph::backward_before_attention(const Call& call, int64_t layer) {
+void TrainGraph::backward_query_key_value(const Call& call, int64_t layer) {
   const ModelConfig& c = config_;
   const Ops& ops = *compute_.ops;
   const OpContext& ctx = compute_.context;
   LayerState& s = layers_[static_cast<size_t>(layer)];
   const LayerWeights& w = call.base.layer(layer);
   float *dx = dx_.as<float>(), *dnormed = dnormed_.as<float>();
-  ops.rope(ctx, call.rows, c.n_heads, c.head_dim, positions_, call.base.rope_cos(),
-           call.base.rope_sin(), true, dq_.as<float>());
-  ops.rope(ctx, call.rows, c.n_kv_heads, c.head_dim, positions_, call.base.rope_cos(),
-           call.base.rope_sin(), true, dk_.as<float>());
+  const Input dq = prepared_or(call, c.n_heads * c.head_dim, dq_, prepared_dy_);
+  const Input dk = prepared_or(call, c.n_kv_heads * c.head_dim, dk_, prepared_dup_);
+  if (!status_.ok()) return;
+  RopeArgs back = rotation(call, dq_.as<float>(), dk_.as<float>());
+  back.inverse = true;
+  back.q_prepared = const_cast<void*>(dq.prepared);
+  back.k_prepared = const_cast<void*>(dk.prepared);
+  ops.rope(ctx, back);
   const Input normed =
       norm(call, backward_operand(), s.x.as<float>(), w.attention_norm, rstd_.as<float>());
-  linear_backward(call, layer, kQ, {dq_.as<float>()}, normed, dnormed, false);
-  linear_backward(call, layer, kK, {dk_.as<float>()}, normed, dnormed, true);
-  linear_backward(call, layer, kV, {dv_.as<float>()}, normed, dnormed, true);
-  float* dnorm = norm_gradient(call, layer_name(layer, "input_layernorm.weight"));
+  linear_backward(call, layer, kQ, {dq, dk, {dv_.as<float>()}}, normed, dnormed);
+  float* dnorm = norm_gradient(call, layer_prefix(layer) + "input_layernorm.weight");
   ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.x.as<float>(), w.attention_norm.data(),
-                       rstd_.as<float>(), dx, dnorm);
+                       rstd_.as<float>(), dx, prepared_dx(call), dnorm);
 }
 
 void TrainGraph::head_backward(const Call& call) {
@@ -546,14 +449,17 @@ void TrainGraph::head_backward(const Call& call) {
       head_in.prepared = prepare(backward_operand(), wanted, c.d_model, head_in.x, prepared_);
     Call picked = call;
     picked.rows = wanted;
-    outer(picked, dlogits, c.vocab, c.vocab, head_in, c.d_model, 1.0f,
-          call.full->of(c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight"));
+    const OuterArgs args =
+        outer(picked, dlogits, c.vocab, c.vocab, head_in, c.d_model, 1.0f,
+              call.full->of(c.tied_head ? "model.embed_tokens.weight" : "lm_head.weight"));
+    ops.outer_accumulate(compute_.context, 1, &args);
   }
   // The head read picked rows: differentiate there, then scatter (loss rows are distinct).
   float* dpicked = head_in_.as<float>();
   ops.zero(compute_.context, dpicked, wanted * c.d_model * 4);
   ops.rmsnorm_backward(compute_.context, wanted, c.d_model, dhead, picked_.as<float>(),
-                       call.base.final_norm().data(), head_rstd_.as<float>(), dpicked, dnorm);
+                       call.base.final_norm().data(), head_rstd_.as<float>(), dpicked, nullptr,
+                       dnorm);
   ops.scatter_rows(compute_.context, wanted, c.d_model, loss_rows_, dpicked, dx);
 }
 
@@ -568,18 +474,14 @@ void TrainGraph::backward(const BaseWeights& base, Adapters* adapters, FullGradi
     // Below the lowest trained part nothing needs a gradient.
     const bool last = layer == 0 && full == nullptr &&
                       (adapters == nullptr || (adapters->targets() & kAttentionTargets) == 0);
-    run_piece(Piece::kBackAfter, layer, [&] {
-      backward_mlp(call, layer);
-      if (!last)
-        linear_backward(call, layer, kO, {dx_.as<float>()},
-                        {layers_[static_cast<size_t>(layer)].attended.as<float>()},
-                        dattended_.as<float>(), false);
-    });
+    run_piece(Piece::kBackDown, layer, [&] { backward_down(call, layer); });
+    run_piece(Piece::kBackGateUp, layer, [&] { backward_gate_up(call, layer); });
     // Without a backward of its own the attention passes no gradient on: what is below learns
     // through the residual alone.
     if (last || !attention_.attention().trains()) continue;
+    run_piece(Piece::kBackOutput, layer, [&] { backward_output(call, layer); });
     backward_attention(call, layer);
-    run_piece(Piece::kBackBefore, layer, [&] { backward_before_attention(call, layer); });
+    run_piece(Piece::kBackQkv, layer, [&] { backward_query_key_value(call, layer); });
   }
   if (full != nullptr) {
     for (int64_t row = 0; row < std::ssize(batch.ids); ++row) {

@@ -147,10 +147,26 @@ class TrainGraph {
   struct LayerState {
     Buffer x, q, k, v, attended, saved, mid, gate, up, t;
   };
-  struct Call;  // what one pass needs at hand
+  struct Call {  ///< what one pass needs at hand
+    const BaseWeights& base;
+    const TrainBatch& batch;
+    const Adapters* adapters;
+    Adapters* gradients;
+    FullGradients* full;
+    int64_t rows;
+  };
   /// What is enqueued between the calls of plugins and of the losses: recorded where the device
-  /// does that, so that a step of few rows does not wait for its some thousand launches.
-  enum class Piece : uint64_t { kBeforeAttention, kAfterAttention, kBackAfter, kBackBefore };
+  /// does that, so that a step of few rows does not wait for its some thousand launches. Small, as
+  /// training gives way to serving between pieces.
+  enum class Piece : uint64_t {
+    kQkv,
+    kOutputGateUp,
+    kDown,
+    kBackDown,
+    kBackGateUp,
+    kBackOutput,
+    kBackQkv
+  };
   /// Rows that linear layers read: FP32, or as Ops::prepare() gives them; one of the two may be
   /// null.
   struct Input {
@@ -168,23 +184,35 @@ class TrainGraph {
   Status reserve_rows(int64_t rows);
   Status reserve_loss_rows(int64_t rows);
   Status reserve_saturation();
-  void linear(const Call& call, int64_t layer, std::initializer_list<Target> targets, Input input,
+  void linear(const Call& call, int64_t layer, Target first, Input input,
               std::initializer_list<float*> y, const float* residual);
-  Status linear_one(const Call& call, const Linear& weight, int64_t layer, Target target,
-                    LinearArgs& args);
-  void linear_backward(const Call& call, int64_t layer, Target target, Input dy, Input x, float* dx,
-                       bool accumulate);
-  void outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
-             float scale, float* out);
+  Status linear_in_format(const Call& call, std::span<const Linear* const> weights, int64_t layer,
+                          Target first, LinearArgs& args);
+  void linear_backward(const Call& call, int64_t layer, Target first,
+                       std::initializer_list<Input> dy, Input x, float* dx);
+  void add_input_gradient(const Call& call, int64_t layer, Target target, const WeightView& turned,
+                          Input dy, float* dx, bool accumulate);
+  void add_outers(const Call& call, int64_t layer, Target target, Input dy, Input x,
+                  std::vector<OuterArgs>& to);
+  OuterArgs outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
+                  float scale, float* out) const;
+  RopeArgs rotation(const Call& call, float* q, float* k) const;
+  Input prepared_or(const Call& call, int64_t k, Buffer& fp32, Buffer& room);
+  Input dgate_of(const Call& call);
+  Input dup_of(const Call& call);
+  void* prepared_dx(const Call& call);
   void run_piece(Piece piece, int64_t layer, const std::function<void()>& enqueue);
   int64_t padding_of(int64_t rows) const;
   void set_key(const BaseWeights& base, const Adapters* adapters, const FullGradients* full);
-  void before_attention(const Call& call, int64_t layer);
-  void after_attention(const Call& call, int64_t layer);
+  void query_key_value(const Call& call, int64_t layer);
+  void output_gate_up(const Call& call, int64_t layer);
+  void down(const Call& call, int64_t layer);
   void forward_layer(const Call& call, int64_t layer);
-  void backward_mlp(const Call& call, int64_t layer);
+  void backward_down(const Call& call, int64_t layer);
+  void backward_gate_up(const Call& call, int64_t layer);
+  void backward_output(const Call& call, int64_t layer);
   void backward_attention(const Call& call, int64_t layer);
-  void backward_before_attention(const Call& call, int64_t layer);
+  void backward_query_key_value(const Call& call, int64_t layer);
   void head_forward(const Call& call);
   void head_backward(const Call& call);
   void note(const Status& status) {
@@ -196,6 +224,7 @@ class TrainGraph {
   /// K/V of each sequence's prefix at a layer go to prefix_k_ and prefix_v_.
   TrainingAttention::Pointers attention_pointers(const TrainBatch& batch, int64_t layer);
   float* t_of(int64_t layer, Target target);
+  float* dt_of(Target target) { return dt_.as<float>() + target * rows_ * kLoraRank; }
   WeightView transposed(const Call& call, int64_t layer, Target target);
   float* norm_gradient(const Call& call, const std::string& name);
   const void* prepare(const Operand& as, int64_t rows, int64_t k, const float* x, Buffer& to);
@@ -229,7 +258,7 @@ class TrainGraph {
       dt_;
   std::vector<float> fetched_;
   Buffer picked_, head_in_, head_rstd_, logits_, ones_;
-  Buffer prepared_, prepared_dy_, prepared_dup_, prepared_head_,
+  Buffer prepared_, prepared_dy_, prepared_dup_, prepared_dv_, prepared_dx_, prepared_head_,
       prepared_dlogits_;  ///< what linear() reads
   void* dlogits_prepared_ = nullptr;
 };

@@ -42,8 +42,8 @@ void TrainGraph::set_key(const BaseWeights& base, const Adapters* adapters,
   key_ = {static_cast<uint64_t>(rows_), static_cast<uint64_t>(max_rows_), base.serial()};
   const auto address = [&](const void* at) { key_.push_back(reinterpret_cast<uint64_t>(at)); };
   for (const Buffer* workspace :
-       {&layers_[0].x, &prepared_, &prepared_dy_, &prepared_dup_, &scratch_.prepared,
-        &scratch_.workspace, &scratch_.up, &scratch_.lora, &saturated_})
+       {&layers_[0].x, &prepared_, &prepared_dy_, &prepared_dup_, &prepared_dv_, &prepared_dx_,
+        &scratch_.prepared, &scratch_.workspace, &scratch_.up, &scratch_.lora, &saturated_})
     address(workspace->data());
   address(ids_);
   address(full != nullptr ? full->all().data() : nullptr);

@@ -52,7 +52,7 @@ inline void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const flo
 /// With h = x rstd: dx = rstd (w dy - h mean(w dy h)), dw = sum over rows of dy h.
 inline void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
                              const float* x, const float* w, const float* rstd, float* dx,
-                             float* dw) {
+                             void* dx_prepared, float* dw) {
   parallel_blocks(context, rows, rows_per_task(2 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float *g = dy + r * d, *in = x + r * d;
@@ -68,6 +68,7 @@ inline void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, 
       });
     }
   });
+  prepare_also(context, rows, d, dx, {dx_prepared});
   if (dw == nullptr) return;
   parallel_blocks(context, d, 64, [&](int64_t begin, int64_t end) {
     for_lanes(begin, end, [&](int64_t i, int64_t n) {
@@ -92,18 +93,20 @@ DS_INLINE void rotate(int64_t half, const float* cos, const float* sin, bool inv
   });
 }
 
-inline void rope(const OpContext& context, int64_t rows, int64_t heads, int64_t head_dim,
-                 const int32_t* positions, const float* cos, const float* sin, bool inverse,
-                 float* x) {
-  const int64_t half = head_dim / 2;
-  parallel_blocks(context, rows, rows_per_task(heads * head_dim), [&](int64_t begin, int64_t end) {
+inline void rope(const OpContext& context, const RopeArgs& a) {
+  const int64_t d = a.head_dim, half = d / 2, heads = a.n_heads + a.n_kv_heads;
+  parallel_blocks(context, a.rows, rows_per_task(heads * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t at = positions[r] * half;
+      const int64_t at = a.positions[r] * half;
       for (int64_t h = 0; h < heads; ++h) {
-        rotate(half, cos + at, sin + at, inverse, x + (r * heads + h) * head_dim);
+        float* x = h < a.n_heads ? a.q + (r * a.n_heads + h) * d
+                                 : a.k + (r * a.n_kv_heads + h - a.n_heads) * d;
+        rotate(half, a.cos + at, a.sin + at, a.inverse, x);
       }
     }
   });
+  prepare_also(context, a.rows, a.n_heads * d, a.q, {a.q_prepared});
+  prepare_also(context, a.rows, a.n_kv_heads * d, a.k, {a.k_prepared});
 }
 
 inline void store_kv(const KvView& kv, int64_t page, int64_t head, int64_t slot, const float* k,

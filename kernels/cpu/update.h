@@ -37,7 +37,7 @@ inline void outer_task(const OuterArgs& a, int64_t n0, int64_t n1, int64_t k0) {
   }
 }
 
-inline void outer_accumulate(const OpContext& context, const OuterArgs& a) {
+inline void outer_accumulate_one(const OpContext& context, const OuterArgs& a) {
   if (a.rows == 0) return;
   const int64_t blocks = ceil_div(a.k, kGroupLanes);
   const int64_t wanted = larger(12, 200'000 / larger(1, a.rows));  // ~1 ns for an output's 64 lanes
@@ -46,6 +46,10 @@ inline void outer_accumulate(const OpContext& context, const OuterArgs& a) {
     const int64_t n0 = i / blocks * each;
     outer_task(a, n0, smaller(a.n, n0 + each), i % blocks * kGroupLanes);
   });
+}
+
+inline void outer_accumulate(const OpContext& context, int64_t count, const OuterArgs* a) {
+  for (int64_t i = 0; i < count; ++i) outer_accumulate_one(context, a[i]);
 }
 
 inline void adamw(const OpContext& context, const AdamWArgs& a) {

@@ -289,71 +289,6 @@ void launch_gemv(const StreamState& s, const GemvArgs& a, Outputs outputs) {
   launch_gemv<T, 8>(s, a, outputs);
 }
 
-/// t [weights][t_rows][16] = A x. A block takes kRows rows of one weight, its warp j the rank j;
-/// rows of one slot share the loads of A.
-struct LowInputs {
-  InputRows in;
-  int64_t rows = 0, t_rows = 0;
-  const int32_t* slot_of_row = nullptr;
-  LowPairs pairs;
-  float* t = nullptr;
-};
-
-template <typename T, bool kRounded, int kRows>
-__global__ void __launch_bounds__(kLoraRank * 32)
-    low_rank_rows(const __grid_constant__ LowInputs a) {
-  begin_after_previous();
-  const int lane = threadIdx.x % 32, rank = threadIdx.x / 32, w = blockIdx.y;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows;
-  const auto chunks = static_cast<int>(a.in.padded / Chunk<T>::kElements);
-  for (int64_t row = first; row < a.rows && row < first + kRows;) {
-    const int32_t slot = a.slot_of_row[row];
-    int count = 1;
-    while (row + count < a.rows && row + count < first + kRows &&
-           a.slot_of_row[row + count] == slot) {
-      ++count;
-    }
-    float sum[kRows] = {}, squares[kRows] = {};
-    const void* low = slot < 0 ? nullptr : a.pairs.at(w, slot).a;
-    if (low != nullptr) {
-      const auto* matrix = static_cast<const T*>(low) + rank * a.in.padded;
-#pragma unroll 2
-      for (int c = lane; c < chunks; c += 32) {
-        const Chunk<T> weights = unpack_chunk(reinterpret_cast<const uint4*>(matrix)[c], T());
-        for (int r = 0; r < kRows; ++r) {
-          if (r >= count) break;
-          const Chunk<T> x = input_chunk<T, kRounded>(a.in, row + r, c, squares[r]);
-#pragma unroll
-          for (int e = 0; e < Chunk<T>::kElements; ++e) sum[r] = fmaf(weights.v[e], x.v[e], sum[r]);
-        }
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      float total = warp_sum(sum[r]);
-      if (a.in.norm != nullptr)
-        total *= norm_factor<T>(warp_sum(squares[r]), static_cast<float>(a.in.k), a.in.eps);
-      if (r < count && lane == 0) a.t[(w * a.t_rows + row + r) * kLoraRank + rank] = total;
-    }
-    row += count;
-  }
-}
-
-template <typename T, bool kRounded>
-void launch_low_rank(const StreamState& s, const LowInputs& a, int n_weights) {
-  constexpr int kMany = 4;
-  if (a.rows <= kFewRows) {
-    const dim3 grid(static_cast<unsigned>(a.rows), static_cast<unsigned>(n_weights));
-    launch_next("low-rank inputs", low_rank_rows<T, kRounded, 1>, grid, kLoraRank * 32, 0,
-                s.stream(), a);
-  } else {
-    const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kMany)),
-                    static_cast<unsigned>(n_weights));
-    launch_next("low-rank inputs", low_rank_rows<T, kRounded, kMany>, grid, kLoraRank * 32, 0,
-                s.stream(), a);
-  }
-}
-
 }  // namespace
 
 InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded) {
@@ -363,46 +298,6 @@ InputRows input_rows(const LinearArgs& a, int64_t row, const void* rounded) {
   const float* norm = rounded == nullptr ? a.norm : nullptr;  // rounded rows are normed already
   return {rounded,    a.x + row * a.x_stride, a.x_stride, k, padded, norm, a.norm_eps, whole,
           a.saturated};
-}
-
-LowPairs low_pairs(const LinearArgs& a) {
-  LowPairs out;
-  out.table = a.lora->table;
-  for (int slot = 0; slot < a.lora->n_slots && out.table == nullptr; ++slot) {
-    for (int w = 0; w < a.n_weights; ++w) {
-      const LoraPair& pair = a.lora->pair[slot][w];
-      out.value[w][slot] = {pair.a.data, pair.b.data, pair.scale};
-    }
-  }
-  return out;
-}
-
-Additions additions_of(const LinearArgs& a, int64_t row) {
-  Additions out;
-  for (int w = 0; w < a.n_weights; ++w) out.bias[w] = a.bias[w];
-  if (a.lora == nullptr) return out;
-  out.slot_of_row = a.lora->slot_of_row + row;
-  out.t = a.lora->t + row * kLoraRank;
-  out.t_rows = a.rows;
-  out.low = low_pairs(a);
-  return out;
-}
-
-void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows,
-                     const void* rounded) {
-  LowInputs low{};
-  low.in = input_rows(a, row, rounded);
-  low.rows = rows;
-  low.t_rows = a.rows;
-  low.slot_of_row = a.lora->slot_of_row + row;
-  low.t = a.lora->t + row * kLoraRank;
-  low.pairs = low_pairs(a);
-  with_element(a.w[0].format, [&]<typename T>(T) {
-    if constexpr (sizeof(T) == 2) {
-      if (rounded != nullptr) return launch_low_rank<T, true>(s, low, a.n_weights);
-    }
-    launch_low_rank<T, false>(s, low, a.n_weights);
-  });
 }
 
 void few_rows(const StreamState& s, const LinearArgs& a, int64_t row, int64_t rows) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear layers of many rows through cuBLAS, and the choice between them and few_rows().
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/table.h"
@@ -11,18 +12,25 @@ namespace {
 constexpr int kThreads = 128;  // columns of a block
 constexpr int kTileRows = 4;   // rows that one thread finishes
 
-/// Products of rows in memory, to be finished: into y, which may be where they are, or into rounded
-/// rows.
-struct Finish {
-  int64_t rows = 0, n = 0;
-  const float* product = nullptr;  ///< of weight `weight`; of the gate with swiglu
-  const float* up = nullptr;       ///< of weight 1 with swiglu
-  int64_t stride = 0;              ///< of both
+/// Where the results of one weight go.
+struct Output {
   float* y = nullptr;
-  int64_t y_stride = 0;
-  void* prepared = nullptr;  ///< [rows, padded n] in the format of the weights; null: into y
-  const float* residual = nullptr;
+  int64_t stride = 0, end = 0;  ///< its last column and those before it, side by side
+};
+
+/// Products of rows in memory, to be finished: into the outputs, which may be where they are, or
+/// into rounded rows.
+struct Finish {
+  int64_t rows = 0, n = 0;  ///< columns of all outputs
+  const float* product =
+      nullptr;                ///< from weight `weight` on, side by side; of the gate with swiglu
+  const float* up = nullptr;  ///< of weight 1 with swiglu
+  int64_t stride = 0;         ///< of both
+  Output out[kMaxFusedWeights];
+  void* prepared = nullptr;  ///< [rows, padded n] in the format of the weights; null: into out
+  const float* residual = nullptr;  ///< of the only output
   int weight = 0;
+  bool alike = false;  ///< rows with a low-rank part have that of slot 0, by value
   Additions add;
 };
 
@@ -44,6 +52,12 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
     }
     return;
   }
+  int output = 0;
+  if constexpr (!kPaired) {
+    while (i >= a.out[output].end) ++output;
+  }
+  const Output& out_of = a.out[output];
+  const int64_t column = i - (output > 0 ? a.out[output - 1].end : 0);
   float product[kTileRows][kParts], residual[kTileRows] = {};
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
@@ -51,14 +65,14 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
     if (row >= a.rows) break;
     product[r][0] = a.product[row * a.stride + i];
     if constexpr (kPaired) product[r][1] = a.up[row * a.stride + i];
-    if (a.residual != nullptr) residual[r] = a.residual[row * a.y_stride + i];
+    if (a.residual != nullptr) residual[r] = a.residual[row * out_of.stride + i];
   }
   LowRow<T> b[kParts];
   float bias[kParts];
 #pragma unroll
   for (int p = 0; p < kParts; ++p) {
-    const float* from = a.add.bias[a.weight + p];
-    bias[p] = from == nullptr ? 0.0f : from[i];
+    const float* from = a.add.bias[a.weight + output + p];
+    bias[p] = from == nullptr ? 0.0f : from[column];
   }
   int32_t loaded = -1;
 #pragma unroll
@@ -68,10 +82,10 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
     const int32_t slot = a.add.slot_of_row == nullptr ? -1 : a.add.slot_of_row[row];
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
-      const int w = a.weight + p;
+      const int w = a.weight + output + p;
       const LoraEntry low = slot < 0 ? LoraEntry{} : a.add.low.at(w, slot);
       if (low.b != nullptr) {
-        if (slot != loaded) b[p].load(low.b, i);
+        if (slot != loaded) b[p].load(low.b, column);
         const float* t = a.add.t + (w * a.add.t_rows + row) * kLoraRank;
         product[r][p] = b[p].add_to(product[r][p], t, low.scale);
       }
@@ -83,13 +97,119 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
     if (prepared != nullptr) {
       prepared[row * padded + i] = from_float<T>(out);
     } else {
-      a.y[row * a.y_stride + i] = residual[r] + out;
+      out_of.y[row * out_of.stride + column] = residual[r] + out;
     }
   }
 }
 
+constexpr int kLowRows = 16, kLowTiles = 4;  // of a warp of finish_low_rank(): tiles of 8 columns
+
+/// Two neighbours of a row of t, times `scale`, as two elements each: their sum is exact to 16 bits
+/// and more.
+template <typename T>
+__device__ inline void split_pair(float2 t, float scale, uint32_t& high, uint32_t& low) {
+  const float x = t.x * scale, y = t.y * scale;
+  const float x_high = to_float(from_float<T>(x)), y_high = to_float(from_float<T>(y));
+  high = pack_pair<T>(x_high, y_high);
+  low = pack_pair<T>(x - x_high, y - y_high);
+}
+
+/// finish_rows() of one slot on tensor cores, columns of outputs in whole tiles: a warp adds B t to
+/// 16 rows of products of 32 columns. Grid: rows, columns.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) finish_low_rank(const __grid_constant__ Finish a) {
+  begin_after_previous();
+  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+  const auto first = static_cast<int64_t>(blockIdx.x) * kLowRows;
+  const int64_t begin =
+      (static_cast<int64_t>(blockIdx.y) * (kThreads / 32) + threadIdx.x / 32) * kLowTiles * 8;
+  if (begin >= a.n) return;
+  const int64_t rows[2] = {first + group, first + group + 8};
+  float sum[kLowTiles][4] = {};
+  float2 residual[kLowTiles][2] = {};
+#pragma unroll
+  for (int n = 0; n < kLowTiles; ++n) {
+    const int64_t i = begin + n * 8 + pair;
+    if (i >= a.n) break;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (rows[half] >= a.rows) continue;
+      const auto x = *reinterpret_cast<const float2*>(a.product + rows[half] * a.stride + i);
+      sum[n][2 * half] = x.x, sum[n][2 * half + 1] = x.y;
+      if (a.residual != nullptr)
+        residual[n][half] =
+            *reinterpret_cast<const float2*>(a.residual + rows[half] * a.out[0].stride + i);
+    }
+  }
+  int loaded = -1, output = 0;
+  uint32_t high[4], low[4];
+#pragma unroll
+  for (int n = 0; n < kLowTiles; ++n) {
+    if (begin + n * 8 >= a.n) break;
+    while (begin + n * 8 >= a.out[output].end) ++output;
+    const Output& to = a.out[output];
+    const int64_t column = begin + n * 8 - (output > 0 ? a.out[output - 1].end : 0);
+    const int w = a.weight + output;
+    const LoraEntry& entry = a.add.low.value[w][0];
+    if (entry.b != nullptr) {
+      if (loaded != w) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const bool has = rows[half] < a.rows && a.add.slot_of_row[rows[half]] >= 0;
+          const float* t = a.add.t + (w * a.add.t_rows + rows[half]) * kLoraRank + pair;
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            const auto two = has ? *reinterpret_cast<const float2*>(t + 8 * k) : make_float2(0, 0);
+            split_pair<T>(two, entry.scale, high[half + 2 * k], low[half + 2 * k]);
+          }
+        }
+        loaded = w;
+      }
+      const auto* b = reinterpret_cast<const uint32_t*>(static_cast<const T*>(entry.b) +
+                                                        (column + group) * kLoraRank + pair);
+      const uint32_t b0 = b[0], b1 = b[4];
+      multiply_add<T>(low, b0, b1, sum[n]);
+      multiply_add<T>(high, b0, b1, sum[n]);
+    }
+    const float* bias = a.add.bias[w];
+    const float2 more = bias == nullptr ? make_float2(0, 0)
+                                        : make_float2(bias[column + pair], bias[column + pair + 1]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (rows[half] >= a.rows) continue;
+      *reinterpret_cast<float2*>(to.y + rows[half] * to.stride + column + pair) =
+          make_float2(residual[n][half].x + (sum[n][2 * half] + more.x),
+                      residual[n][half].y + (sum[n][2 * half + 1] + more.y));
+    }
+  }
+}
+
+/// Whether the call is for finish_low_rank(): it reads and writes pairs.
+bool suits_low_rank(const Finish& a, WeightFormat format) {
+  const auto even = [](const void* at, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(at) % sizeof(float2) == 0 && stride % 2 == 0;
+  };
+  bool suits = a.alike && !is_f32(format) && a.up == nullptr && a.prepared == nullptr &&
+               even(a.product, a.stride) && even(a.residual, 0);
+  int64_t end = 0;
+  for (int i = 0; end < a.n; ++i) {
+    end = a.out[i].end;
+    suits = suits && end % 8 == 0 && even(a.out[i].y, a.out[i].stride);
+  }
+  return suits;
+}
+
 void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
   if (a.rows == 0 || a.n == 0) return;
+  if (suits_low_rank(a, format)) {
+    constexpr int64_t kEach = kThreads / 32 * kLowTiles * 8;
+    const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kLowRows)),
+                    static_cast<unsigned>(ceil_div(a.n, kEach)));
+    const auto kernel =
+        format == WeightFormat::kF16 ? finish_low_rank<Half> : finish_low_rank<Bf16>;
+    launch_next("end of a linear layer", kernel, grid, kThreads, 0, s.stream(), a);
+    return;
+  }
   const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kTileRows)),
                   static_cast<unsigned>(ceil_div(padded_k(WeightFormat::kBF16, a.n), kThreads)));
   with_element(format, [&]<typename T>(T) {
@@ -168,25 +288,6 @@ __global__ void __launch_bounds__(kThreads) finish_rope_rows(const __grid_consta
   }
 }
 
-/// FP32 is FP32: without TF32, unless that is asked for.
-Product product_of(WeightFormat format) {
-  Product p;
-  switch (format) {
-    case WeightFormat::kBF16:
-      p.type = CUDA_R_16BF;
-      break;
-    case WeightFormat::kF16:
-      p.type = CUDA_R_16F;
-      break;
-    case WeightFormat::kTF32:
-      p.compute = CUBLAS_COMPUTE_32F_FAST_TF32;
-      break;
-    default:
-      p.compute = CUBLAS_COMPUTE_32F_PEDANTIC;
-  }
-  return p;
-}
-
 /// y [rows, n] = x W^T + beta y; x is rounded rows for weights of 16 bits, else FP32 rows. y is
 /// FP32, or `narrow`: rounded as the weights.
 bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const void* x,
@@ -215,6 +316,11 @@ struct Piece {
   const void* rounded = nullptr;  ///< x, if it is of 16 bits
 };
 
+void add_to(Finish& f, const LinearArgs& a, int64_t row) {
+  f.add = additions_of(a, row);
+  f.alike = a.lora != nullptr && a.lora->n_slots == 1 && a.lora->table == nullptr;
+}
+
 /// Each weight's products in its y, finished there.
 bool multiply_each(const StreamState& s, const LinearArgs& a, const Piece& p) {
   for (int w = 0; w < a.n_weights; ++w) {
@@ -228,11 +334,12 @@ bool multiply_each(const StreamState& s, const LinearArgs& a, const Piece& p) {
     Finish f;
     f.rows = p.rows;
     f.n = a.w[w].n;
-    f.product = f.y = y;
-    f.stride = f.y_stride = a.y_stride[w];
+    f.product = y;
+    f.stride = a.y_stride[w];
+    f.out[0] = {y, f.stride, f.n};
     f.residual = in_place ? nullptr : residual;
     f.weight = w;
-    f.add = additions_of(a, p.row);
+    add_to(f, a, p.row);
     launch_finish(s, f, a.w[w].format);
   }
   return true;
@@ -291,11 +398,22 @@ void finish_swiglu(const StreamState& s, const LinearArgs& a, const Piece& p, co
   f.up = f.product + n;
   f.stride = total;
   f.prepared = prepared;
-  if (prepared == nullptr) {
-    f.y = a.y[0] + p.row * a.y_stride[0];
-    f.y_stride = a.y_stride[0];
-  }
+  if (prepared == nullptr) f.out[0] = {a.y[0] + p.row * a.y_stride[0], a.y_stride[0], n};
   f.add = additions_of(a, p.row);
+  launch_finish(s, f, a.w[0].format);
+}
+
+/// Each weight's columns into its y, with what is added to them.
+void finish_each(const StreamState& s, const LinearArgs& a, const Piece& p, const char* products,
+                 int64_t total) {
+  Finish f;
+  f.rows = p.rows;
+  f.n = f.stride = total;
+  f.product = reinterpret_cast<const float*>(products);
+  int64_t end = 0;
+  for (int w = 0; w < a.n_weights; ++w)
+    f.out[w] = {a.y[w] + p.row * a.y_stride[w], a.y_stride[w], end += a.w[w].n};
+  add_to(f, a, p.row);
   launch_finish(s, f, a.w[0].format);
 }
 
@@ -316,8 +434,8 @@ void finish_rope(const StreamState& s, const LinearArgs& a, const Piece& p, cons
   });
 }
 
-/// t = A x where all rows that have a low-rank part have the same one, known by now: what rows
-/// without one get is not read.
+/// t = A x of FP32 rows where all that have a low-rank part have the same one, known by now: what
+/// rows without one get is not read.
 bool multiply_low_rank(const StreamState& s, const LinearArgs& a, const Piece& p) {
   for (int w = 0; w < a.n_weights; ++w) {
     const WeightView& low = a.lora->pair[0][w].a;
@@ -354,7 +472,9 @@ Piece piece_of(const StreamState& s, const LinearArgs& a, int64_t row, int64_t r
 
 /// In pieces whose rows and products, where these wait to be finished, fit the scratch.
 void many_rows(const StreamState& s, const LinearArgs& a) {
-  const bool swiglu = a.epilogue == Epilogue::kSwiglu, wait = swiglu || a.rope != nullptr;
+  const bool swiglu = a.epilogue == Epilogue::kSwiglu;
+  const bool apart = a.n_weights == 1 || a.lora == nullptr || a.epilogue == Epilogue::kResidual;
+  const bool wait = swiglu || a.rope != nullptr || !apart;
   const int64_t k = a.w[0].k;
   int64_t total = 0;
   for (int w = 0; w < a.n_weights; ++w) total += a.w[w].n;
@@ -364,7 +484,8 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
   char* products = s.scratch<char>() + ceil_div(each * x_bytes, 256) * 256;
   for (int64_t row = 0; row < a.rows; row += each) {
     const Piece p = piece_of(s, a, row, smaller(each, a.rows - row), s.scratch<char>());
-    if (a.lora != nullptr && (a.lora->n_slots > 1 || a.lora->table != nullptr)) {
+    const bool rounded = p.rounded != nullptr;
+    if (a.lora != nullptr && (rounded || a.lora->n_slots > 1 || a.lora->table != nullptr)) {
       low_rank_inputs(s, a, row, p.rows, p.rounded);
     } else if (a.lora != nullptr && !multiply_low_rank(s, a, p)) {
       return;
@@ -372,8 +493,10 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
     if (!(wait ? multiply_side_by_side(s, a, p, products, total) : multiply_each(s, a, p))) return;
     if (swiglu) {
       finish_swiglu(s, a, p, products, total);
-    } else if (wait) {
+    } else if (a.rope != nullptr) {
       finish_rope(s, a, p, products, total);
+    } else if (wait) {
+      finish_each(s, a, p, products, total);
     }
   }
 }
@@ -403,128 +526,6 @@ void linear(const OpContext& context, const LinearArgs& a) {
   for (int64_t row = 0; row < a.rows; row += each) {
     few_rows(*s, a, row, smaller(each, a.rows - row));
   }
-}
-
-namespace {
-
-constexpr int kOuterColumns = 32;  // of x, to a block: one a lane
-constexpr int kOuterWarps = 8;     // each takes every 8th row of the block's
-constexpr int kOuterRows = 64;     // of a block: 8 of a warp, all under way at once
-
-/// part [row blocks][n, k] = dy^T x over each block's rows, for n up to 16: factors of low rank,
-/// biases. A thread sums all n of one column over its warp's rows, then the warps' sums are added
-/// in order. Grid: columns, rows.
-__global__ void __launch_bounds__(kOuterWarps * 32)
-    outer_few(const __grid_constant__ OuterArgs a, int64_t x_padded, float* part) {
-  __shared__ float of_warp[kOuterWarps][kOuterColumns + 1];
-  __shared__ float dy[kOuterRows][kLoraRank];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kOuterColumns + lane;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * kOuterRows;
-  const auto rows = static_cast<int>(smaller(kOuterRows, a.rows - first));
-#pragma unroll
-  for (int u = 0; u < kOuterRows * kLoraRank / (kOuterWarps * 32); ++u) {
-    const int at = threadIdx.x + u * kOuterWarps * 32, r = at / kLoraRank, i = at % kLoraRank;
-    dy[r][i] = r < rows && i < a.n ? a.dy[(first + r) * a.dy_stride + i] : 0.0f;
-  }
-  __syncthreads();
-  const auto* rounded = static_cast<const Bf16*>(a.x_prepared);
-  float sum[kLoraRank] = {};
-  if (column < a.k) {
-    float x_of[kOuterRows / kOuterWarps];
-#pragma unroll
-    for (int u = 0; u < kOuterRows / kOuterWarps; ++u) {
-      const int r = warp + u * kOuterWarps;
-      const int64_t row = first + (r < rows ? r : 0);  // beyond the last dy is zero
-      x_of[u] = rounded == nullptr ? a.x[row * a.x_stride + column]
-                                   : to_float(rounded[row * x_padded + column]);
-    }
-#pragma unroll
-    for (int u = 0; u < kOuterRows / kOuterWarps; ++u) {
-      const int r = warp + u * kOuterWarps;
-      const float x = x_of[u];
-#pragma unroll
-      for (int i = 0; i < kLoraRank; i += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(&dy[r][i]);
-        sum[i] = fmaf(four.x, x, sum[i]);
-        sum[i + 1] = fmaf(four.y, x, sum[i + 1]);
-        sum[i + 2] = fmaf(four.z, x, sum[i + 2]);
-        sum[i + 3] = fmaf(four.w, x, sum[i + 3]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kLoraRank; ++i) {
-    if (i >= a.n) break;
-    of_warp[warp][lane] = sum[i];
-    __syncthreads();
-    if (warp == i % kOuterWarps && column < a.k) {
-      float total = 0.0f;
-      for (int w = 0; w < kOuterWarps; ++w) total += of_warp[w][lane];
-      part[(blockIdx.y * a.n + i) * a.k + column] = total;
-    }
-    __syncthreads();
-  }
-}
-
-/// out += scale * the parts, in order.
-__global__ void __launch_bounds__(kThreads)
-    outer_add(int64_t count, int64_t parts, const float* __restrict__ part, float scale,
-              float* out) {
-  for (int64_t i = loop_begin(); i < count; i += loop_step()) {
-    float total = 0.0f;
-#pragma unroll 8
-    for (int64_t p = 0; p < parts; ++p) total += part[p * count + i];
-    out[i] = fmaf(scale, total, out[i]);
-  }
-}
-
-/// In pieces of rows whose parts fit the scratch.
-void few_outer(const StreamState& s, OuterArgs a) {
-  const int64_t count = a.n * a.k, rows = a.rows;
-  const int64_t most = larger(1, kScratchBytes / (count * 4)) * kOuterRows;
-  for (int64_t row = 0; row < rows; row += most) {
-    a.rows = smaller(most, rows - row);
-    const int64_t parts = ceil_div(a.rows, kOuterRows), padded = padded_k(WeightFormat::kBF16, a.k);
-    const dim3 grid(static_cast<unsigned>(ceil_div(a.k, kOuterColumns)),
-                    static_cast<unsigned>(parts));
-    outer_few<<<grid, kOuterWarps * 32, 0, s.stream()>>>(a, padded, s.scratch<float>());
-    if (!launched("gradient of factors")) return;
-    outer_add<<<loop_blocks(count, kThreads), kThreads, 0, s.stream()>>>(
-        count, parts, s.scratch<float>(), a.scale, a.out);
-    if (!launched("gradient of factors")) return;
-    a.dy += most * a.dy_stride;
-    if (a.x_prepared != nullptr) {
-      a.x_prepared = static_cast<const Bf16*>(a.x_prepared) + most * padded;
-    } else {
-      a.x += most * a.x_stride;
-    }
-  }
-}
-
-}  // namespace
-
-/// out [n, k] += scale * dy^T x.
-void outer_accumulate(const OpContext& context, const OuterArgs& a) {
-  const StreamState* s = enter(context);
-  if (s == nullptr || a.rows == 0 || a.n == 0 || a.k == 0) return;
-  if (a.n <= kLoraRank) return few_outer(*s, a);
-  const bool rounded = a.dy_prepared != nullptr && a.x_prepared != nullptr;
-  Product p = product_of(rounded  ? WeightFormat::kBF16
-                         : a.tf32 ? WeightFormat::kTF32
-                                  : WeightFormat::kF32);
-  p.m = a.n;
-  p.n = a.k;
-  p.k = a.rows;
-  p.a = {rounded ? a.dy_prepared : a.dy, rounded ? padded_k(WeightFormat::kBF16, a.n) : a.dy_stride,
-         true};
-  p.b = {rounded ? a.x_prepared : a.x, rounded ? padded_k(WeightFormat::kBF16, a.k) : a.x_stride,
-         false};
-  p.alpha = a.scale;
-  p.beta = 1.0f;
-  p.c = a.out;
-  p.c_stride = a.k;
-  s->multiply(p, "gradient of a weight");
 }
 
 }  // namespace ds::cuda

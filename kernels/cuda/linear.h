@@ -51,6 +51,25 @@ void few_rows(const StreamState&, const LinearArgs&, int64_t row, int64_t rows);
 /// All of a call. False, and nothing enqueued, if it is not for this kernel.
 bool some_rows(const StreamState&, const LinearArgs&);
 
+/// FP32 is FP32: without TF32, unless that is asked for.
+inline Product product_of(WeightFormat format) {
+  Product p;
+  switch (format) {
+    case WeightFormat::kBF16:
+      p.type = CUDA_R_16BF;
+      break;
+    case WeightFormat::kF16:
+      p.type = CUDA_R_16F;
+      break;
+    case WeightFormat::kTF32:
+      p.compute = CUBLAS_COMPUTE_32F_FAST_TF32;
+      break;
+    default:
+      p.compute = CUBLAS_COMPUTE_32F_PEDANTIC;
+  }
+  return p;
+}
+
 /// Bytes of a row of 16-bit elements.
 inline int64_t rounded_row_bytes(int64_t k) { return padded_k(WeightFormat::kBF16, k) * 2; }
 

@@ -163,54 +163,72 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// With h = x rstd: dx += rstd (w dy - h mean(w dy h)), and part[block] [d] = sum over the block's
-/// rows of dy h. A warp takes every (blocks * kWarps)-th row.
+/// rows of dy h. A warp takes every (blocks * kWarps)-th row, a lane every 32nd pair of columns:
+/// memory bounds it, so a row is asked for at once.
 template <int kColumns>
 __global__ void __launch_bounds__(kThreads)
-    rmsnorm_gradient(int64_t rows, int64_t d, const float* __restrict__ dy,
-                     const float* __restrict__ x, const float* __restrict__ w,
-                     const float* __restrict__ rstd, float* dx, float* part) {
-  __shared__ float of_warp[kWarps][32];
+    rmsnorm_gradient(int64_t rows, int d, const float* __restrict__ dy, const float* __restrict__ x,
+                     const float* __restrict__ w, const float* __restrict__ rstd, const float* dx,
+                     RowsOut<Bf16> out, float* part) {
+  begin_after_previous();
+  constexpr int kPairs = kColumns / 2;
+  __shared__ float2 of_warp[kWarps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  float dw[kColumns] = {};
+  float2 dw[kPairs] = {};
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + warp; row < rows;
        row += static_cast<int64_t>(gridDim.x) * kWarps) {
-    float h[kColumns], back[kColumns], dot = 0.0f;
-    const float scale = rstd[row];
+    float2 h[kPairs], back[kPairs], to[kPairs];
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const int64_t i = lane + 32 * c, at = row * d + i;
-      const bool inside = i < d;
-      h[c] = inside ? x[at] * scale : 0.0f;
-      const float g = inside ? dy[at] : 0.0f;
-      dw[c] = fmaf(g, h[c], dw[c]);
-      back[c] = inside ? g * w[i] : 0.0f;
-      dot = fmaf(back[c], h[c], dot);
+    for (int c = 0; c < kPairs; ++c) {
+      const int i = 2 * (lane + 32 * c);
+      const auto pair = [&](const float* rows_of) {
+        return i < d ? *reinterpret_cast<const float2*>(rows_of + row * d + i) : make_float2(0, 0);
+      };
+      h[c] = pair(x), back[c] = pair(dy), to[c] = pair(dx);
+    }
+    const float scale = rstd[row];
+    float dot = 0.0f;
+#pragma unroll
+    for (int c = 0; c < kPairs; ++c) {
+      const int i = 2 * (lane + 32 * c);
+      if (i >= d) continue;
+      const float2 weight = *reinterpret_cast<const float2*>(w + i);
+      h[c].x *= scale, h[c].y *= scale;
+      dw[c].x = fmaf(back[c].x, h[c].x, dw[c].x), dw[c].y = fmaf(back[c].y, h[c].y, dw[c].y);
+      back[c].x *= weight.x, back[c].y *= weight.y;
+      dot = fmaf(back[c].x, h[c].x, fmaf(back[c].y, h[c].y, dot));
     }
     dot = warp_sum(dot) / static_cast<float>(d);
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const int64_t i = lane + 32 * c, at = row * d + i;
-      if (i < d) dx[at] = fmaf(back[c] - h[c] * dot, scale, dx[at]);
+    for (int c = 0; c < kPairs; ++c) {
+      const int i = 2 * (lane + 32 * c);
+      if (i >= d) continue;
+      out.set_two(row, i,
+                  make_float2(fmaf(back[c].x - h[c].x * dot, scale, to[c].x),
+                              fmaf(back[c].y - h[c].y * dot, scale, to[c].y)));
     }
   }
   if (part == nullptr) return;
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
+  for (int c = 0; c < kPairs; ++c) {
     of_warp[warp][lane] = dw[c];
     __syncthreads();
-    if (warp == c % kWarps && lane + 32 * c < d) {
-      float total = 0.0f;
-      for (int i = 0; i < kWarps; ++i) total += of_warp[i][lane];
-      part[blockIdx.x * d + lane + 32 * c] = total;
+    const int i = 2 * (lane + 32 * c);
+    if (warp == c % kWarps && i < d) {
+      float2 total = make_float2(0.0f, 0.0f);
+      for (int n = 0; n < kWarps; ++n) total.x += of_warp[n][lane].x, total.y += of_warp[n][lane].y;
+      *reinterpret_cast<float2*>(part + static_cast<int64_t>(blockIdx.x) * d + i) = total;
     }
     __syncthreads();
   }
 }
 
-/// The same without a limit of d, one block a row, dx alone.
+/// The same for any d, one block a row, dx alone.
 __global__ void __launch_bounds__(kThreads)
     rmsnorm_input_gradient(int64_t d, const float* __restrict__ dy, const float* __restrict__ x,
-                           const float* __restrict__ w, const float* __restrict__ rstd, float* dx) {
+                           const float* __restrict__ w, const float* __restrict__ rstd,
+                           const float* dx, RowsOut<Bf16> out) {
+  begin_after_previous();
   const int64_t at = blockIdx.x * d;
   float dot = 0.0f;
   for (int64_t i = threadIdx.x; i < d; i += kThreads) {
@@ -221,8 +239,9 @@ __global__ void __launch_bounds__(kThreads)
   const float back = dot * scale * scale / static_cast<float>(d);
   for (int64_t i = threadIdx.x; i < d; i += kThreads) {
     const float part = dy[at + i] * w[i] - x[at + i] * back;
-    dx[at + i] = fmaf(part, scale, dx[at + i]);
+    out.set(blockIdx.x, i, fmaf(part, scale, dx[at + i]));
   }
+  out.pad(blockIdx.x, threadIdx.x, kThreads);
 }
 
 /// dw += sum over rows of dy h. A block takes 32 columns; its warp j sums rows j, j + 32, .. and
@@ -231,6 +250,7 @@ __global__ void __launch_bounds__(1024)
     rmsnorm_weight_gradient(int64_t rows, int64_t d, const float* __restrict__ dy,
                             const float* __restrict__ x, const float* __restrict__ rstd,
                             float* dw) {
+  begin_after_previous();
   __shared__ float part[32][33];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + lane;
@@ -265,16 +285,26 @@ bool by_warps(int64_t d, const F& f) {
   return true;
 }
 
-/// x [rows, heads, 2 half]: a thread takes one pair of one head of one row.
-__global__ void __launch_bounds__(kThreads)
-    rope_rows(int64_t pairs, int64_t heads, int64_t half, const int32_t* __restrict__ positions,
-              const float* __restrict__ cos, const float* __restrict__ sin, float direction,
-              float* x) {
-  for (int64_t n = loop_begin(); n < pairs; n += loop_step()) {
-    const int64_t i = n % half, unit = n / half;
-    const int64_t angle = positions[unit / heads] * half + i;
-    float* at = x + unit * 2 * half + i;
-    rotate(cos[angle], direction * sin[angle], at, at + half);
+/// A thread takes one pair of one head of one row, keys behind queries. Prepared rows are not
+/// padded.
+__global__ void __launch_bounds__(kThreads) rope_rows(const __grid_constant__ RopeArgs a) {
+  begin_after_previous();
+  const int64_t half = a.head_dim / 2, heads = a.n_heads + a.n_kv_heads;
+  for (int64_t n = loop_begin(); n < a.rows * heads * half; n += loop_step()) {
+    const int64_t i = n % half, row = n / half / heads, head = n / half % heads;
+    const int64_t angle = a.positions[row] * half + i;
+    const bool is_key = head >= a.n_heads;
+    const int64_t unit = is_key ? row * a.n_kv_heads + head - a.n_heads : row * a.n_heads + head;
+    const int64_t at = unit * a.head_dim + i;
+    float* rows = is_key ? a.k : a.q;
+    auto* prepared = static_cast<Bf16*>(is_key ? a.k_prepared : a.q_prepared);
+    float x = rows[at], y = rows[at + half];
+    rotate(a.cos[angle], a.inverse ? -a.sin[angle] : a.sin[angle], &x, &y);
+    if (prepared != nullptr) {
+      store_pair<Bf16>(prepared, at, half, x, y);
+    } else {
+      rows[at] = x, rows[at + half] = y;
+    }
   }
 }
 
@@ -320,6 +350,7 @@ struct SwigluGradient {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     swiglu_rows(int64_t rows, int64_t d, const float* gate, const float* up, RowsOut<T> out) {
+  begin_after_previous();
   int saturated = 0;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     for (int64_t i = threadIdx.x; i < d; i += kThreads) {
@@ -334,6 +365,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     swiglu_gradient(int64_t rows, int64_t d, const float* dy, const float* gate, const float* up,
                     RowsOut<Bf16> dgate, RowsOut<Bf16> dup) {
+  begin_after_previous();
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     for (int64_t i = threadIdx.x; i < d; i += kThreads) {
       const int64_t at = row * d + i;
@@ -351,6 +383,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     swiglu_fours(int64_t n, const float4* __restrict__ gate, const float4* __restrict__ up,
                  RowsOut<T> out) {
+  begin_after_previous();
   int saturated = 0;
   for (int64_t i = loop_begin(); i < n; i += loop_step()) {
     const float4 g = gate[i], u = up[i];
@@ -364,6 +397,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     swiglu_gradient_fours(int64_t n, const float4* dy, const float4* gate, const float4* up,
                           RowsOut<Bf16> dgate, RowsOut<Bf16> dup) {
+  begin_after_previous();
   for (int64_t i = loop_begin(); i < n; i += loop_step()) {
     const float4 d = dy[i], g = gate[i], u = up[i];
     const SwigluGradient x(d.x, g.x, u.x), y(d.y, g.y, u.y), z(d.z, g.z, u.z), w(d.w, g.w, u.w);
@@ -419,38 +453,45 @@ void rmsnorm(const OpContext& context, int64_t rows, int64_t d, const float* x, 
 }
 
 void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
-                      const float* x, const float* w, const float* rstd, float* dx, float* dw) {
+                      const float* x, const float* w, const float* rstd, float* dx,
+                      void* dx_prepared, float* dw) {
   const StreamState* s = enter(context);
   if (s == nullptr || rows == 0 || d == 0) return;
   const auto blocks = static_cast<unsigned>(smaller(ceil_div(rows, kWarps), kGradientBlocks));
   float* part = dw == nullptr ? nullptr : s->scratch<float>();
-  const bool done = by_warps(d, [&]<int kColumns>() {
-    rmsnorm_gradient<kColumns>
-        <<<blocks, kThreads, 0, s->stream()>>>(rows, d, dy, x, w, rstd, dx, part);
-  });
+  const auto out = rows_out<Bf16>(dx, {dx_prepared}, d);
+  bool pairs = d % 2 == 0 && (dx_prepared == nullptr || out.padded == d);
+  for (const float* each : {dy, x, w, static_cast<const float*>(dx)})
+    pairs = pairs && reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
+  const bool done =
+      pairs && by_warps(d, [&]<int kColumns>() {
+        launch_next("rmsnorm_backward", rmsnorm_gradient<kColumns>, dim3(blocks), kThreads, 0,
+                    s->stream(), rows, static_cast<int>(d), dy, x, w, rstd, dx, out, part);
+      });
   if (!done) {
-    rmsnorm_input_gradient<<<static_cast<unsigned>(rows), kThreads, 0, s->stream()>>>(d, dy, x, w,
-                                                                                      rstd, dx);
+    launch_next("rmsnorm_backward", rmsnorm_input_gradient, dim3(static_cast<unsigned>(rows)),
+                kThreads, 0, s->stream(), d, dy, x, w, rstd, dx, out);
   }
-  if (!launched("rmsnorm_backward") || dw == nullptr) return;
-  const auto columns = static_cast<unsigned>(ceil_div(d, 32));
-  if (done) {
-    rmsnorm_weight_gradient<<<columns, 1024, 0, s->stream()>>>(blocks, d, nullptr, part, nullptr,
-                                                               dw);
-  } else {
-    rmsnorm_weight_gradient<<<columns, 1024, 0, s->stream()>>>(rows, d, dy, x, rstd, dw);
-  }
-  launched("rmsnorm_backward");
+  if (dw == nullptr) return;
+  const dim3 columns(static_cast<unsigned>(ceil_div(d, 32)));
+  const int64_t sums = done ? blocks : rows;
+  launch_next("rmsnorm_backward", rmsnorm_weight_gradient, columns, 1024, 0, s->stream(), sums, d,
+              done ? nullptr : dy, done ? part : x, rstd, dw);
 }
 
-void rope(const OpContext& context, int64_t rows, int64_t heads, int64_t head_dim,
-          const int32_t* positions, const float* cos, const float* sin, bool inverse, float* x) {
+void rope(const OpContext& context, const RopeArgs& args) {
   const StreamState* s = enter(context);
-  const int64_t pairs = rows * heads * (head_dim / 2);
+  RopeArgs a = args;
+  const int64_t pairs = a.rows * (a.n_heads + a.n_kv_heads) * (a.head_dim / 2);
   if (s == nullptr || pairs == 0) return;
-  rope_rows<<<loop_blocks(pairs, kThreads), kThreads, 0, s->stream()>>>(
-      pairs, heads, head_dim / 2, positions, cos, sin, inverse ? -1.0f : 1.0f, x);
-  launched("rope");
+  // Rows that need padding are rounded by a launch of their own.
+  const int64_t q = a.n_heads * a.head_dim, k = a.n_kv_heads * a.head_dim;
+  const bool pads = q % 8 != 0 || k % 8 != 0;
+  if (pads) a.q_prepared = a.k_prepared = nullptr;
+  launch_next("rope", rope_rows, dim3(loop_blocks(pairs, kThreads)), kThreads, 0, s->stream(), a);
+  if (!pads) return;
+  if (args.q_prepared != nullptr) round_rows(*s, a.rows, q, a.q, q, {args.q_prepared});
+  if (args.k_prepared != nullptr) round_rows(*s, a.rows, k, a.k, k, {args.k_prepared});
 }
 
 void rope_append(const OpContext& context, const RopeAppendArgs& a) {
@@ -471,13 +512,14 @@ void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate
     const auto out = rows_out<T>(y, prepared, d);
     if (out.by_fours() && is_aligned16(gate) && is_aligned16(up)) {
       const int64_t n = rows * d / 4;
-      swiglu_fours<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
-          n, reinterpret_cast<const float4*>(gate), reinterpret_cast<const float4*>(up), out);
+      launch_next("swiglu", swiglu_fours<T>, dim3(loop_blocks(n, kThreads)), kThreads, 0,
+                  s->stream(), n, reinterpret_cast<const float4*>(gate),
+                  reinterpret_cast<const float4*>(up), out);
     } else {
-      swiglu_rows<<<loop_blocks(rows, 1), kThreads, 0, s->stream()>>>(rows, d, gate, up, out);
+      launch_next("swiglu", swiglu_rows<T>, dim3(loop_blocks(rows, 1)), kThreads, 0, s->stream(),
+                  rows, d, gate, up, out);
     }
   });
-  launched("swiglu");
 }
 
 void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
@@ -490,14 +532,14 @@ void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const fl
   if (to_gate.by_fours() && to_up.by_fours() && is_aligned16(dy) && is_aligned16(gate) &&
       is_aligned16(up)) {
     const int64_t n = rows * d / 4;
-    swiglu_gradient_fours<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(
-        n, reinterpret_cast<const float4*>(dy), reinterpret_cast<const float4*>(gate),
-        reinterpret_cast<const float4*>(up), to_gate, to_up);
+    launch_next("swiglu_backward", swiglu_gradient_fours, dim3(loop_blocks(n, kThreads)), kThreads,
+                0, s->stream(), n, reinterpret_cast<const float4*>(dy),
+                reinterpret_cast<const float4*>(gate), reinterpret_cast<const float4*>(up), to_gate,
+                to_up);
   } else {
-    swiglu_gradient<<<loop_blocks(rows, 1), kThreads, 0, s->stream()>>>(rows, d, dy, gate, up,
-                                                                        to_gate, to_up);
+    launch_next("swiglu_backward", swiglu_gradient, dim3(loop_blocks(rows, 1)), kThreads, 0,
+                s->stream(), rows, d, dy, gate, up, to_gate, to_up);
   }
-  launched("swiglu_backward");
 }
 
 void relu(const OpContext& context, int64_t n, float* x) { relu_backward(context, n, x, x); }

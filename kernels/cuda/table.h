@@ -17,16 +17,15 @@ void prepare(const OpContext&, int64_t rows, int64_t k, const float* x, int64_t 
 void linear(const OpContext&, const LinearArgs&);
 void pack_all(const OpContext&, int64_t count, const PackItem* items);
 void pack_factors(const OpContext&, int64_t rank, int64_t count, const FactorPack* factors);
-void outer_accumulate(const OpContext&, const OuterArgs&);
+void outer_accumulate(const OpContext&, int64_t count, const OuterArgs*);
 
 // rows.cu
 void rmsnorm(const OpContext&, int64_t rows, int64_t d, const float* x, const float* w, float eps,
              float* y, float* rstd, const PreparedRows& prepared);
 void rmsnorm_backward(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* x,
-                      const float* w, const float* rstd, float* dx, float* dw);
+                      const float* w, const float* rstd, float* dx, void* dx_prepared, float* dw);
 void rope_append(const OpContext&, const RopeAppendArgs&);
-void rope(const OpContext&, int64_t rows, int64_t heads, int64_t head_dim, const int32_t* positions,
-          const float* cos, const float* sin, bool inverse, float* x);
+void rope(const OpContext&, const RopeArgs&);
 void swiglu(const OpContext&, int64_t rows, int64_t d, const float* gate, const float* up, float* y,
             const PreparedRows& prepared);
 void swiglu_backward(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* gate,

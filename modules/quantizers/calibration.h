@@ -52,7 +52,7 @@ class Calibration {
       outer.x = x;
       outer.dy_stride = outer.x_stride = k;
       outer.out = s.sums.data();
-      ops_.outer_accumulate(context, outer);
+      ops_.outer_accumulate(context, 1, &outer);
     }
   }
 

@@ -35,6 +35,8 @@ class Watched {
     table_.rmsnorm = rmsnorm;
     table_.swiglu = swiglu;
     table_.swiglu_backward = swiglu_backward;
+    table_.rmsnorm_backward = rmsnorm_backward;
+    table_.rope = rope;
     table_.cross_entropy = cross_entropy;
     compute_.ops = &table_;
     begin();
@@ -58,17 +60,23 @@ class Watched {
     return prepared == nullptr ? otherwise : format_of_.at(prepared);
   }
   static void linear(const OpContext& c, const LinearArgs& a) {
-    const WeightFormat weight = a.w[0].format;
-    const bool low = a.lora != nullptr && a.lora->pair[0][0].a.data != nullptr;
-    products_.push_back({backward_, weight, low ? a.lora->pair[0][0].a.format : weight,
-                         input_of(a.x_prepared, weight)});
-    if (low) EXPECT_EQ(a.lora->pair[0][0].a.format, a.lora->pair[0][0].b.format);
+    for (int w = 0; w < a.n_weights; ++w) {
+      const WeightFormat weight = a.w[w].format;
+      const LoraPair pair = a.lora != nullptr ? a.lora->pair[0][w] : LoraPair();
+      const bool low = pair.a.data != nullptr;
+      products_.push_back(
+          {backward_, weight, low ? pair.a.format : weight, input_of(a.x_prepared, weight)});
+      if (low) EXPECT_EQ(pair.a.format, pair.b.format);
+    }
     real_.linear(c, a);
   }
-  static void outer(const OpContext& c, const OuterArgs& a) {
-    const WeightFormat dy = input_of(a.dy_prepared, kBF16), x = input_of(a.x_prepared, kBF16);
-    products_.push_back({true, dy, x, x});
-    real_.outer_accumulate(c, a);
+  static void outer(const OpContext& c, int64_t count, const OuterArgs* a) {
+    for (int64_t i = 0; i < count; ++i) {
+      const WeightFormat dy = input_of(a[i].dy_prepared, kBF16);
+      const WeightFormat x = input_of(a[i].x_prepared, kBF16);
+      products_.push_back({true, dy, x, x});
+    }
+    real_.outer_accumulate(c, count, a);
   }
   static void prepare(const OpContext& c, int64_t rows, int64_t k, const float* x, int64_t stride,
                       const PreparedRows& to) {
@@ -95,6 +103,17 @@ class Watched {
     note({dgate_prepared});
     note({dup_prepared});
     real_.swiglu_backward(c, rows, d, dy, gate, up, dgate, dup, dgate_prepared, dup_prepared);
+  }
+  static void rmsnorm_backward(const OpContext& c, int64_t rows, int64_t d, const float* dy,
+                               const float* x, const float* w, const float* rstd, float* dx,
+                               void* dx_prepared, float* dw) {
+    note({dx_prepared});
+    real_.rmsnorm_backward(c, rows, d, dy, x, w, rstd, dx, dx_prepared, dw);
+  }
+  static void rope(const OpContext& c, const RopeArgs& a) {
+    note({a.q_prepared});
+    note({a.k_prepared});
+    real_.rope(c, a);
   }
   static void cross_entropy(const OpContext& c, const CrossEntropyArgs& a) {
     note({a.prepared});

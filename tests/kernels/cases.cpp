@@ -136,7 +136,7 @@ Case rmsnorm_backward_case(int64_t rows, int64_t d) {
         Floats y(n), rstd(rows);
         ops.rmsnorm(c, rows, d, &in[n], &in[2 * n], 1e-5f, y.data(), rstd.data(), {});
         ops.rmsnorm_backward(c, rows, d, in.data(), &in[n], &in[2 * n], rstd.data(), out->data(),
-                             out->data() + n);
+                             nullptr, out->data() + n);
         ops.finish(c);
       },
       [=](const Floats& in) {
@@ -187,8 +187,8 @@ Case relu_case(int64_t n) {
       });
 }
 
-Case rope_case(int64_t rows, int64_t heads, int64_t d, bool inverse) {
-  const int64_t n = rows * heads * d, half = d / 2;
+Case rope_case(int64_t rows, int64_t heads, int64_t kv_heads, int64_t d, bool inverse) {
+  const int64_t q = rows * heads * d, n = q + rows * kv_heads * d, half = d / 2;
   Floats in = random_floats(n + 2 * 50 * half, 8);
   for (int64_t i = 0; i < 50 * half; ++i) {
     in[n + i] = std::cos(static_cast<float>(i));
@@ -196,25 +196,29 @@ Case rope_case(int64_t rows, int64_t heads, int64_t d, bool inverse) {
   }
   const auto position = [](int64_t r) { return static_cast<int32_t>(r * 7 % 50); };
   return simple(
-      sized(inverse ? "rope inverse" : "rope", rows, heads * d), 1e-6, [in] { return in; },
-      Floats(n),
+      sized(inverse ? "rope inverse" : "rope", rows, (heads + kv_heads) * d), 1e-6,
+      [in] { return in; }, Floats(n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Ints positions;
         for (int64_t r = 0; r < rows; ++r) positions.push_back(position(r));
         std::copy(in.begin(), in.begin() + n, out->begin());
-        ops.rope(c, rows, heads, d, positions.data(), &in[n], &in[n + 50 * half], inverse,
-                 out->data());
+        RopeArgs a{rows, heads, kv_heads, d, positions.data(), &in[n], &in[n + 50 * half], inverse};
+        a.q = out->data();
+        a.k = out->data() + q;
+        ops.rope(c, a);
         ops.finish(c);
       },
       [=](const Floats& in) {
         Vec x = slice(in, 0, n);
         const Vec cos = slice(in, n, n + 50 * half);
         const Vec sin = slice(in, n + 50 * half, n + 100 * half);
+        const auto rotate = [&](int64_t row, double* head) {
+          reference::rotate(half, &cos[position(row) * half], &sin[position(row) * half], inverse,
+                            head);
+        };
         for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t h = 0; h < heads; ++h) {
-            reference::rotate(half, &cos[position(r) * half], &sin[position(r) * half], inverse,
-                              &x[(r * heads + h) * d]);
-          }
+          for (int64_t h = 0; h < heads; ++h) rotate(r, &x[(r * heads + h) * d]);
+          for (int64_t h = 0; h < kv_heads; ++h) rotate(r, &x[q + (r * kv_heads + h) * d]);
         }
         return x;
       });
@@ -363,7 +367,9 @@ Case recording_case(int64_t n) {
         const auto run = [&] { ops.swiglu(c, 1, n, x.data(), x.data() + n, out->data(), {}); };
         run();
         ops.finish(c);
+        const uint64_t place = ops.recording_place(c);
         const bool records = ops.begin_recording(c);
+        DS_CHECK(ops.recording_place(c) == place);  // it neither moves nor waits while it records
         run();
         void* const recording = records ? ops.end_recording(c) : nullptr;
         ops.finish(c);
@@ -462,6 +468,7 @@ void add_outer_cases(std::vector<Case>* all) {
   all->push_back(outer_case(300, 96, 16));
   all->push_back(outer_case(300, 9, 40));
   all->push_back(outer_case(700, 8, 130));
+  all->push_back(outers_case());
   all->push_back(outer_case(131, 250, 70, true));
   all->push_back(outer_case(64, 40, 576, true));
 }
@@ -479,6 +486,7 @@ std::vector<Case> all_cases() {
     all.push_back(vectors_case(d * 100));
   }
   add_outer_cases(&all);
+  all.push_back(adamw_case((2 << 20) + 5));  // more than a GPU that gives way enqueues at once
   all.push_back(pack_all_case());
   for (WeightFormat format : kFormats) {
     all.push_back(factors_case(format, 5));
@@ -486,8 +494,8 @@ std::vector<Case> all_cases() {
   }
   for (bool flag : {false, true}) {
     all.push_back(swiglu_case(35'000, flag));
-    all.push_back(rope_case(9, 3, 64, flag));
-    all.push_back(rope_case(9, 2, 20, flag));
+    all.push_back(rope_case(9, 3, 1, 64, flag));
+    all.push_back(rope_case(9, 2, 2, 20, flag));
   }
   add_prepared_cases(&all);
   add_sample_cases(&all);
@@ -497,6 +505,7 @@ std::vector<Case> all_cases() {
   all.push_back(move_rows_case(100, 576));
   for (int64_t vocab : {3, 100, 5003}) {
     all.push_back(cross_entropy_case(7, vocab));
+    if (vocab < 1000) all.push_back(cross_entropy_case(300, vocab));
     if (vocab >= 100) all.push_back(kl_case(5, vocab, 6));
   }
   for (WeightFormat format : kFormats) {

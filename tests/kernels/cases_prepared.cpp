@@ -99,6 +99,57 @@ Case prepared_swiglu_backward(bool gate) {
       });
 }
 
+Case prepared_rmsnorm_backward(int64_t d) {
+  constexpr int64_t rows = kRows;
+  const int64_t n = rows * d;
+  return prepared_case(
+      WeightFormat::kBF16, "rmsnorm_backward", rows, d, normal(2 * n + d, 34),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
+          const PreparedRows& prepared) {
+        Floats normed(n), rstd(rows), dx(n, 0.5f);
+        const float *dy = in.data(), *x = dy + n, *w = x + n;
+        ops.rmsnorm(c, rows, d, x, w, 1e-5f, normed.data(), rstd.data(), {});
+        ops.rmsnorm_backward(c, rows, d, dy, x, w, rstd.data(), dx.data(), prepared.data, nullptr);
+        ops.finish(c);
+        if (y != nullptr) std::copy(dx.begin(), dx.end(), y);
+      },
+      [=](const Floats& in) {
+        Vec dx = reference::rmsnorm_backward(rows, d, slice(in, 0, n), slice(in, n, 2 * n),
+                                             slice(in, 2 * n, 2 * n + d), 1e-5)
+                     .first;
+        for (double& x : dx) x += 0.5;
+        return dx;
+      });
+}
+
+/// Queries or keys of `heads` heads, beside some of the others.
+Case prepared_rope(int64_t heads, int64_t head_dim, bool keys) {
+  constexpr int64_t rows = kRows;
+  const int64_t d = heads * head_dim, n = rows * d, half = head_dim / 2;
+  return prepared_case(
+      WeightFormat::kBF16, keys ? "rope keys" : "rope queries", rows, d, normal(n + 2 * half, 35),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
+          const PreparedRows& prepared) {
+        Floats turned(in.begin(), in.begin() + n), others(rows * 2 * head_dim, 1.0f);
+        const Ints positions(rows, 0);
+        RopeArgs a{rows,          keys ? 2 : heads,    keys ? heads : 2, head_dim, positions.data(),
+                   in.data() + n, in.data() + n + half};
+        a.q = keys ? others.data() : turned.data();
+        a.k = keys ? turned.data() : others.data();
+        (keys ? a.k_prepared : a.q_prepared) = prepared.data;
+        ops.rope(c, a);
+        ops.finish(c);
+        if (y != nullptr) std::copy(turned.begin(), turned.end(), y);
+      },
+      [=](const Floats& in) {
+        Vec x = slice(in, 0, n);
+        const Vec cos = slice(in, n, n + half), sin = slice(in, n + half, n + 2 * half);
+        for (int64_t h = 0; h < rows * heads; ++h)
+          reference::rotate(half, cos.data(), sin.data(), false, &x[h * head_dim]);
+        return x;
+      });
+}
+
 /// `beyond`: of the first row a gate that no half can hold meets an up of 0, which gives 0.
 Case prepared_linear_swiglu(WeightFormat format, int64_t rows, int64_t d, bool beyond) {
   const int64_t n = rows * d, k = 24;
@@ -252,6 +303,11 @@ void add_prepared_cases(std::vector<Case>* all) {
   all->push_back(saturation_case(70));
   all->push_back(prepared_swiglu_backward(true));
   all->push_back(prepared_swiglu_backward(false));
+  for (const int64_t d : {int64_t{70}, int64_t{72}}) all->push_back(prepared_rmsnorm_backward(d));
+  for (const bool keys : {false, true}) {
+    all->push_back(prepared_rope(9, 8, keys));
+    all->push_back(prepared_rope(5, 14, keys));
+  }
   all->push_back(prepared_cross_entropy());
 }
 

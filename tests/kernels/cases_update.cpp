@@ -35,7 +35,7 @@ Case outer_case(int64_t rows, int64_t n, int64_t k, bool rounded) {
           a.dy_prepared = (dy = prepare(n, a.dy)).get();
           a.x_prepared = (x = prepare(k, a.x)).get();
         }
-        ops.outer_accumulate(c, a);
+        ops.outer_accumulate(c, 1, &a);
         ops.finish(c);
       },
       [=](const Floats& in) {
@@ -48,6 +48,48 @@ Case outer_case(int64_t rows, int64_t n, int64_t k, bool rounded) {
   c.flops = 2.0 * static_cast<double>(rows) * static_cast<double>(n) * static_cast<double>(k);
   c.bytes = 8.0 * static_cast<double>(n) * static_cast<double>(k);
   return c;
+}
+
+/// More in one call than a launch takes, of factors and of weights, over unequal rows.
+Case outers_case() {
+  struct One {
+    int64_t rows, n, k, in, out;
+  };
+  std::vector<One> all;
+  int64_t in = 0, out = 0;
+  for (int64_t i = 0; i < 29; ++i) {
+    const One one{1 + i * 41 % 700, i % 7 == 3 ? 40 : 1 + i * 5 % 16, 1 + i * 37 % 200, in, out};
+    in += one.rows * (one.n + one.k);
+    out += one.n * one.k;
+    all.push_back(one);
+  }
+  return simple(
+      "outer_accumulate of 29", 1e-5, normal(in, 5), Floats(out, 1.0f),
+      [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
+        std::vector<OuterArgs> args;
+        for (const One& one : all) {
+          OuterArgs& a = args.emplace_back();
+          a.rows = one.rows;
+          a.n = a.dy_stride = one.n;
+          a.dy = in.data() + one.in;
+          a.k = a.x_stride = one.k;
+          a.x = a.dy + one.rows * one.n;
+          a.scale = 0.5f;
+          a.out = out->data() + one.out;
+        }
+        ops.outer_accumulate(c, std::ssize(args), args.data());
+        ops.finish(c);
+      },
+      [=](const Floats& in) {
+        Vec want;
+        for (const One& one : all) {
+          const int64_t x = one.in + one.rows * one.n;
+          for (const double g : reference::outer(one.rows, one.n, one.k, slice(in, one.in, x),
+                                                 slice(in, x, x + one.rows * one.k)))
+            want.push_back(1.0 + 0.5 * g);
+        }
+        return want;
+      });
 }
 
 /// All four packs of two weights' factors, read back; what is beyond the rank is zero.

@@ -133,7 +133,7 @@ TEST(Gradients, KernelLinear) {
     outer.k = outer.x_stride = k;
     outer.x = x.data();
     outer.out = dw.data();
-    ops.outer_accumulate({}, outer);
+    ops.outer_accumulate({}, 1, &outer);
     for (int64_t i = 0; i < k; ++i) {
       Floats moved = x;
       moved[i] += 1.0f;  // linear: any step is exact up to rounding
