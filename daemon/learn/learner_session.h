@@ -40,6 +40,7 @@ class LearnerSession {
   /// last.
   Status passed(uint32_t slot);
   Status combine() const;
+  bool combines() const { return vectors_ != nullptr; }  ///< combine() may change the gradient
   Status stepped(double loss, double gradient_norm) const;
   Result<LearnerMemory> end() const;
 

@@ -229,7 +229,8 @@ class Losses {
 }  // namespace
 
 StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights& base,
-                   Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient) {
+                   Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient,
+                   AdamW* optimizer) {
   const Layout layout = lay_out(terms);
   float* logits = graph.forward(base, adapters, layout.batch);
   if (logits == nullptr) {
@@ -245,6 +246,8 @@ StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights&
   loss.failure = losses.enqueue(gradient);
   if (!loss.failure.ok()) return loss;
   if (gradient) graph.backward(base, adapters, full, layout.batch);
+  if (optimizer != nullptr)
+    optimizer->measure(full != nullptr ? full->all() : adapters->gradient().all());
   loss.failure = losses.read(loss);
   return loss;
 }
@@ -298,12 +301,22 @@ Result<AdamW> AdamW::make(const Compute& compute, size_t parameters) {
   return AdamW(compute, std::move(m), std::move(v), std::move(squares));
 }
 
+void AdamW::measure(std::span<const float> gradient) {
+  compute_.ops->dot(compute_.context, std::ssize(gradient), gradient.data(), gradient.data(),
+                    squares_.as<double>());
+  compute_.ops->download(compute_.context, &measured_squares_, squares_.data(),
+                         sizeof measured_squares_);
+  measured_ = true;
+}
+
 Result<double> AdamW::step(std::span<float> parameters, std::span<const float> gradient, float lr,
                            float beta2, float clip) {
   DS_CHECK(parameters.size() == m_.size() && gradient.size() == m_.size());
-  const Ops& ops = *compute_.ops;
-  ops.dot(compute_.context, std::ssize(gradient), gradient.data(), gradient.data(),
-          squares_.as<double>());
+  if (!measured_) {
+    measure(gradient);
+    DS_TRY(finish(compute_));
+  }
+  measured_ = false;
   AdamWArgs args;
   args.n = std::ssize(parameters);
   args.master = parameters.data();
@@ -315,11 +328,8 @@ Result<double> AdamW::step(std::span<float> parameters, std::span<const float> g
   args.lr = lr;
   args.beta2 = beta2;
   args.step = step_ + 1;
-  ops.adamw(compute_.context, args);
-  double squares = 0;
-  ops.download(compute_.context, &squares, squares_.data(), sizeof squares);
-  DS_TRY(finish(compute_));
-  const double norm = std::sqrt(squares);
+  compute_.ops->adamw(compute_.context, args);
+  const double norm = std::sqrt(measured_squares_);
   if (std::isfinite(norm)) ++step_;
   return norm;
 }

@@ -75,10 +75,6 @@ struct StepLoss {
   Status failure;
 };
 
-/// Forward, losses, and (when `adapters` or `full` is given and `gradient`) backward into them.
-StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights& base,
-                   Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient);
-
 /// Puts the ids of the `k` largest of row[0 .. order.size()) first in `order`, ties by id.
 void top_first(const float* row, int64_t k, std::vector<int32_t>& order);
 
@@ -91,8 +87,12 @@ std::vector<StoredTopK> store_top_k(TrainGraph& graph, const BaseWeights& base,
 class AdamW {
  public:
   static Result<AdamW> make(const Compute& compute, size_t parameters);
+  /// Enqueues what the next step() has to know of the gradient, which is not changed until then,
+  /// and which is there after finish(): so whoever waits for something else waits for this, too.
+  void measure(std::span<const float> gradient);
   /// One step from the gradient; returns its norm before clipping. NaN or infinity: nothing is
-  /// changed and the norm returned is not finite. Fails as the backend does.
+  /// changed and the norm returned is not finite. Waits, and fails as the backend does, unless
+  /// measure() and finish() came before.
   Result<double> step(std::span<float> parameters, std::span<const float> gradient, float lr,
                       float beta2, float clip);
 
@@ -103,7 +103,15 @@ class AdamW {
   Compute compute_;
   BackendVector m_, v_;
   Buffer squares_;
+  double measured_squares_ = 0;
+  bool measured_ = false;
   int64_t step_ = 0;
 };
+
+/// Forward, losses, and (when `adapters` or `full` is given and `gradient`) backward into them,
+/// whose sum `optimizer` (or null) then measures. Waits once, for the losses and that.
+StepLoss run_terms(TrainGraph& graph, const Compute& compute, const BaseWeights& base,
+                   Adapters* adapters, FullGradients* full, const Terms& terms, bool gradient,
+                   AdamW* optimizer = nullptr);
 
 }  // namespace ds

@@ -37,6 +37,7 @@ struct RoundTrainer::Round {
   std::unique_ptr<Adapters> parent;  // low-rank: as the round began, packed when somebody asks
   bool parent_packed = false;
   std::deque<Entry> entries;  // one per sample
+  AdamW* optimizer = nullptr;
 
   Round(Trainable trained, const LearnerPlugin& learner, const Compute& compute, uint64_t seed)
       : what(trained), session(learner, compute, seed) {}

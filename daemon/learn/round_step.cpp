@@ -237,8 +237,11 @@ Status RoundTrainer::run_step(const Recipe& recipe, Round& round, Step& step, St
       for (size_t i = 0; i < logprob.size(); ++i) slot.stats[i].logprob = logprob[i];
       return round.session.coefficients(slot.stats, out);
     };
-    const StepLoss loss = run_terms(graph_, compute_, round.what.over(*base_),
-                                    round.what.adapters(), round.what.gradient(), slot.terms, true);
+    // What is to be combined is no gradient yet.
+    AdamW* const optimizer = s == 0 && !round.session.combines() ? round.optimizer : nullptr;
+    const StepLoss loss =
+        run_terms(graph_, compute_, round.what.over(*base_), round.what.adapters(),
+                  round.what.gradient(), slot.terms, true, optimizer);
     DS_TRY(graph_.take_status());
     DS_TRY(Status(loss.failure));
     note_results(recipe, round, step, s, loss);

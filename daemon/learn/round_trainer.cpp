@@ -294,6 +294,7 @@ RoundOutcome RoundTrainer::run_round(const Recipe& recipe, const LearnerPlugin& 
   outcome.failure = begin_round(recipe, input, steps_max, round);
   Result<AdamW> optimizer = AdamW::make(compute_, what.weights().size());
   if (outcome.failure.ok()) outcome.failure = optimizer.status();
+  if (optimizer.ok()) round.optimizer = &*optimizer;
   for (int64_t index = 0; outcome.failure.ok() && index < steps_max; ++index) {
     const Result<std::vector<ds_draw>> draws = round.session.draws(static_cast<uint64_t>(index));
     Step step;

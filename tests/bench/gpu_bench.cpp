@@ -164,8 +164,8 @@ class Training {
     const Trainable what = trained();
     const auto start = std::chrono::steady_clock::now();
     DS_CHECK(what.pack(graph_.formats(*base_)).ok() && what.zero_gradient().ok());
-    const StepLoss loss =
-        run_terms(graph_, gpu_, what.over(*base_), what.adapters(), what.gradient(), terms_, true);
+    const StepLoss loss = run_terms(graph_, gpu_, what.over(*base_), what.adapters(),
+                                    what.gradient(), terms_, true, &*optimizer_);
     DS_CHECK(loss.failure.ok() && graph_.take_status().ok() && std::isfinite(loss.total));
     const double passes =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -26,15 +26,21 @@ bool count_and_record(const OpContext& context) {
 }
 bool record_nothing(const OpContext&) { return false; }
 
+int waits = 0;
+const char* count_and_finish(const OpContext& context) {
+  ++waits;
+  return real->finish(context);
+}
+
 /// `rows` tokens in sequences of 13, one of them behind a prefix; other tokens for each `number`.
 struct Batch {
-  Batch(int64_t rows, int64_t vocab, int number, const PrefixKv& prefix) {
+  Batch(int64_t rows, int64_t vocab, int number, const PrefixKv* prefix) {
     for (int64_t row = 0; row < rows; row += 13) {
       Sequence& s = sequences.emplace_back();
       for (int64_t i = 0; i < std::min<int64_t>(13, rows - row); ++i)
         s.ids.push_back(static_cast<TokenId>((row * 31 + i * 7 + number * 11 + 3) % vocab));
       s.first_target = std::min<int64_t>(1 + row % 5, std::ssize(s.ids));
-      if (row == 13) s.prefix = &prefix;
+      if (row == 13) s.prefix = prefix;
     }
     for (const Sequence& s : sequences) terms.cross_entropy.push_back({&s, 0.5f});
   }
@@ -62,7 +68,7 @@ class Training {
   }
 
   Outcome step(int64_t rows, int number) {
-    const Batch batch(rows, base_.config().vocab, number, prefix_);
+    const Batch batch(rows, base_.config().vocab, number, &prefix_);
     DS_CHECK(full_ ? full_->zero_gradient().ok() : adapters_->zero_gradient().ok());
     DS_CHECK(full_ ? full_->pack(base_.format()).ok()
                    : adapters_->pack(graph_.formats(base_)).ok());
@@ -127,6 +133,41 @@ TEST(TrainingRecordings, PiecesAreTheCallsOfWhateverBatch) {
       recordings = 0;
     }
   }
+}
+
+TEST(TrainingRecordings, AStepWaitsOnce) {
+  Machine machine;
+  real = machine.compute.ops;
+  Ops ops = *real;
+  ops.finish = count_and_finish;
+  Compute compute = machine.compute;
+  compute.ops = &ops;
+  const auto model =
+      test::load_model(test::data_path("tiny/untied-gqa"), compute, WeightFormat::kF32);
+  TrainGraph graph(model.base->config(), compute);
+  const Batch batch(40, model.base->config().vocab, 0, nullptr);
+  std::vector<std::vector<float>> weights;
+  for (const bool beside : {true, false}) {
+    auto adapters = Adapters::make(compute, model.base->config(), 4, 2.0f, kAllTargets).value();
+    adapters->initialise(7);
+    auto optimizer = AdamW::make(compute, adapters->size()).value();
+    for (int step = 0; step < 3; ++step) {
+      ASSERT_TRUE(adapters->pack(graph.formats(*model.base)).ok());
+      ASSERT_TRUE(adapters->zero_gradient().ok());
+      waits = 0;
+      const StepLoss loss = run_terms(graph, compute, *model.base, adapters.get(), nullptr,
+                                      batch.terms, true, beside ? &optimizer : nullptr);
+      ASSERT_TRUE(loss.failure.ok());
+      const auto norm = optimizer.step(adapters->parameters().all(), adapters->gradient().all(),
+                                       1e-3f, 0.99f, 1.0f);
+      ASSERT_TRUE(norm.ok());
+      EXPECT_GT(*norm, 0);
+      if (step > 0)  // the first makes packs for the backward pass
+        EXPECT_EQ(waits, beside ? 1 : 2) << "step " << step;
+    }
+    weights.push_back(adapters->parameters().read().value());
+  }
+  EXPECT_EQ(weights[0], weights[1]);
 }
 
 TEST(TrainingRecordings, RowsThatAreAddedChangeNothing) {
