@@ -42,7 +42,6 @@ double share_of(GpuPart part) {
 }
 
 GpuPart training_part(const ServingLoad& load, double min_share) {
-  if (!load.in_step && load.waiting == 0 && load.busy < kIdle) return GpuPart::kWhole;
   const bool light = load.waiting == 0 && load.busy < kSome;
   if (light && !load.in_step) return GpuPart::kWhole;
   GpuPart part =

@@ -48,8 +48,9 @@ const Ops& host_ops(const Compute& compute);
 
 /// HF module path inside a layer: "self_attn.q_proj", ..., "mlp.down_proj".
 std::string_view target_path(Target target);
+/// "model.layers.3.".
+std::string layer_prefix(int64_t layer);
 /// "model.layers.3.mlp.up_proj.weight".
-std::string layer_prefix(int64_t layer);  ///< of the names of what is in it
 std::string weight_name(int64_t layer, Target target);
 /// {n (out), k (in)} of a target's weight.
 std::pair<int64_t, int64_t> target_shape(const ModelConfig& config, Target target);

@@ -202,6 +202,7 @@ class TrainGraph {
   Input dup_of(const Call& call);
   void* prepared_dx(const Call& call);
   void run_piece(Piece piece, int64_t layer, const std::function<void()>& enqueue);
+  bool is_recorded(int64_t rows) const;  ///< passes of so many, padding or not
   int64_t padding_of(int64_t rows) const;
   void set_key(const BaseWeights& base, const Adapters* adapters, const FullGradients* full);
   void query_key_value(const Call& call, int64_t layer);

@@ -26,10 +26,14 @@ void TrainGraph::run_piece(Piece piece, int64_t layer, const std::function<void(
   }));
 }
 
+bool TrainGraph::is_recorded(int64_t rows) const {
+  return !compute_.ops->host_memory && rows <= kMostRecordedRows;
+}
+
 /// Rows that are added so that passes of nearly as many rows share their recordings: few, where
 /// they cost time.
 int64_t TrainGraph::padding_of(int64_t rows) const {
-  if (compute_.ops->host_memory || rows > kMostRecordedRows) return 0;
+  if (!is_recorded(rows)) return 0;
   const int64_t step = rows <= 1024 ? 32 : 64;
   return (rows + step - 1) / step * step - rows;
 }
@@ -38,7 +42,7 @@ int64_t TrainGraph::padding_of(int64_t rows) const {
 void TrainGraph::set_key(const BaseWeights& base, const Adapters* adapters,
                          const FullGradients* full) {
   key_.clear();
-  if (compute_.ops->host_memory || rows_ > kMostRecordedRows) return;
+  if (!is_recorded(rows_)) return;
   key_ = {static_cast<uint64_t>(rows_), static_cast<uint64_t>(max_rows_), base.serial()};
   const auto address = [&](const void* at) { key_.push_back(reinterpret_cast<uint64_t>(at)); };
   for (const Buffer* workspace :

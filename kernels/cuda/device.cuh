@@ -135,6 +135,10 @@ __host__ __device__ inline bool is_aligned16(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
+__host__ __device__ inline bool is_aligned8(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 8 == 0;
+}
+
 /// The same sum in every lane.
 template <typename T>
 __device__ inline T warp_sum(T x) {

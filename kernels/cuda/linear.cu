@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads) finish_low_rank(const __grid_constan
 /// Whether the call is for finish_low_rank(): it reads and writes pairs.
 bool suits_low_rank(const Finish& a, WeightFormat format) {
   const auto even = [](const void* at, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(at) % sizeof(float2) == 0 && stride % 2 == 0;
+    return is_aligned8(at) && stride % 2 == 0;
   };
   bool suits = a.alike && !is_f32(format) && a.up == nullptr && a.prepared == nullptr &&
                even(a.product, a.stride) && even(a.residual, 0);
@@ -318,7 +318,7 @@ struct Piece {
 
 void add_to(Finish& f, const LinearArgs& a, int64_t row) {
   f.add = additions_of(a, row);
-  f.alike = a.lora != nullptr && a.lora->n_slots == 1 && a.lora->table == nullptr;
+  f.alike = a.lora != nullptr && has_one_pair(*a.lora);
 }
 
 /// Each weight's products in its y, finished there.
@@ -484,8 +484,7 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
   char* products = s.scratch<char>() + ceil_div(each * x_bytes, 256) * 256;
   for (int64_t row = 0; row < a.rows; row += each) {
     const Piece p = piece_of(s, a, row, smaller(each, a.rows - row), s.scratch<char>());
-    const bool rounded = p.rounded != nullptr;
-    if (a.lora != nullptr && (rounded || a.lora->n_slots > 1 || a.lora->table != nullptr)) {
+    if (a.lora != nullptr && (p.rounded != nullptr || !has_one_pair(*a.lora))) {
       low_rank_inputs(s, a, row, p.rows, p.rounded);
     } else if (a.lora != nullptr && !multiply_low_rank(s, a, p)) {
       return;

@@ -27,6 +27,10 @@ struct LowPairs {
   }
 };
 LowPairs low_pairs(const LinearArgs& a);
+/// Whether all rows that have a low-rank part have that of slot 0, by value.
+inline bool has_one_pair(const LoraSlots& slots) {
+  return slots.n_slots <= 1 && slots.table == nullptr;
+}
 
 /// What is added to the products of a call.
 struct Additions {

@@ -223,19 +223,17 @@ void cross_entropy(const OpContext& context, const CrossEntropyArgs& a) {
   const bool kept = a.vocab <= kKept * kThreads && a.vocab % 4 == 0 && a.stride % 4 == 0 &&
                     is_aligned16(a.logits) && (a.prepared == nullptr || is_aligned16(a.prepared));
   const auto kernel = kept ? cross_entropy_kept : cross_entropy_rows;
-  const int64_t each = s->at_once(a.rows, 128);
   const int64_t row_bytes = 2 * padded_k(WeightFormat::kBF16, a.vocab);
-  for (int64_t row = 0; row < a.rows; row += each) {
-    if (row > 0) s->give_way();
+  s->in_chunks(a.rows, 128, [&](int64_t row, int64_t rows) {
     CrossEntropyArgs part = a;
-    part.rows = smaller(each, a.rows - row);
+    part.rows = rows;
     part.logits += row * a.stride;
     part.target += row, part.weight += row, part.logprob += row;
     if (a.argmax != nullptr) part.argmax += row;
     if (a.prepared != nullptr) part.prepared = static_cast<char*>(a.prepared) + row * row_bytes;
     kernel<<<static_cast<unsigned>(part.rows), kThreads, 0, s->stream()>>>(part);
-    if (!launched("cross_entropy")) return;
-  }
+    return launched("cross_entropy");
+  });
 }
 
 void kl_topk(const OpContext& context, const KlTopkArgs& a) {

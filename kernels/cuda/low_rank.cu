@@ -162,7 +162,7 @@ void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int
   low.slot_of_row = a.lora->slot_of_row + row;
   low.t = a.lora->t + row * kLoraRank;
   low.pairs = low_pairs(a);
-  const bool alike = a.lora->n_slots == 1 && a.lora->table == nullptr;
+  const bool alike = has_one_pair(*a.lora);
   with_element(a.w[0].format, [&]<typename T>(T) {
     if constexpr (sizeof(T) == 2) {
       if (rounded != nullptr && alike && rows > kFewRows) {

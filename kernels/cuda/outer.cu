@@ -84,8 +84,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   // Columns beyond the last: as that one, and not stored.
   const int64_t columns[2] = {smaller(first_column + thread % 32 * 2, a.k - 1),
                               smaller(first_column + thread % 32 * 2 + 1, a.k - 1)};
-  const bool pairs =
-      a.k % 2 == 0 && a.x_stride % 2 == 0 && reinterpret_cast<uintptr_t>(a.x) % sizeof(float2) == 0;
+  const bool pairs = a.k % 2 == 0 && a.x_stride % 2 == 0 && is_aligned8(a.x);
   const auto* rounded = static_cast<const Bf16*>(a.x);
   const auto* exact = static_cast<const float*>(a.x);
   const int64_t even = columns[1] - columns[1] % 2;  // of a pair

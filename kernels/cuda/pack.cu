@@ -187,13 +187,11 @@ void pack_all(const OpContext& context, int64_t count, const PackItem* items) {
   if (s == nullptr || count == 0) return;
   s->weights_change();
   constexpr unsigned kBlocks = 48;  // of an item: some matrices are 200 times as large as others
-  const int64_t each = s->at_once(count, 4);
-  for (int64_t from = 0; from < count; from += each) {
-    if (from > 0) s->give_way();
-    const dim3 grid(kBlocks, static_cast<unsigned>(smaller(each, count - from)));
+  s->in_chunks(count, 4, [&](int64_t from, int64_t some) {
+    const dim3 grid(kBlocks, static_cast<unsigned>(some));
     pack_items<<<grid, kThreads, 0, s->stream()>>>(items + from);
-    if (!launched("pack_all")) return;
-  }
+    return launched("pack_all");
+  });
 }
 
 void pack_factors(const OpContext& context, int64_t rank, int64_t count,

@@ -460,9 +460,8 @@ void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, const f
   const auto blocks = static_cast<unsigned>(smaller(ceil_div(rows, kWarps), kGradientBlocks));
   float* part = dw == nullptr ? nullptr : s->scratch<float>();
   const auto out = rows_out<Bf16>(dx, {dx_prepared}, d);
-  bool pairs = d % 2 == 0 && (dx_prepared == nullptr || out.padded == d);
-  for (const float* each : {dy, x, w, static_cast<const float*>(dx)})
-    pairs = pairs && reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
+  const bool pairs = d % 2 == 0 && (dx_prepared == nullptr || out.padded == d) && is_aligned8(dy) &&
+                     is_aligned8(x) && is_aligned8(w) && is_aligned8(dx);
   const bool done =
       pairs && by_warps(d, [&]<int kColumns>() {
         launch_next("rmsnorm_backward", rmsnorm_gradient<kColumns>, dim3(blocks), kThreads, 0,

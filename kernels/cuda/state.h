@@ -57,9 +57,16 @@ class StreamState {
   const char* set_gate(StreamGate gate);
   /// Before each op: holds the queue short, then asks the gate and changes to the part it says.
   void give_way();
-  /// Of how many elements a long op enqueues work at once: all, or `few` of them, about 20 us,
-  /// where there are others to give way to, which the op does between such chunks.
-  int64_t at_once(int64_t all, int64_t few) const { return gate_.pass == nullptr ? all : few; }
+  /// enqueue(from, count) for all elements of a long op, `few` at a time, about 20 us of work,
+  /// where there are others to give way to between such chunks; until it says that it failed.
+  template <typename F>
+  void in_chunks(int64_t all, int64_t few, const F& enqueue) {
+    const int64_t each = gate_.pass == nullptr ? all : few;
+    for (int64_t from = 0; from < all; from += each) {
+      if (from > 0) give_way();
+      if (!enqueue(from, smaller(each, all - from))) return;
+    }
+  }
   /// Neither changes streams nor waits meanwhile: a capture forbids both.
   void set_recording(bool recording) { recording_ = recording; }
 

@@ -99,17 +99,15 @@ void adamw(const OpContext& context, const AdamWArgs& a) {
   const double power2 = std::pow(static_cast<double>(a.beta2), static_cast<double>(a.step));
   const bool aligned =
       is_aligned16(a.master) && is_aligned16(a.m) && is_aligned16(a.v) && is_aligned16(a.gradient);
-  const int64_t each = s->at_once(a.n, 2 << 20);
-  for (int64_t from = 0; from < a.n; from += each) {
-    if (from > 0) s->give_way();
+  s->in_chunks(a.n, 2 << 20, [&](int64_t from, int64_t count) {
     AdamWArgs part = a;
-    part.n = smaller(each, a.n - from);
+    part.n = count;
     part.master += from, part.m += from, part.v += from, part.gradient += from;
     adamw_elements<<<loop_blocks(part.n, kThreads), kThreads, 0, s->stream()>>>(
         part, static_cast<float>(1.0 / (1.0 - power1)), static_cast<float>(1.0 / (1.0 - power2)),
         aligned);
-    if (!launched("adamw")) return;
-  }
+    return launched("adamw");
+  });
 }
 
 void dot(const OpContext& context, int64_t n, const float* x, const float* y, double* out) {
