@@ -66,7 +66,7 @@ struct LoraPair {
   float scale = 0.0f;
 };
 
-/// A LoraPair in a table in the memory of the backend; a == nullptr: none.
+/// A LoraPair in a table in the memory of the backend; a == nullptr: none. (ABI v1 layout.)
 struct LoraEntry {
   const void *a = nullptr, *b = nullptr;
   float scale = 0.0f;
@@ -82,6 +82,7 @@ struct LoraSlots {
   /// Where it is given and host_memory is false, it is read when the call runs: a recording of the
   /// call serves whatever pairs are there by then.
   const LoraEntry* table = nullptr;
+  WeightFormat table_format = WeightFormat::kBF16;  ///< of the factors in it
   float* t = nullptr;  ///< out/workspace [n_weights][rows][16]: A x of each row (kept for backward)
 };
 

@@ -441,6 +441,10 @@ WeightForm BaseWeights::host_form(const WeightForm& form) {
   return out;
 }
 
+bool BaseWeights::reads_lora_table() const {
+  return !by_quantizer() || (layer(0).linear[0].quant->format.fused & DS_LINEAR_TABLE) != 0;
+}
+
 bool BaseWeights::fuses_phases(const Ops& ops, int64_t rows) const {
   if (!by_quantizer()) return ops.fuses_phases;
   constexpr uint32_t kBoth = DS_LINEAR_NORM | DS_LINEAR_ROPE;

@@ -215,9 +215,11 @@ Status Forward::linear(std::initializer_list<Target> targets, const BaseWeights&
     slots.slot_of_row = tables_.lora_slots();
     slots.n_slots = static_cast<int>(batch.deltas.size());
     slots.t = lora_t_.as<float>();
-    if (lora_by_table_)
+    if (lora_by_table_) {
       slots.table =
           lora_table_.as<LoraEntry>() + (layer * kTargets + *targets.begin()) * kMaxLoraSlots;
+      slots.table_format = base.format();
+    }
     for (int s = 0; s < slots.n_slots; ++s) {
       batch.deltas[static_cast<size_t>(s)]->bind(layer, {targets.begin(), targets.size()}, s,
                                                  slots);
@@ -361,8 +363,8 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
     key.push_back(reinterpret_cast<uint64_t>(address));
   key.push_back(base.serial());
   key.push_back(batch.deltas.empty() ? 0 : 1);
-  // Kernels look for pairs in a table; a quantizer plugin gets them by value.
-  if (base.by_quantizer()) {
+  // Kernels look for pairs in a table; some quantizer plugins take them by value.
+  if (!base.reads_lora_table()) {
     for (const LoraDelta* delta : batch.deltas) key.push_back(delta->serial());
   }
   return key;

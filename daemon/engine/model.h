@@ -145,6 +145,8 @@ class BaseWeights {
   const std::shared_ptr<const BaseWeights>& host() const { return host_; }
   /// Whether the layers' products are the quantizer's, which takes FP32 inputs.
   bool by_quantizer() const { return layer(0).linear[0].quant != nullptr; }
+  /// Whether a recorded product finds its low-rank parts in LoraSlots::table when it runs.
+  bool reads_lora_table() const;
   /// Ops::fuses_phases of these weights' products.
   bool fuses_phases(const Ops& ops, int64_t rows) const;
   const float* rope_cos() const { return store_->rope_cos.data(); }  ///< [context, head_dim / 2]

@@ -4,12 +4,17 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 
 #include "plugin/tensor_view.h"
 
 namespace ds {
 namespace {
+
+static_assert(sizeof(LoraEntry) == sizeof(ds_lora_entry));
+static_assert(offsetof(LoraEntry, b) == offsetof(ds_lora_entry, b));
+static_assert(offsetof(LoraEntry, scale) == offsetof(ds_lora_entry, scale));
 
 /// The low-rank parts of a call in the ABI's form.
 struct AbiSlots {
@@ -36,6 +41,8 @@ struct AbiSlots {
     slots.slot_of_row = from.slot_of_row;
     slots.pairs = at.data();
     slots.t = from.t;
+    slots.table = reinterpret_cast<const ds_lora_entry*>(from.table);
+    slots.table_dtype = is_f32(from.table_format) ? kAbiF32 : kAbiBf16;
   }
 
  private:

@@ -98,6 +98,7 @@ QuantWeights quant_weights(const QuantLinearArgs& q) {
 
 WeightFormat low_rank_format(const LinearArgs& a) {
   if (a.lora == nullptr) return WeightFormat::kBF16;
+  if (a.lora->table != nullptr) return a.lora->table_format;
   for (int slot = 0; slot < a.lora->n_slots; ++slot) {
     for (int w = 0; w < a.n_weights; ++w) {
       const LoraPair& pair = a.lora->pair[slot][w];

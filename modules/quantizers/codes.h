@@ -50,16 +50,22 @@ ds_qweight checked_weight(const ds_qweight* from, const Formats& formats) {
   return w;
 }
 
+/// Of factors in rows.
+inline WeightFormat factor_format(ds_dtype dtype, std::string_view name) {
+  const bool f32 = dtype.code == DS_FLOAT;
+  if (dtype.bits != (f32 ? 32 : 16) || (!f32 && dtype.code != DS_BFLOAT))
+    misfit(DS_E_DTYPE, std::string(name) + ": bits", dtype.bits, "FP32 or BF16");
+  return f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+}
+
 /// One factor of a low-rank pair, [n, k] in packed panels, or rows of `ops` on a GPU.
 inline WeightView low_rank_view(const Ops& ops, const ds_tensor& t, std::string_view name,
                                 std::int64_t n, std::int64_t k) {
   const bool rows = !ops.host_memory && t.packing == 0 && t.device.type == DS_DEV_CUDA;
   if (!rows && t.packing != DS_PACK_PANEL_F32 && t.packing != DS_PACK_PANEL_BF16)
     misfit(DS_E_UNSUPPORTED, std::string(name) + ": packing", t.packing, "panels, 1 or 2");
-  if (rows && t.dtype.bits != (t.dtype.code == DS_FLOAT ? 32 : 16))
-    misfit(DS_E_DTYPE, std::string(name) + ": bits", t.dtype.bits, "FP32 or BF16");
-  const bool f32 = rows ? t.dtype.code == DS_FLOAT : t.packing == DS_PACK_PANEL_F32;
-  const auto format = f32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+  const auto panels = t.packing == DS_PACK_PANEL_F32 ? WeightFormat::kF32 : WeightFormat::kBF16;
+  const WeightFormat format = rows ? factor_format(t.dtype, name) : panels;
   if (sdk::dim(&t, name, 2, 0) != n || t.shape[1] != k)
     throw sdk::error(DS_E_SHAPE, std::string(name) + ": " + sdk::shape_text(t.shape, 2) +
                                      ", expected [" + std::to_string(n) + ", " + std::to_string(k) +
@@ -88,6 +94,10 @@ inline void fill_slots(const Ops& ops, const ds_linear_args& a, const LinearArgs
   out.slot_of_row = lora.slot_of_row;
   out.n_slots = static_cast<int>(lora.n_slots);
   out.t = lora.t;
+  if (lora.table != nullptr) {
+    out.table = reinterpret_cast<const LoraEntry*>(lora.table);
+    out.table_format = factor_format(lora.table_dtype, "lora table");
+  }
   for (std::uint32_t s = 0; s < lora.n_slots; ++s) {
     for (std::uint32_t w = 0; w < a.n_weights; ++w) {
       const ds_lora_pair pair = sdk::widened(lora.pairs[s * a.n_weights + w]);
@@ -154,7 +164,7 @@ class CodeQuantizer {
     out.scale_bytes = static_cast<std::uint64_t>(quant_scale_bytes(f, n, k));
     out.rel_tol = quant_rel_tol(f);
     out.fused = DS_LINEAR_RESIDUAL | DS_LINEAR_SWIGLU | DS_LINEAR_LORA | DS_LINEAR_BIAS |
-                DS_LINEAR_NORM | DS_LINEAR_ROPE;
+                DS_LINEAR_NORM | DS_LINEAR_ROPE | DS_LINEAR_TABLE;
     return out;
   }
 

@@ -4,7 +4,7 @@
 
   abi.py layout HEADERS            every struct's size, every field's place and type, every enumerator
   abi.py grow OLD.layout NEW.layout   says what breaks plugins of the old one; exit 1 if anything does
-  abi.py variant KIND HEADERS OUT  a changed copy: grown (a 1.1), insert, widen or renumber
+  abi.py variant KIND HEADERS OUT  a changed copy: grown (the next minor), insert, widen or renumber
   abi.py release VERSION           keeps the headers of sdk/ as those of VERSION, and their layout
 
 HEADERS is a folder that holds ds/plugin.h. Clang reads the header, a probe that it compiles measures it."""
@@ -127,10 +127,10 @@ STRUCT = re.compile(r"typedef struct (ds_\w+) \{(.*?)\n\} \1;", re.S)
 def grown(text):
     def tail(match):
         body = re.sub(r"/\*.*?\*/", "", match[2], flags=re.S).strip()
-        more = "\n  uint64_t tail_1_1;" if body.startswith("uint32_t size;") else ""
+        more = "\n  uint64_t tail;" if body.startswith("uint32_t size;") else ""
         return f"typedef struct {match[1]} {{{match[2]}{more}\n}} {match[1]};"
 
-    return STRUCT.sub(tail, text).replace("DS_ABI_MINOR 0u", "DS_ABI_MINOR 1u")
+    return re.sub(r"(#define DS_ABI_MINOR )(\d+)", lambda m: m[1] + str(int(m[2]) + 1), STRUCT.sub(tail, text))
 
 
 CHANGES = {

@@ -19,14 +19,14 @@ constexpr std::uint64_t kRubbish = 0x5a5a5a5a5a5a5a5a;
 
 template <class T>
 constexpr bool has_tail = requires(T t) {
-  t.tail_1_1;
+  t.tail;
 };
 
 template <class T>
 T fresh() {
   T out{};
   out.size = sizeof out;
-  if constexpr (has_tail<T>) out.tail_1_1 = kRubbish;
+  if constexpr (has_tail<T>) out.tail = kRubbish;
   return out;
 }
 
@@ -39,11 +39,12 @@ void must(ds_code code, const ds_status& st, const char* what) {
     stop(std::string(what) + ": code " + std::to_string(code) + " " + std::string(st.text, st.len));
 }
 
-/// A table of a plugin that was built with an older header ends before the tail.
+/// A table of a plugin that was built with an older header may end early: before the tail, it does.
 template <class T>
 void check_table(const T* table, std::uint32_t plugin_minor, const char* what) {
   const bool sees = table->size >= sizeof(T);
-  if (sees != (std::max(plugin_minor, DS_ABI_MINOR) == plugin_minor))
+  const bool knows = plugin_minor >= DS_ABI_MINOR;
+  if (has_tail<T> ? sees != knows : knows && !sees)
     stop(std::string(what) + ": size " + std::to_string(table->size) + " from minor " +
          std::to_string(plugin_minor));
 }

@@ -314,7 +314,7 @@ std::vector<Hostile> notes() {
       damaged("note_overflow", "ends behind its segment",
               [](Bytes& f) { set<uint32_t>(f, NOTE_FIELD(f, descsz), ~0u); }),
       damaged("note_type", "type 2", [](Bytes& f) { set<uint32_t>(f, NOTE_FIELD(f, type), 2); }),
-      damaged("major", "plugin ABI 2.0",
+      damaged("major", "plugin ABI 2.",
               [](Bytes& f) { set<uint32_t>(f, NOTE_FIELD(f, abi_major), 2); }),
       damaged("kinds_unknown", "kinds mask 260",
               [](Bytes& f) { set<uint32_t>(f, NOTE_FIELD(f, kinds_mask), 260); }),

@@ -7,7 +7,9 @@
 #include <atomic>
 #include <random>
 
+#include "engine/quantizer.h"
 #include "reference_model.h"
+#include "served_model.h"
 
 namespace ds {
 namespace {
@@ -86,17 +88,29 @@ class Decoding {
   std::vector<int32_t> table_;
 };
 
-TEST(Recordings, PublishingADeltaRecordsNothing) {
+/// The weights of a tiny model as they are, or (in FP32 but for that) as a quantizer's codes.
+class PublishedDeltas : public testing::TestWithParam<const char*> {};
+
+TEST_P(PublishedDeltas, AreServedByTheRecordingThatIsThere) {
   Machine machine;
   if (machine.compute.ops->host_memory) GTEST_SKIP() << "no GPU: DS_TEST_DEVICE is not set";
+  const std::string codes = GetParam();
   real = machine.compute.ops;
   const Ops counting = with_recording([](const OpContext& context) {
     ++recordings;
     return real->begin_recording(context);
   });
   const Ops direct = with_recording([](const OpContext&) { return false; });
-  const auto model =
+  auto model =
       test::load_model(test::data_path("tiny/untied-gqa"), machine.compute, WeightFormat::kBF16);
+  if (!codes.empty()) {
+    const auto quantizer =
+        std::make_shared<Quantizer>(test::module_of(DS_KIND_QUANTIZER, codes), 1);
+    auto quantized =
+        BaseWeights::load(*model.file, machine.compute, {WeightFormat::kF32, quantizer, nullptr});
+    ASSERT_TRUE(quantized.ok()) << quantized.status().message();
+    model.base = *quantized;
+  }
   Compute recorded_with = machine.compute, direct_with = machine.compute;
   recorded_with.ops = &counting;
   direct_with.ops = &direct;
@@ -118,6 +132,11 @@ TEST(Recordings, PublishingADeltaRecordsNothing) {
     EXPECT_EQ(recordings, 1) << batch << " sequences";
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Weights, PublishedDeltas, testing::Values("", "int8", "int4"),
+                         [](const auto& info) {
+                           return *info.param == 0 ? "plain" : std::string(info.param);
+                         });
 
 /// Chunks of prompts are recorded, too; pages of another number lie elsewhere, often from the same
 /// address on.

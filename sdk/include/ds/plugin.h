@@ -35,7 +35,7 @@
 #include "ds/parallel.h"
 
 #define DS_ABI_MAJOR 1u
-#define DS_ABI_MINOR 0u
+#define DS_ABI_MINOR 1u
 #define DS_ENTRY_NAME "ds_plugin_entry_v1" /* the major is in the name: v1 and v2 can coexist */
 #define DS_EXPORT __attribute__((visibility("default")))
 #ifdef __cplusplus

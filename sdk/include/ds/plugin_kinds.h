@@ -138,6 +138,7 @@ enum {
   DS_LINEAR_BIAS = 8,
   DS_LINEAR_NORM = 16, /* this and ROPE: on a GPU, of calls of at most DS_LINEAR_FEW_ROWS rows */
   DS_LINEAR_ROPE = 32,
+  DS_LINEAR_TABLE = 64, /* 1.1: with LORA, on a GPU: where there is a table, linear reads it alone */
   DS_LINEAR_FEW_ROWS = 8
 };
 typedef struct ds_qformat {
@@ -173,12 +174,26 @@ typedef struct ds_lora_pair {
   const ds_tensor* a; /* [16, k]; NULL: this weight has none in this slot */
   const ds_tensor* b; /* [n, 16] */
 } ds_lora_pair;
+/* A pair in a table, in the memory of a GPU: rows of A [16, k] and B [n, 16], each padded with
+ * zeros to whole 16 bytes. */
+typedef struct ds_lora_entry {
+  const void* a; /* NULL: none */
+  const void* b;
+  float scale;
+  uint32_t reserved;
+} ds_lora_entry;
 typedef struct ds_lora_slots {
   uint32_t size;
   uint32_t n_slots;                 /* at most 8: versions that share the batch */
   const int32_t* slot_of_row;       /* [rows]; -1 = base only */
   const ds_lora_pair* const* pairs; /* [n_slots][n_weights] */
   float* t;                         /* [n_weights][rows][16] written: A x of each row */
+  /* 1.1: [n_weights][8] in the memory of the device, or NULL. What is in pairs again when the call
+   * is made; by the time that a recording of it runs, other pairs may be there. Without
+   * DS_LINEAR_TABLE the host records such calls anew for other pairs. */
+  const ds_lora_entry* table;
+  ds_dtype table_dtype; /* of the factors in it */
+  uint32_t reserved;
 } ds_lora_slots;
 
 /* The outputs are q, k and v [rows, heads * D] of a serving step. q and k turn by their position
