@@ -46,6 +46,9 @@ struct PreparedRows {
   void* data = nullptr;  ///< null: nobody wants them
   WeightFormat format = WeightFormat::kBF16;
   int32_t* saturated = nullptr;  ///< += how many values saturated; null: nobody counts
+  /// Elements between rows. 0: as prepare() has them. Else, where Ops::rows_side_by_side, these are
+  /// some columns of rows that lie side by side, their number a multiple of 8, as are the others'.
+  int64_t stride = 0;
 };
 
 struct WeightView {
@@ -141,6 +144,10 @@ struct LinearArgs {
   /// With kSwiglu: y_0 as prepare() gives it for such weights, or null. Where it is given and
   /// host_memory is false, y[0] may be null. Only of rows whose prepared_bytes() are not 0.
   void* y_prepared = nullptr;
+  /// The products side by side, [rows, n_0 + n_1 + ..], in the weights' format of 16 bits, instead
+  /// of y: where Ops::rows_side_by_side, each n is a multiple of 8, and nothing is added to
+  /// products. What FP16 cannot hold is infinite there.
+  void* y_16 = nullptr;
 };
 
 /// Paged K/V of one layer: pages of 32 tokens, [page][kv_head][32][head_dim]. (ABI v1 layout.)
@@ -173,11 +180,29 @@ struct RopeArgs {
   const int32_t* positions = nullptr;          ///< [rows]
   const float *cos = nullptr, *sin = nullptr;  ///< [positions, head_dim / 2]
   bool inverse = false;
-  float* q = nullptr;  ///< [rows, n_heads * head_dim]
-  float* k = nullptr;  ///< [rows, n_kv_heads * head_dim]
-  /// The results as prepare() gives them for BF16 weights, or null. Where they are given and
-  /// host_memory is false, they are there alone, and q and k are undefined.
-  void *q_prepared = nullptr, *k_prepared = nullptr;
+  float* q = nullptr;        ///< [rows, n_heads * head_dim]
+  float* k = nullptr;        ///< [rows, n_kv_heads * head_dim]
+  const float* v = nullptr;  ///< like k; does not turn, only v_prepared is made of it. Or null
+  /// The results in BF16, or without data. Where they are given and host_memory is false, they are
+  /// there alone, and q and k are undefined.
+  PreparedRows q_prepared = {}, k_prepared = {}, v_prepared = {};
+};
+
+/// y = silu(gate) * up, and its gradient.
+struct SwigluArgs {
+  int64_t rows = 0, d = 0;
+  const float *gate = nullptr, *up = nullptr;  ///< [rows, d]
+  /// Instead of them, where Ops::rows_side_by_side and d is a multiple of 8: FP16 [rows, 2 d], gate
+  /// beside up, as in LinearArgs::y_16. What is infinite there is 65,504 and counts as saturated.
+  const void* gate_up_f16 = nullptr;
+  /// [rows, d]. Of the gradient each may be null, else it is the same again; y may not alias.
+  float* y = nullptr;
+  PreparedRows y_prepared = {};
+  // The gradient.
+  const float* dy = nullptr;               ///< [rows, d]
+  const void* dy_bf16 = nullptr;           ///< instead of it, as gate_up_f16
+  float *dgate = nullptr, *dup = nullptr;  ///< overwritten; they may alias gate, up and dy
+  PreparedRows dgate_prepared = {}, dup_prepared = {};
 };
 
 /// A mixed batch: rows [starts[s], starts[s + 1]) are the last tokens of sequence s, whose keys so
@@ -294,7 +319,8 @@ struct OuterArgs {
   /// those, and where host_memory is false, what is given so need not be there in FP32; the CPU
   /// reads FP32 alone. dy of up to 16 columns is FP32 in any case.
   const void *dy_prepared = nullptr, *x_prepared = nullptr;
-  bool tf32 = false;  ///< products of FP32 may round their operands to TF32
+  int64_t dy_prepared_stride = 0;  ///< as PreparedRows::stride
+  bool tf32 = false;               ///< products of FP32 may round their operands to TF32
 };
 
 /// Decoupled weight decay (Loshchilov and Hutter 2019), bias-corrected moments. The gradient is
@@ -328,9 +354,10 @@ struct Ops {
   const char* name;
 
   // Memory. On the CPU it is the host's, so that upload and download are copies.
-  bool host_memory;       ///< allocate() gives memory that the host can use as its own
-  bool reads_transposed;  ///< linear() takes views with `transposed`: no second pack is needed
-  bool fuses_phases;      ///< linear() takes LinearArgs::norm and ::rope
+  bool host_memory;        ///< allocate() gives memory that the host can use as its own
+  bool reads_transposed;   ///< linear() takes views with `transposed`: no second pack is needed
+  bool rows_side_by_side;  ///< rows of 16 bits: PreparedRows::stride, y_16 and the like
+  bool fuses_phases;       ///< linear() takes LinearArgs::norm and ::rope
   void* (*allocate)(int64_t bytes);  ///< aligned to 256 bytes; null: there is not enough
   /// Host memory that is copied from and to at the bus's full speed, else like allocate().
   void* (*allocate_pinned)(int64_t bytes);
@@ -408,13 +435,8 @@ struct Ops {
   void (*attention_selected_train_backward)(const OpContext&, const TrainAttentionArgs&,
                                             const KeySelection&);
 
-  /// y = silu(gate) * up, all [rows, d].
-  void (*swiglu)(const OpContext&, int64_t rows, int64_t d, const float* gate, const float* up,
-                 float* y, const PreparedRows& prepared);
-  /// dgate and dup overwritten; they may alias gate and up.
-  void (*swiglu_backward)(const OpContext&, int64_t rows, int64_t d, const float* dy,
-                          const float* gate, const float* up, float* dgate, float* dup,
-                          void* dgate_prepared, void* dup_prepared);
+  void (*swiglu)(const OpContext&, const SwigluArgs&);
+  void (*swiglu_backward)(const OpContext&, const SwigluArgs&);
   void (*relu)(const OpContext&, int64_t n, float* x);
   void (*relu_backward)(const OpContext&, int64_t n, const float* y, float* dy);  ///< dy *= (y > 0)
 

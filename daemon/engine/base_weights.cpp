@@ -104,19 +104,28 @@ Status pack_into(const Compute& compute, WeightFormat format, int64_t n, int64_t
   return {};
 }
 
+constexpr size_t kWeightAlign = 64;
+
+/// Those of one input: their weights lie one behind the other, so that a product is one.
+std::span<const Target> side_by_side(Target target) {
+  static constexpr Target kAll[kTargets] = {kQ, kK, kV, kO, kGate, kUp, kDown};
+  if (target <= kV) return {kAll + kQ, 3};
+  if (target == kGate || target == kUp) return {kAll + kGate, 2};
+  return {kAll + target, 1};
+}
+
 /// Gives some weights of a layer, which have no memory yet, places one behind the other.
 Status lay_out(const Compute& compute, const ModelConfig& c, WeightFormat format,
-               LayerWeights& layer, std::initializer_list<Target> targets, Buffer& memory) {
+               LayerWeights& layer, std::span<const Target> targets, Buffer& memory) {
   const Ops& ops = *compute.ops;
   const auto bytes = [&](Target t) {
     const auto [n, k] = target_shape(c, t);
     return static_cast<size_t>(ops.packed_bytes(format, n, k));
   };
-  constexpr size_t kAlign = 64;
   size_t total = 0;
   for (const Target t : targets) total += bytes(t);
   for (const Target t : targets) {
-    if (bytes(t) % kAlign != 0 || layer.linear[t].view.data != nullptr) return {};
+    if (bytes(t) % kWeightAlign != 0 || layer.linear[t].view.data != nullptr) return {};
   }
   DS_ASSIGN(memory, Buffer::make(ops, total));
   size_t at = 0;
@@ -251,8 +260,9 @@ class BaseWeights::Builder {
     for (Store* store : stores_) {
       if (store == nullptr) continue;
       LayerWeights& layer = store->layers[at];
-      DS_TRY(lay_out(compute_of(store), c, format_of(store), layer, {kQ, kK, kV}, layer.qkv));
-      DS_TRY(lay_out(compute_of(store), c, format_of(store), layer, {kGate, kUp}, layer.gate_up));
+      DS_TRY(lay_out(compute_of(store), c, format_of(store), layer, side_by_side(kQ), layer.qkv));
+      DS_TRY(lay_out(compute_of(store), c, format_of(store), layer, side_by_side(kGate),
+                     layer.gate_up));
     }
     return {};
   }
@@ -473,29 +483,56 @@ Result<WeightView> BaseWeights::in_bf16(const Compute& compute, int64_t layer,
 
 Result<WeightView> BaseWeights::second_pack(const Compute& compute, int64_t layer, Target target,
                                             bool transposed, WeightFormat format) const {
-  const Ops& ops = *compute.ops;
-  const Linear& source = layer < 0 ? head() : this->layer(layer).linear[target];
-  const int64_t n = source.view.n, k = source.view.k;
   auto& packs = transposed ? store_->transposed : store_->in_bf16;
-  const size_t index =
-      layer < 0 ? packs.size() - 1 : static_cast<size_t>(layer * kTargets + target);
+  const auto pack_of = [&](Target t) -> std::unique_ptr<Linear>& {
+    return packs[layer < 0 ? packs.size() - 1 : static_cast<size_t>(layer * kTargets + t)];
+  };
+  const auto source = [&](Target t) -> const Linear& {
+    return layer < 0 ? head() : this->layer(layer).linear[t];
+  };
+  const auto bytes = [&](Target t) {
+    const WeightView& of = source(t).view;
+    return static_cast<size_t>(
+        compute.ops->packed_bytes(format, transposed ? of.k : of.n, transposed ? of.n : of.k));
+  };
   std::lock_guard lock(store_->second_mutex);
-  if (!packs[index]) {
-    DS_ASSIGN(const Buffer rows, Buffer::make(ops, static_cast<size_t>(n * k) * sizeof(float)));
-    if (source.quant != nullptr) {
-      // A format that cannot be read back is refused at load (self-test).
-      DS_CHECK(form_.quantizer->dequantize(compute.context, *source.quant, rows.as<float>()).ok());
-    } else {
-      ops.unpack(compute.context, source.view, rows.as<float>());
-    }
-    Linear made;
-    DS_ASSIGN(const PackItem item, room_for(compute, format, transposed ? k : n, transposed ? n : k,
-                                            rows.as<float>(), transposed, made));
-    ops.pack(compute.context, format, item.n, item.k, item.source, transposed, item.packed);
-    DS_TRY(finish(compute));  // others read it on their streams, and `rows` ends here
-    packs[index] = std::make_unique<Linear>(std::move(made));
+  if (pack_of(target) != nullptr) return pack_of(target)->view;
+  std::span<const Target> targets = side_by_side(target);
+  if (transposed || layer < 0 ||
+      !std::ranges::all_of(targets, [&](Target t) { return bytes(t) % kWeightAlign == 0; }))
+    targets = {&target, 1};
+  size_t total = 0;
+  for (const Target t : targets) total += bytes(t);
+  DS_ASSIGN(Buffer memory, Buffer::make(*compute.ops, total));
+  std::vector<std::unique_ptr<Linear>> made;
+  size_t at = 0;
+  for (const Target t : targets) {
+    made.push_back(std::make_unique<Linear>());
+    made.back()->view.data = memory.data() + at;
+    DS_TRY(pack_again(compute, source(t), transposed, format, *made.back()));
+    at += bytes(t);
   }
-  return packs[index]->view;
+  made[0]->storage = std::move(memory);
+  for (size_t i = 0; i < targets.size(); ++i) pack_of(targets[i]) = std::move(made[i]);
+  return pack_of(target)->view;
+}
+
+/// `source` in another format or turned, where `to` has its place.
+Status BaseWeights::pack_again(const Compute& compute, const Linear& source, bool transposed,
+                               WeightFormat format, Linear& to) const {
+  const Ops& ops = *compute.ops;
+  const int64_t n = source.view.n, k = source.view.k;
+  DS_ASSIGN(const Buffer rows, Buffer::make(ops, static_cast<size_t>(n * k) * sizeof(float)));
+  if (source.quant != nullptr) {
+    // A format that cannot be read back is refused at load (self-test).
+    DS_CHECK(form_.quantizer->dequantize(compute.context, *source.quant, rows.as<float>()).ok());
+  } else {
+    ops.unpack(compute.context, source.view, rows.as<float>());
+  }
+  DS_ASSIGN(const PackItem item, room_for(compute, format, transposed ? k : n, transposed ? n : k,
+                                          rows.as<float>(), transposed, to));
+  ops.pack(compute.context, format, item.n, item.k, item.source, transposed, item.packed);
+  return finish(compute);  // others read it on their streams, and `rows` ends here
 }
 
 KvDtype kv_dtype(const Ops& ops, WeightFormat format) {

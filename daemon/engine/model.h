@@ -153,7 +153,8 @@ class BaseWeights {
   const float* rope_sin() const { return store_->rope_sin.data(); }
 
   /// W^T for the backward pass, in its format: the weight itself where the backend can read it so,
-  /// else a pack that is built at the first call and kept for life. `layer` -1 is the head.
+  /// else a pack that is built at the first call and kept for life. `layer` -1 is the head. Of
+  /// weights of one input that lie one behind the other, these do so, too.
   Result<WeightView> transposed(const Compute& compute, int64_t layer, Target target) const;
   /// W in BF16, for what falls back from FP16; built and kept likewise.
   Result<WeightView> in_bf16(const Compute& compute, int64_t layer, Target target) const;
@@ -181,6 +182,8 @@ class BaseWeights {
   static WeightForm host_form(const WeightForm& form);
   Result<WeightView> second_pack(const Compute& compute, int64_t layer, Target target,
                                  bool transposed, WeightFormat format) const;
+  Status pack_again(const Compute& compute, const Linear& source, bool transposed,
+                    WeightFormat format, Linear& to) const;
   ModelConfig config_;
   std::string sha256_;
   uint64_t serial_ = next_serial();

@@ -357,7 +357,7 @@ Status Quantizer::linear(const Ops& ops, const OpContext& context,
     float* y = args.y[0] + r * args.y_stride[0];
     const float* made = plain.y[0] + r * plain.y_stride[0];
     if (swiglu) {
-      ops.swiglu(context, 1, n, made, plain.y[1] + r * n, y, {});
+      ops.swiglu(context, {.rows = 1, .d = n, .gate = made, .up = plain.y[1] + r * n, .y = y});
     } else {
       const float* residual = args.residual + r * args.y_stride[0];
       for (int64_t i = 0; i < n; ++i) y[i] = residual[i] + made[i];

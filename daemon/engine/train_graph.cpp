@@ -93,8 +93,7 @@ void TrainGraph::release() {
 }
 
 /// x as linear() wants it, in `to`; null where it needs nothing.
-const void* TrainGraph::prepare(const Operand& as, int64_t rows, int64_t k, const float* x,
-                                Buffer& to) {
+void* TrainGraph::prepare(const Operand& as, int64_t rows, int64_t k, const float* x, Buffer& to) {
   const Result<void*> room = prepared_room(*compute_.ops, as.format, rows, k, to);
   note(room.status());
   if (!status_.ok() || *room == nullptr) return nullptr;
@@ -127,13 +126,35 @@ TrainGraph::Input TrainGraph::norm(const Call& call, const Operand& as, const fl
   return {normed, prepared.data};
 }
 
-TrainGraph::Input TrainGraph::activate(const Call& call, const Operand& as,
-                                       const LayerState& state) {
-  const PreparedRows prepared = room_for_input(call, as, config_.d_ff);
-  float* activated = prepared.data == nullptr ? activated_.as<float>() : nullptr;
-  compute_.ops->swiglu(compute_.context, call.rows, config_.d_ff, state.gate.as<float>(),
-                       state.up.as<float>(), activated, prepared);
-  return {activated, prepared.data};
+/// Whether gate and up stay what their product leaves in FP16, side by side in LayerState::gate:
+/// half the memory, which is what bounds whoever reads them. What reads their product in BF16, as
+/// FP16 could not hold it, gets them in FP32.
+bool TrainGraph::keeps_halves(const Call& call, int64_t layer) const {
+  const auto& linear = call.base.layer(layer).linear;
+  return compute_.ops->rows_side_by_side && call.adapters == nullptr && !call.base.by_quantizer() &&
+         formats_.forward(layer, kGate) == WeightFormat::kF16 &&
+         formats_.forward(layer, kDown) == WeightFormat::kF16 && linear[kGate].bias.empty() &&
+         linear[kUp].bias.empty() && config_.d_ff % 8 == 0;
+}
+
+SwigluArgs TrainGraph::gate_and_up(const Call& call, int64_t layer) const {
+  const LayerState& s = layers_[static_cast<size_t>(layer)];
+  SwigluArgs args{.rows = call.rows, .d = config_.d_ff};
+  if (keeps_halves(call, layer)) {
+    args.gate_up_f16 = s.gate.data();
+  } else {
+    args.gate = s.gate.as<float>();
+    args.up = s.up.as<float>();
+  }
+  return args;
+}
+
+TrainGraph::Input TrainGraph::activate(const Call& call, int64_t layer) {
+  SwigluArgs args = gate_and_up(call, layer);
+  args.y_prepared = room_for_input(call, forward_operand(layer, kDown), config_.d_ff);
+  if (args.y_prepared.data == nullptr) args.y = activated_.as<float>();
+  compute_.ops->swiglu(compute_.context, args);
+  return {args.y, args.y_prepared.data};
 }
 
 float* TrainGraph::t_of(int64_t layer, Target target) {
@@ -199,15 +220,15 @@ void TrainGraph::output_gate_up(const Call& call, int64_t layer) {
   linear(call, layer, kGate,
          norm(call, forward_operand(layer, kGate), s.mid.as<float>(),
               call.base.layer(layer).mlp_norm, nullptr),
-         {s.gate.as<float>(), s.up.as<float>()}, nullptr);
+         {s.gate.as<float>(), s.up.as<float>()}, nullptr,
+         keeps_halves(call, layer) ? s.gate.data() : nullptr);
 }
 
 void TrainGraph::down(const Call& call, int64_t layer) {
   LayerState& s = layers_[static_cast<size_t>(layer)];
   float* next = layer + 1 < config_.n_layers ? layers_[static_cast<size_t>(layer) + 1].x.as<float>()
                                              : x_.as<float>();
-  linear(call, layer, kDown, activate(call, forward_operand(layer, kDown), s), {next},
-         s.mid.as<float>());
+  linear(call, layer, kDown, activate(call, layer), {next}, s.mid.as<float>());
 }
 
 void TrainGraph::forward_layer(const Call& call, int64_t layer) {
@@ -334,19 +355,55 @@ float* TrainGraph::norm_gradient(const Call& call, const std::string& name) {
   return call.full == nullptr ? nullptr : call.full->of(name);
 }
 
-/// Where rows of a gradient go: ready for linear layers where these read nothing else, else FP32,
-/// which outer_accumulate() wants of few columns.
-TrainGraph::Input TrainGraph::prepared_or(const Call& call, int64_t k, Buffer& fp32, Buffer& room) {
-  if (k <= kLoraRank) return {fp32.as<float>()};
-  void* const prepared = room_for_prepared(backward_operand(), call.rows, k, room).data;
-  return {prepared == nullptr ? fp32.as<float>() : nullptr, prepared};
+/// Whether a gradient of so many columns, a product that is but read once, may be in BF16.
+bool TrainGraph::gives_bf16(const Call& call, int64_t columns) const {
+  return compute_.ops->rows_side_by_side && call.full != nullptr && call.gradients == nullptr &&
+         formats_.backward() == WeightFormat::kBF16 && columns > kLoraRank && columns % 8 == 0;
 }
 
-TrainGraph::Input TrainGraph::dgate_of(const Call& call) {
-  return prepared_or(call, config_.d_ff, dwide_, prepared_dy_);
+/// W^T of targets that follow each other in memory, as one matrix [k, sum of n]; without data where
+/// they do not, or where something is added to the product of one.
+WeightView TrainGraph::turned_together(const Call& call, int64_t layer, Target first, int count) {
+  WeightView all;
+  for (int i = 0; i < count; ++i) {
+    const auto target = static_cast<Target>(first + i);
+    const int64_t n = target_shape(config_, target).first;
+    if (!gives_bf16(call, n) || !call.base.layer(layer).linear[target].bias.empty()) return {};
+    const WeightView one = transposed(call, layer, target);
+    if (!one.transposed || one.data == nullptr) return {};
+    const auto* end = static_cast<const std::byte*>(all.data);
+    if (i > 0 && end + compute_.ops->packed_bytes(all.format, all.k, all.n) != one.data) return {};
+    all = i == 0 ? one : WeightView{all.format, all.n, all.k + one.k, all.data, true};
+  }
+  return all;
 }
-TrainGraph::Input TrainGraph::dup_of(const Call& call) {
-  return prepared_or(call, config_.d_ff, dwide2_, prepared_dup_);
+
+/// Where the gradients of what targets of one input make go: ready for linear layers where these
+/// read nothing else, side by side if they can, else FP32, which outer_accumulate() wants of few
+/// columns.
+TrainGraph::Gradients TrainGraph::room_for_gradients(const Call& call, int64_t layer, Target first,
+                                                     std::initializer_list<Buffer*> fp32) {
+  Buffer* const rooms[kMaxFusedWeights] = {&prepared_dy_, &prepared_dup_, &prepared_dv_};
+  Gradients out;
+  out.count = static_cast<int>(fp32.size());
+  out.together = turned_together(call, layer, first, out.count);
+  std::byte* at = nullptr;
+  if (out.together.data != nullptr)
+    at = static_cast<std::byte*>(
+        room_for_prepared(backward_operand(), call.rows, out.together.k, prepared_dy_).data);
+  for (int i = 0; i < out.count; ++i) {
+    const int64_t n = target_shape(config_, static_cast<Target>(first + i)).first;
+    Input& one = out.of[i];
+    if (at != nullptr) {
+      one.prepared = at;
+      one.stride = out.together.k;
+      at += n * 2;
+    } else if (n > kLoraRank) {
+      one.prepared = room_for_prepared(backward_operand(), call.rows, n, *rooms[i]).data;
+    }
+    if (one.prepared == nullptr) one.x = fp32.begin()[i]->as<float>();
+  }
+  return out;
 }
 
 /// dx beside its FP32, as rmsnorm_backward() leaves it; null on a CPU.
@@ -356,17 +413,27 @@ void* TrainGraph::prepared_dx(const Call& call) {
 
 void TrainGraph::backward_down(const Call& call, int64_t layer) {
   const ModelConfig& c = config_;
-  LayerState& s = layers_[static_cast<size_t>(layer)];
-  float* dactivated = dwide_.as<float>();
   // Of the top layer dx is the head's, which leaves no prepared rows.
-  const Input dy{dx_.as<float>(), layer + 1 < c.n_layers ? prepared_dx(call) : nullptr};
-  linear_backward(call, layer, kDown, {dy}, activate(call, backward_operand(), s), dactivated);
-  const Input dgate = dgate_of(call), dup = dup_of(call);
+  Gradients dy{{{dx_.as<float>()}}, 1, {}};
+  dy.of[0].prepared = layer + 1 < c.n_layers ? prepared_dx(call)
+                                             : prepare(backward_operand(), call.rows, c.d_model,
+                                                       dy.of[0].x, prepared_dx_);
+  SwigluArgs args = gate_and_up(call, layer);
+  void* const dy_bf16 = gives_bf16(call, c.d_ff) ? dwide_.data() : nullptr;
+  input_gradient(call, layer, kDown, dy, dwide_.as<float>(), dy_bf16);
+  args.dy_bf16 = dy_bf16;
+  if (dy_bf16 == nullptr) args.dy = dwide_.as<float>();
+  // The layer's input is computed again beside its gradient, from what that reads anyway.
+  if (call.full != nullptr || (call.gradients != nullptr && call.gradients->adapts(kDown))) {
+    args.y_prepared = room_for_input(call, backward_operand(), c.d_ff);
+    if (args.y_prepared.data == nullptr) args.y = activated_.as<float>();
+  }
+  const Gradients to = gate_up_gradients(call, layer);
+  args.dgate = to.of[0].x, args.dup = to.of[1].x;
+  args.dgate_prepared = to.of[0].rows(), args.dup_prepared = to.of[1].rows();
   if (!status_.ok()) return;
-  compute_.ops->swiglu_backward(compute_.context, call.rows, c.d_ff, dactivated, s.gate.as<float>(),
-                                s.up.as<float>(), const_cast<float*>(dgate.x),
-                                const_cast<float*>(dup.x), const_cast<void*>(dgate.prepared),
-                                const_cast<void*>(dup.prepared));
+  compute_.ops->swiglu_backward(compute_.context, args);
+  weight_gradients(call, layer, kDown, dy, {args.y, args.y_prepared.data});
 }
 
 void TrainGraph::backward_gate_up(const Call& call, int64_t layer) {
@@ -374,7 +441,8 @@ void TrainGraph::backward_gate_up(const Call& call, int64_t layer) {
   const LayerWeights& w = call.base.layer(layer);
   const Input normed =
       norm(call, backward_operand(), s.mid.as<float>(), w.mlp_norm, rstd_.as<float>());
-  linear_backward(call, layer, kGate, {dgate_of(call), dup_of(call)}, normed, dnormed_.as<float>());
+  Gradients dy = gate_up_gradients(call, layer);
+  linear_backward(call, layer, kGate, dy, normed, dnormed_.as<float>());
   if (!status_.ok()) return;
   float* dnorm = norm_gradient(call, layer_prefix(layer) + "post_attention_layernorm.weight");
   compute_.ops->rmsnorm_backward(compute_.context, call.rows, config_.d_model, dnormed_.as<float>(),
@@ -383,8 +451,8 @@ void TrainGraph::backward_gate_up(const Call& call, int64_t layer) {
 }
 
 void TrainGraph::backward_output(const Call& call, int64_t layer) {
-  linear_backward(call, layer, kO, {{dx_.as<float>(), prepared_dx(call)}},
-                  {layers_[static_cast<size_t>(layer)].attended.as<float>()},
+  Gradients dy{{{dx_.as<float>(), prepared_dx(call)}}, 1, {}};
+  linear_backward(call, layer, kO, dy, {layers_[static_cast<size_t>(layer)].attended.as<float>()},
                   dattended_.as<float>());
 }
 
@@ -405,17 +473,18 @@ void TrainGraph::backward_query_key_value(const Call& call, int64_t layer) {
   LayerState& s = layers_[static_cast<size_t>(layer)];
   const LayerWeights& w = call.base.layer(layer);
   float *dx = dx_.as<float>(), *dnormed = dnormed_.as<float>();
-  const Input dq = prepared_or(call, c.n_heads * c.head_dim, dq_, prepared_dy_);
-  const Input dk = prepared_or(call, c.n_kv_heads * c.head_dim, dk_, prepared_dup_);
+  Gradients dy = room_for_gradients(call, layer, kQ, {&dq_, &dk_, &dv_});
   if (!status_.ok()) return;
   RopeArgs back = rotation(call, dq_.as<float>(), dk_.as<float>());
   back.inverse = true;
-  back.q_prepared = const_cast<void*>(dq.prepared);
-  back.k_prepared = const_cast<void*>(dk.prepared);
+  back.v = dv_.as<float>();
+  back.q_prepared = dy.of[0].rows();
+  back.k_prepared = dy.of[1].rows();
+  back.v_prepared = dy.of[2].rows();
   ops.rope(ctx, back);
   const Input normed =
       norm(call, backward_operand(), s.x.as<float>(), w.attention_norm, rstd_.as<float>());
-  linear_backward(call, layer, kQ, {dq, dk, {dv_.as<float>()}}, normed, dnormed);
+  linear_backward(call, layer, kQ, dy, normed, dnormed);
   float* dnorm = norm_gradient(call, layer_prefix(layer) + "input_layernorm.weight");
   ops.rmsnorm_backward(ctx, call.rows, c.d_model, dnormed, s.x.as<float>(), w.attention_norm.data(),
                        rstd_.as<float>(), dx, prepared_dx(call), dnorm);

@@ -170,8 +170,17 @@ class TrainGraph {
   /// Rows that linear layers read: FP32, or as Ops::prepare() gives them; one of the two may be
   /// null.
   struct Input {
-    const float* x = nullptr;
-    const void* prepared = nullptr;
+    float* x = nullptr;
+    void* prepared = nullptr;
+    int64_t stride = 0;  ///< PreparedRows::stride of the latter
+    PreparedRows rows() const { return {.data = prepared, .stride = stride}; }  ///< in BF16
+  };
+  /// Gradients of what several targets make of one input.
+  struct Gradients {
+    Input of[kMaxFusedWeights];
+    int count = 0;
+    /// W^T of all of them, where the gradients lie side by side; else without data.
+    WeightView together;
   };
   /// Which rows are prepared: as the operands of what, and where saturation is counted.
   struct Operand {
@@ -185,21 +194,31 @@ class TrainGraph {
   Status reserve_loss_rows(int64_t rows);
   Status reserve_saturation();
   void linear(const Call& call, int64_t layer, Target first, Input input,
-              std::initializer_list<float*> y, const float* residual);
+              std::initializer_list<float*> y, const float* residual, void* y_16 = nullptr);
   Status linear_in_format(const Call& call, std::span<const Linear* const> weights, int64_t layer,
                           Target first, LinearArgs& args);
-  void linear_backward(const Call& call, int64_t layer, Target first,
-                       std::initializer_list<Input> dy, Input x, float* dx);
+  void linear_backward(const Call& call, int64_t layer, Target first, Gradients& dy, Input x,
+                       float* dx);
+  void input_gradient(const Call& call, int64_t layer, Target first, Gradients& dy, float* dx,
+                      void* dx_16 = nullptr);
+  void weight_gradients(const Call& call, int64_t layer, Target first, const Gradients& dy,
+                        Input x);
   void add_input_gradient(const Call& call, int64_t layer, Target target, const WeightView& turned,
-                          Input dy, float* dx, bool accumulate);
+                          Input dy, float* dx, void* dx_16, bool accumulate);
   void add_outers(const Call& call, int64_t layer, Target target, Input dy, Input x,
                   std::vector<OuterArgs>& to);
   OuterArgs outer(const Call& call, Input dy, int64_t n, int64_t dy_stride, Input x, int64_t k,
                   float scale, float* out) const;
   RopeArgs rotation(const Call& call, float* q, float* k) const;
-  Input prepared_or(const Call& call, int64_t k, Buffer& fp32, Buffer& room);
-  Input dgate_of(const Call& call);
-  Input dup_of(const Call& call);
+  bool keeps_halves(const Call& call, int64_t layer) const;
+  bool gives_bf16(const Call& call, int64_t columns) const;
+  SwigluArgs gate_and_up(const Call& call, int64_t layer) const;
+  WeightView turned_together(const Call& call, int64_t layer, Target first, int count);
+  Gradients room_for_gradients(const Call& call, int64_t layer, Target first,
+                               std::initializer_list<Buffer*> fp32);
+  Gradients gate_up_gradients(const Call& call, int64_t layer) {
+    return room_for_gradients(call, layer, kGate, {&dwide_, &dwide2_});
+  }
   void* prepared_dx(const Call& call);
   void run_piece(Piece piece, int64_t layer, const std::function<void()>& enqueue);
   bool is_recorded(int64_t rows) const;  ///< passes of so many, padding or not
@@ -228,12 +247,12 @@ class TrainGraph {
   float* dt_of(Target target) { return dt_.as<float>() + target * rows_ * kLoraRank; }
   WeightView transposed(const Call& call, int64_t layer, Target target);
   float* norm_gradient(const Call& call, const std::string& name);
-  const void* prepare(const Operand& as, int64_t rows, int64_t k, const float* x, Buffer& to);
+  void* prepare(const Operand& as, int64_t rows, int64_t k, const float* x, Buffer& to);
   PreparedRows room_for_prepared(const Operand& as, int64_t rows, int64_t k, Buffer& to);
   PreparedRows room_for_input(const Call& call, const Operand& as, int64_t k);
   Input norm(const Call& call, const Operand& as, const float* x, const BackendFloats& weight,
              float* rstd);
-  Input activate(const Call& call, const Operand& as, const LayerState& state);
+  Input activate(const Call& call, int64_t layer);
 
   ModelConfig config_;
   Compute compute_;

@@ -23,7 +23,7 @@ Status TrainGraph::linear_in_format(const Call& call, std::span<const Linear* co
 
 /// Targets of one input, which follow each other from `first` on: their A x are kept side by side.
 void TrainGraph::linear(const Call& call, int64_t layer, Target first, Input input,
-                        std::initializer_list<float*> y, const float* residual) {
+                        std::initializer_list<float*> y, const float* residual, void* y_16) {
   const int64_t k = target_shape(config_, first).second;
   const LayerWeights& of = call.base.layer(layer);
   if (input.prepared == nullptr && of.linear[first].quant == nullptr)
@@ -49,6 +49,7 @@ void TrainGraph::linear(const Call& call, int64_t layer, Target first, Input inp
   }
   args.epilogue = residual != nullptr ? Epilogue::kResidual : Epilogue::kNone;
   args.residual = residual;
+  args.y_16 = y_16;
   note(linear_in_format(call, {weights, y.size()}, layer, first, args));
 }
 
@@ -61,44 +62,59 @@ WeightView TrainGraph::transposed(const Call& call, int64_t layer, Target target
 
 // y = W x + scale * B (A x):  dx = W^T dy + scale * A^T (B^T dy),  dB = scale * dy (A x)^T,
 // dA = scale * (B^T dy) x^T,  dW = dy x^T.
-void TrainGraph::linear_backward(const Call& call, int64_t layer, Target first,
-                                 std::initializer_list<Input> dy, Input x, float* dx) {
-  const Ops& ops = *compute_.ops;
+void TrainGraph::linear_backward(const Call& call, int64_t layer, Target first, Gradients& dy,
+                                 Input x, float* dx) {
+  input_gradient(call, layer, first, dy, dx);
+  weight_gradients(call, layer, first, dy, x);
+}
+
+/// Prepares gradients that are not. To dx, or in BF16 to dx_16, which is for one target.
+void TrainGraph::input_gradient(const Call& call, int64_t layer, Target first, Gradients& dy,
+                                float* dx, void* dx_16) {
+  if (dy.together.data != nullptr)
+    return add_input_gradient(call, layer, first, dy.together, dy.of[0], dx, dx_16, false);
   Buffer* const rooms[kMaxFusedWeights] = {&prepared_dy_, &prepared_dup_, &prepared_dv_};
+  for (int i = 0; i < dy.count; ++i) {
+    const auto target = static_cast<Target>(first + i);
+    Input& of = dy.of[i];
+    if (of.prepared == nullptr)
+      of.prepared = prepare(backward_operand(), call.rows, target_shape(config_, target).first,
+                            of.x, *rooms[i]);
+    const WeightView turned = transposed(call, layer, target);
+    if (!status_.ok()) return;
+    add_input_gradient(call, layer, target, turned, of, dx, dx_16, i > 0);
+  }
+}
+
+void TrainGraph::weight_gradients(const Call& call, int64_t layer, Target first,
+                                  const Gradients& dy, Input x) {
+  const Ops& ops = *compute_.ops;
   const int64_t k = target_shape(config_, first).second;
   // The CPU sums in FP32 and reads nothing prepared.
   if (call.full != nullptr && x.prepared == nullptr && !ops.host_memory)
     x.prepared = prepare(backward_operand(), call.rows, k, x.x, prepared_);
+  if (!status_.ok()) return;
   std::vector<OuterArgs> outers;
-  for (size_t i = 0; i < dy.size(); ++i) {
-    const auto target = static_cast<Target>(first + static_cast<int>(i));
-    const int64_t n = target_shape(config_, target).first;
-    Input of = dy.begin()[i];
-    if (of.prepared == nullptr)
-      of.prepared = prepare(backward_operand(), call.rows, n, of.x, *rooms[i]);
-    const WeightView turned = transposed(call, layer, target);
-    if (!status_.ok()) return;
-    add_input_gradient(call, layer, target, turned, of, dx, i > 0);
-    add_outers(call, layer, target, of, x, outers);
-  }
+  for (int i = 0; i < dy.count; ++i)
+    add_outers(call, layer, static_cast<Target>(first + i), dy.of[i], x, outers);
   ops.outer_accumulate(compute_.context, std::ssize(outers), outers.data());
 }
 
 /// dx of one target, beside what is there.
 void TrainGraph::add_input_gradient(const Call& call, int64_t layer, Target target,
-                                    const WeightView& turned, Input dy, float* dx,
+                                    const WeightView& turned, Input dy, float* dx, void* dx_16,
                                     bool accumulate) {
-  const auto [n, k] = target_shape(config_, target);
   LoraSlots slots;
   LinearArgs args;
   args.rows = call.rows;
   args.x = dy.x;
-  args.x_stride = n;
+  args.x_stride = turned.k;
   args.w[0] = turned;
   args.x_prepared = dy.prepared;
   args.n_weights = 1;
   args.y[0] = dx;
-  args.y_stride[0] = k;
+  args.y_stride[0] = turned.n;
+  args.y_16 = dx_16;
   if (call.gradients != nullptr && call.gradients->adapts(target)) {
     slots.slot_of_row = slot_0_;
     slots.n_slots = 1;
@@ -110,6 +126,17 @@ void TrainGraph::add_input_gradient(const Call& call, int64_t layer, Target targ
   args.residual = accumulate ? dx : nullptr;
   compute_.ops->linear(compute_.context, args);
 }
+
+namespace {
+
+/// Whether both are one: of gradients side by side, to weights one behind the other.
+bool continues(const OuterArgs& a, const OuterArgs& next) {
+  return next.dy_prepared_stride != 0 && a.dy_prepared_stride == next.dy_prepared_stride &&
+         static_cast<const std::byte*>(a.dy_prepared) + a.n * 2 == next.dy_prepared &&
+         a.out + a.n * a.k == next.out;
+}
+
+}  // namespace
 
 /// What the target's parameters get.
 void TrainGraph::add_outers(const Call& call, int64_t layer, Target target, Input dy, Input x,
@@ -124,7 +151,13 @@ void TrainGraph::add_outers(const Call& call, int64_t layer, Target target, Inpu
                        call.gradients->bt_gradient(layer, target)));
   }
   if (call.full == nullptr) return;
-  to.push_back(outer(call, dy, n, n, x, k, 1.0f, call.full->of(weight_name(layer, target))));
+  const OuterArgs all =
+      outer(call, dy, n, n, x, k, 1.0f, call.full->of(weight_name(layer, target)));
+  if (!to.empty() && continues(to.back(), all)) {
+    to.back().n += n;
+  } else {
+    to.push_back(all);
+  }
   if (call.base.layer(layer).linear[target].bias.empty()) return;
   to.push_back(
       outer(call, {ones_.as<float>()}, 1, 1, dy, n, 1.0f,
@@ -140,6 +173,7 @@ OuterArgs TrainGraph::outer(const Call& call, Input dy, int64_t n, int64_t dy_st
   args.dy = dy.x;
   args.dy_stride = dy_stride;
   args.dy_prepared = dy.prepared;
+  args.dy_prepared_stride = dy.stride;
   args.k = args.x_stride = k;
   args.x = x.x;
   args.x_prepared = x.prepared;

@@ -105,8 +105,9 @@ inline void rope(const OpContext& context, const RopeArgs& a) {
       }
     }
   });
-  prepare_also(context, a.rows, a.n_heads * d, a.q, {a.q_prepared});
-  prepare_also(context, a.rows, a.n_kv_heads * d, a.k, {a.k_prepared});
+  prepare_also(context, a.rows, a.n_heads * d, a.q, a.q_prepared);
+  prepare_also(context, a.rows, a.n_kv_heads * d, a.k, a.k_prepared);
+  prepare_also(context, a.rows, a.n_kv_heads * d, a.v, a.v_prepared);
 }
 
 inline void store_kv(const KvView& kv, int64_t page, int64_t head, int64_t slot, const float* k,
@@ -164,30 +165,29 @@ inline void scatter_rows(const OpContext& context, int64_t rows, int64_t d, cons
   move_rows(context, rows, d, index, x, out, true);
 }
 
-inline void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate,
-                   const float* up, float* y, const PreparedRows& prepared) {
-  parallel_blocks(context, rows * d, kElementsPerTask, [&](int64_t begin, int64_t end) {
+inline void swiglu(const OpContext& context, const SwigluArgs& a) {
+  parallel_blocks(context, a.rows * a.d, kElementsPerTask, [&](int64_t begin, int64_t end) {
     for_lanes(begin, end, [&](int64_t i, int64_t m) {
-      store_n(y + i, silu_times(load_n(gate + i, m), load_n(up + i, m)), m);
+      store_n(a.y + i, silu_times(load_n(a.gate + i, m), load_n(a.up + i, m)), m);
     });
   });
-  prepare_also(context, rows, d, y, prepared);
+  prepare_also(context, a.rows, a.d, a.y, a.y_prepared);
 }
 
 /// silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
-inline void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
-                            const float* gate, const float* up, float* dgate, float* dup,
-                            void* dgate_prepared, void* dup_prepared) {
-  parallel_blocks(context, rows * d, kElementsPerTask, [&](int64_t begin, int64_t end) {
+inline void swiglu_backward(const OpContext& context, const SwigluArgs& a) {
+  parallel_blocks(context, a.rows * a.d, kElementsPerTask, [&](int64_t begin, int64_t end) {
     for_lanes(begin, end, [&](int64_t i, int64_t m) {
-      const F16 g = load_n(gate + i, m), u = load_n(up + i, m), back = load_n(dy + i, m);
+      const F16 g = load_n(a.gate + i, m), u = load_n(a.up + i, m), back = load_n(a.dy + i, m);
       const F16 s = sigmoid(g);
-      store_n(dgate + i, back * u * (s * fma(g, set(1.0f) - s, set(1.0f))), m);
-      store_n(dup + i, back * (g * s), m);
+      if (a.y != nullptr) store_n(a.y + i, silu_times(g, u), m);
+      store_n(a.dgate + i, back * u * (s * fma(g, set(1.0f) - s, set(1.0f))), m);
+      store_n(a.dup + i, back * (g * s), m);
     });
   });
-  prepare_also(context, rows, d, dgate, {dgate_prepared});
-  prepare_also(context, rows, d, dup, {dup_prepared});
+  prepare_also(context, a.rows, a.d, a.y, a.y_prepared);
+  prepare_also(context, a.rows, a.d, a.dgate, a.dgate_prepared);
+  prepare_also(context, a.rows, a.d, a.dup, a.dup_prepared);
 }
 
 inline void relu(const OpContext& context, int64_t n, float* x) {

@@ -28,6 +28,7 @@ constexpr Ops table(const char* name) {
   return {.name = name,
           .host_memory = true,
           .reads_transposed = false,
+          .rows_side_by_side = false,
           .fuses_phases = false,
           .allocate = host_allocate,
           .allocate_pinned = host_allocate,

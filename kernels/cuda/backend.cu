@@ -343,6 +343,7 @@ void stream_destroy(void* stream) {
 constexpr Ops kTable = {.name = "cuda-sm90",
                         .host_memory = false,
                         .reads_transposed = true,
+                        .rows_side_by_side = true,
                         .fuses_phases = true,
                         .allocate = allocate,
                         .allocate_pinned = allocate_pinned,

@@ -79,6 +79,19 @@ __device__ inline void store_eight(T* to, float4 a, float4 b) {
   }
 }
 
+/// Four neighbours of 16 bits, as they were loaded.
+template <typename T>
+__device__ inline float4 unpack_four(uint2 raw) {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return {__uint_as_float(raw.x << 16), __uint_as_float(raw.x & 0xffff0000u),
+            __uint_as_float(raw.y << 16), __uint_as_float(raw.y & 0xffff0000u)};
+  } else {
+    const float2 first = __half22float2(*reinterpret_cast<const __half2*>(&raw.x));
+    const float2 second = __half22float2(*reinterpret_cast<const __half2*>(&raw.y));
+    return {first.x, first.y, second.x, second.y};
+  }
+}
+
 /// f(T()) with the element type of a format.
 template <typename F>
 auto with_element(WeightFormat format, const F& f) {

@@ -14,7 +14,7 @@ cublasLtHandle_t handle = nullptr;  // one serves all streams and threads
 /// The largest power of two, at most 16, that divides all addresses.
 int64_t alignment_of(const Product& p) {
   const auto bits = reinterpret_cast<uintptr_t>(p.a.data) | reinterpret_cast<uintptr_t>(p.b.data) |
-                    reinterpret_cast<uintptr_t>(p.c) | 16;
+                    reinterpret_cast<uintptr_t>(p.c) | reinterpret_cast<uintptr_t>(p.add) | 16;
   return static_cast<int64_t>(bits & (~bits + 1));
 }
 
@@ -114,8 +114,8 @@ cublasStatus_t Products::run(const Product& p, void* workspace, int sms, cudaStr
   }
   Plan& plan = at->second;  // cublasLt wants it writable
   return cublasLtMatmul(handle, &plan.product, &p.alpha, p.b.data, &plan.b, p.a.data, &plan.a,
-                        &p.beta, p.c, &plan.c, p.c, &plan.c, &plan.algorithm, workspace,
-                        static_cast<size_t>(kBlasBytes), stream);
+                        &p.beta, p.add != nullptr ? p.add : p.c, &plan.c, p.c, &plan.c,
+                        &plan.algorithm, workspace, static_cast<size_t>(kBlasBytes), stream);
 }
 
 }  // namespace ds::cuda

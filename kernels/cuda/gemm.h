@@ -29,6 +29,7 @@ struct Product {
   cudaDataType_t c_type = CUDA_R_32F;  ///< that, or the type of a and b
   void* c = nullptr;
   int64_t c_stride = 0;
+  const void* add = nullptr;  ///< beta multiplies this instead, which lies like c; null: c
 };
 
 /// The products of one stream of the host's: not thread-safe, as the stream is not.

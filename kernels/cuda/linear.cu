@@ -28,15 +28,14 @@ struct Finish {
   int64_t stride = 0;         ///< of both
   Output out[kMaxFusedWeights];
   void* prepared = nullptr;  ///< [rows, padded n] in the format of the weights; null: into out
-  const float* residual = nullptr;  ///< of the only output
   int weight = 0;
   bool alike = false;  ///< rows with a low-rank part have that of slot 0, by value
   Additions add;
 };
 
-/// y = product + low-rank part + bias, then residual or swiglu. A thread takes one column of
-/// kTileRows rows, whose products it asks for at once, and loads its row of B again only where the
-/// slot changes.
+/// y = product + low-rank part + bias, then swiglu; products have their residual. A thread takes
+/// one column of kTileRows rows, whose products it asks for at once, and loads its row of B again
+/// only where the slot changes.
 template <typename T, bool kPaired>
 __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ Finish a) {
   begin_after_previous();
@@ -58,14 +57,13 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
   }
   const Output& out_of = a.out[output];
   const int64_t column = i - (output > 0 ? a.out[output - 1].end : 0);
-  float product[kTileRows][kParts], residual[kTileRows] = {};
+  float product[kTileRows][kParts];
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
     const int64_t row = first + r;
     if (row >= a.rows) break;
     product[r][0] = a.product[row * a.stride + i];
     if constexpr (kPaired) product[r][1] = a.up[row * a.stride + i];
-    if (a.residual != nullptr) residual[r] = a.residual[row * out_of.stride + i];
   }
   LowRow<T> b[kParts];
   float bias[kParts];
@@ -97,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
     if (prepared != nullptr) {
       prepared[row * padded + i] = from_float<T>(out);
     } else {
-      out_of.y[row * out_of.stride + column] = residual[r] + out;
+      out_of.y[row * out_of.stride + column] = out;
     }
   }
 }
@@ -126,7 +124,6 @@ __global__ void __launch_bounds__(kThreads) finish_low_rank(const __grid_constan
   if (begin >= a.n) return;
   const int64_t rows[2] = {first + group, first + group + 8};
   float sum[kLowTiles][4] = {};
-  float2 residual[kLowTiles][2] = {};
 #pragma unroll
   for (int n = 0; n < kLowTiles; ++n) {
     const int64_t i = begin + n * 8 + pair;
@@ -136,9 +133,6 @@ __global__ void __launch_bounds__(kThreads) finish_low_rank(const __grid_constan
       if (rows[half] >= a.rows) continue;
       const auto x = *reinterpret_cast<const float2*>(a.product + rows[half] * a.stride + i);
       sum[n][2 * half] = x.x, sum[n][2 * half + 1] = x.y;
-      if (a.residual != nullptr)
-        residual[n][half] =
-            *reinterpret_cast<const float2*>(a.residual + rows[half] * a.out[0].stride + i);
     }
   }
   int loaded = -1, output = 0;
@@ -178,8 +172,7 @@ __global__ void __launch_bounds__(kThreads) finish_low_rank(const __grid_constan
     for (int half = 0; half < 2; ++half) {
       if (rows[half] >= a.rows) continue;
       *reinterpret_cast<float2*>(to.y + rows[half] * to.stride + column + pair) =
-          make_float2(residual[n][half].x + (sum[n][2 * half] + more.x),
-                      residual[n][half].y + (sum[n][2 * half + 1] + more.y));
+          make_float2(sum[n][2 * half] + more.x, sum[n][2 * half + 1] + more.y);
     }
   }
 }
@@ -190,7 +183,7 @@ bool suits_low_rank(const Finish& a, WeightFormat format) {
     return is_aligned8(at) && stride % 2 == 0;
   };
   bool suits = a.alike && !is_f32(format) && a.up == nullptr && a.prepared == nullptr &&
-               even(a.product, a.stride) && even(a.residual, 0);
+               even(a.product, a.stride);
   int64_t end = 0;
   for (int i = 0; end < a.n; ++i) {
     end = a.out[i].end;
@@ -288,10 +281,10 @@ __global__ void __launch_bounds__(kThreads) finish_rope_rows(const __grid_consta
   }
 }
 
-/// y [rows, n] = x W^T + beta y; x is rounded rows for weights of 16 bits, else FP32 rows. y is
-/// FP32, or `narrow`: rounded as the weights.
+/// y [rows, n] = x W^T + add, which lies like y and may be y, or null; x is rounded rows for
+/// weights of 16 bits, else FP32 rows. y is FP32, or `narrow`: rounded as the weights.
 bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const void* x,
-              int64_t x_stride, float beta, void* y, int64_t y_stride, bool narrow = false) {
+              int64_t x_stride, const float* add, void* y, int64_t y_stride, bool narrow = false) {
   if (w.n == 0) return true;
   Product p = product_of(w.format);
   p.m = rows;
@@ -301,7 +294,8 @@ bool multiply(const StreamState& s, const WeightView& w, int64_t rows, const voi
   p.k = is_f32(w.format) || w.transposed ? w.k : padded_k(w.format, w.k);
   p.a = {x, x_stride, false};
   p.b = {w.data, padded_k(w.format, w.transposed ? w.n : w.k), !w.transposed};
-  p.beta = beta;
+  p.beta = add == nullptr ? 0.0f : 1.0f;
+  p.add = add;
   if (narrow) p.c_type = p.type;
   p.c = y;
   p.c_stride = y_stride;
@@ -327,17 +321,14 @@ bool multiply_each(const StreamState& s, const LinearArgs& a, const Piece& p) {
     float* y = a.y[w] + p.row * a.y_stride[w];
     const float* residual =
         a.epilogue == Epilogue::kResidual ? a.residual + p.row * a.y_stride[w] : nullptr;
-    const bool in_place = residual == y;
-    if (!multiply(s, a.w[w], p.rows, p.x, p.x_stride, in_place ? 1.0f : 0.0f, y, a.y_stride[w]))
-      return false;
-    if (a.lora == nullptr && a.bias[w] == nullptr && (residual == nullptr || in_place)) continue;
+    if (!multiply(s, a.w[w], p.rows, p.x, p.x_stride, residual, y, a.y_stride[w])) return false;
+    if (a.lora == nullptr && a.bias[w] == nullptr) continue;
     Finish f;
     f.rows = p.rows;
     f.n = a.w[w].n;
     f.product = y;
     f.stride = a.y_stride[w];
     f.out[0] = {y, f.stride, f.n};
-    f.residual = in_place ? nullptr : residual;
     f.weight = w;
     add_to(f, a, p.row);
     launch_finish(s, f, a.w[w].format);
@@ -362,14 +353,13 @@ bool is_narrow(const LinearArgs& a) {
   return wait_for_swiglu_alone(a) && a.w[0].format == WeightFormat::kF16;
 }
 
-/// All weights' products side by side: [rows, total].
+/// All weights' products side by side: [rows, total], in FP32 or `narrow`.
 bool multiply_side_by_side(const StreamState& s, const LinearArgs& a, const Piece& p,
-                           char* products, int64_t total) {
-  const bool narrow = is_narrow(a);
+                           char* products, int64_t total, bool narrow) {
   for (int w = 0; w < a.n_weights;) {
     WeightView view = a.w[w];
     while (++w < a.n_weights && continues(view, a.w[w])) view.n += a.w[w].n;
-    if (!multiply(s, view, p.rows, p.x, p.x_stride, 0.0f, products, total, narrow)) return false;
+    if (!multiply(s, view, p.rows, p.x, p.x_stride, nullptr, products, total, narrow)) return false;
     products += view.n * (narrow ? 2 : 4);
   }
   return true;
@@ -440,7 +430,7 @@ bool multiply_low_rank(const StreamState& s, const LinearArgs& a, const Piece& p
   for (int w = 0; w < a.n_weights; ++w) {
     const WeightView& low = a.lora->pair[0][w].a;
     float* t = a.lora->t + (w * a.rows + p.row) * kLoraRank;
-    if (low.data != nullptr && !multiply(s, low, p.rows, p.x, p.x_stride, 0.0f, t, kLoraRank)) {
+    if (low.data != nullptr && !multiply(s, low, p.rows, p.x, p.x_stride, nullptr, t, kLoraRank)) {
       return false;
     }
   }
@@ -489,7 +479,14 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
     } else if (a.lora != nullptr && !multiply_low_rank(s, a, p)) {
       return;
     }
-    if (!(wait ? multiply_side_by_side(s, a, p, products, total) : multiply_each(s, a, p))) return;
+    if (a.y_16 != nullptr) {
+      char* y = static_cast<char*>(a.y_16) + row * total * 2;
+      if (!multiply_side_by_side(s, a, p, y, total, true)) return;
+      continue;
+    }
+    if (!(wait ? multiply_side_by_side(s, a, p, products, total, is_narrow(a))
+               : multiply_each(s, a, p)))
+      return;
     if (swiglu) {
       finish_swiglu(s, a, p, products, total);
     } else if (a.rope != nullptr) {
@@ -516,6 +513,7 @@ int64_t rows_at_once(WeightFormat format, int64_t k) {
 void linear(const OpContext& context, const LinearArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.rows == 0 || a.n_weights == 0) return;
+  if (a.y_16 != nullptr) return many_rows(*s, a);
   if (some_rows(*s, a)) return;
   const int64_t each = rows_at_once(a.w[0].format, a.w[0].k);
   const int64_t most = a.w[0].n > kManyOutputs ? kGemvRows / 2 : kGemvRows;

@@ -181,8 +181,9 @@ void multiply_outer(const StreamState& s, const OuterArgs& a) {
   p.m = a.n;
   p.n = a.k;
   p.k = a.rows;
-  p.a = {rounded ? a.dy_prepared : a.dy, rounded ? padded_k(WeightFormat::kBF16, a.n) : a.dy_stride,
-         true};
+  const int64_t dy_stride =
+      a.dy_prepared_stride != 0 ? a.dy_prepared_stride : padded_k(WeightFormat::kBF16, a.n);
+  p.a = {rounded ? a.dy_prepared : a.dy, rounded ? dy_stride : a.dy_stride, true};
   p.b = {rounded ? a.x_prepared : a.x, rounded ? padded_k(WeightFormat::kBF16, a.k) : a.x_stride,
          false};
   p.alpha = a.scale;

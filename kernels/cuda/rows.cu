@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Row-wise and elementwise ops: RMSNorm, rotary embedding, activations.
+// Row-wise ops: RMSNorm and rotary embedding.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/rope.cuh"
+#include "kernels/cuda/rows_out.cuh"
 #include "kernels/cuda/state.h"
 #include "kernels/cuda/table.h"
 
@@ -10,72 +11,6 @@ namespace ds::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-/// Results in FP32, in rows of T padded with zeros as prepare() gives them, or both. What sets them
-/// returns how many saturated; a thread counts those once, at its end: an atomic between two loads
-/// keeps the compiler from issuing them together, and these kernels wait for memory.
-template <typename T>
-struct RowsOut {
-  float* y;
-  T* prepared;
-  int32_t* saturated;
-  int64_t d, padded;
-
-  __device__ int set(int64_t row, int64_t i, float value) const {
-    if (y != nullptr) y[row * d + i] = value;
-    if (prepared == nullptr) return 0;
-    prepared[row * padded + i] = from_float<T>(value);
-    return saturated_of(value);
-  }
-  /// Columns i .. i + 3, i a multiple of 4 and padded == d.
-  __device__ int set_four(int64_t row, int64_t i, float4 v) const {
-    const int64_t at = row * d + i;
-    if (y != nullptr) store_four(y + at, v);
-    if (prepared == nullptr) return 0;
-    store_four(prepared + at, v);
-    return saturated_of(v.x, v.y, v.z, v.w);
-  }
-  __host__ bool by_fours() const {
-    return padded == d && is_aligned16(y) && is_aligned16(prepared);
-  }
-  /// Columns i and i + 1, i even and padded == d.
-  __device__ int set_two(int64_t row, int64_t i, float2 v) const {
-    const int64_t at = row * d + i;
-    if (y != nullptr) *reinterpret_cast<float2*>(y + at) = v;
-    if (prepared == nullptr) return 0;
-    *reinterpret_cast<uint32_t*>(prepared + at) = pack_pair<T>(v.x, v.y);
-    return saturated_of(v.x, v.y);
-  }
-  /// Threads i, i + step, .. of a row's.
-  __device__ void pad(int64_t row, int64_t i, int64_t step) const {
-    if (prepared == nullptr) return;
-    for (i += d; i < padded; i += step) prepared[row * padded + i] = from_float<T>(0.0f);
-  }
-
-  __device__ void count(int n) const {
-    if (n != 0 && saturated != nullptr) atomicAdd(saturated, n);
-  }
-
- private:
-  template <typename... F>
-  static __device__ int saturated_of(F... values) {
-    if constexpr (!std::is_same_v<T, Half>) return 0;
-    return (static_cast<int>(saturates(values)) + ...);
-  }
-};
-template <typename T>
-RowsOut<T> rows_out(float* y, const PreparedRows& to, int64_t d) {
-  return {y, static_cast<T*>(to.data), to.saturated, d, padded_k(WeightFormat::kBF16, d)};
-}
-/// f(T()) with the element of rows that go `to`.
-template <typename F>
-void with_rows_out(const PreparedRows& to, const F& f) {
-  if (to.format == WeightFormat::kF16) {
-    f(Half());
-  } else {
-    f(Bf16());
-  }
-}
 
 /// x, y [rows, d]. One block a row: threads sum every 256th element.
 template <typename T>
@@ -285,25 +220,53 @@ bool by_warps(int64_t d, const F& f) {
   return true;
 }
 
-/// A thread takes one pair of one head of one row, keys behind queries. Prepared rows are not
-/// padded.
-__global__ void __launch_bounds__(kThreads) rope_rows(const __grid_constant__ RopeArgs a) {
+constexpr int kRopeThreads = 128;
+
+/// Where each matrix of a RopeArgs goes.
+struct RopeOut {
+  RowsOut<Bf16> q, k, v;
+};
+
+/// A thread takes kEach neighbouring pairs of one head, in every so many rows: heads of queries, of
+/// keys, then of values where these are asked for.
+template <int kEach>
+__global__ void __launch_bounds__(kRopeThreads)
+    rope_rows(const __grid_constant__ RopeArgs a, const __grid_constant__ RopeOut out) {
+  static_assert(kEach == 1 || kEach == 4);
   begin_after_previous();
-  const int64_t half = a.head_dim / 2, heads = a.n_heads + a.n_kv_heads;
-  for (int64_t n = loop_begin(); n < a.rows * heads * half; n += loop_step()) {
-    const int64_t i = n % half, row = n / half / heads, head = n / half % heads;
-    const int64_t angle = a.positions[row] * half + i;
-    const bool is_key = head >= a.n_heads;
-    const int64_t unit = is_key ? row * a.n_kv_heads + head - a.n_heads : row * a.n_heads + head;
-    const int64_t at = unit * a.head_dim + i;
-    float* rows = is_key ? a.k : a.q;
-    auto* prepared = static_cast<Bf16*>(is_key ? a.k_prepared : a.q_prepared);
-    float x = rows[at], y = rows[at + half];
-    rotate(a.cos[angle], a.inverse ? -a.sin[angle] : a.sin[angle], &x, &y);
-    if (prepared != nullptr) {
-      store_pair<Bf16>(prepared, at, half, x, y);
-    } else {
-      rows[at] = x, rows[at + half] = y;
+  const int half = static_cast<int>(a.head_dim) / 2, units_of_head = half / kEach;
+  const int n_heads = static_cast<int>(a.n_heads), n_kv_heads = static_cast<int>(a.n_kv_heads);
+  const int keys = n_heads + n_kv_heads,
+            heads = keys + (out.v.prepared == nullptr ? 0 : n_kv_heads);
+  for (int unit = threadIdx.x; unit < heads * units_of_head; unit += kRopeThreads) {
+    const int head = unit / units_of_head, i = unit % units_of_head * kEach;
+    const bool is_query = head < n_heads, turns = head < keys;
+    const RowsOut<Bf16> to = is_query ? out.q : turns ? out.k : out.v;
+    const float* from = is_query ? a.q : turns ? a.k : a.v;
+    const int at = (head - (is_query ? 0 : turns ? n_heads : keys)) * 2 * half + i;
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+      const int64_t angle = turns ? int64_t{a.positions[row]} * half + i : 0;
+      if constexpr (kEach == 4) {
+        float4 x = *reinterpret_cast<const float4*>(from + row * to.d + at);
+        float4 y = *reinterpret_cast<const float4*>(from + row * to.d + at + half);
+        if (turns) {
+          const float4 cos = *reinterpret_cast<const float4*>(a.cos + angle);
+          float4 sin = *reinterpret_cast<const float4*>(a.sin + angle);
+          if (a.inverse) sin = make_float4(-sin.x, -sin.y, -sin.z, -sin.w);
+          rotate(cos.x, sin.x, &x.x, &y.x);
+          rotate(cos.y, sin.y, &x.y, &y.y);
+          rotate(cos.z, sin.z, &x.z, &y.z);
+          rotate(cos.w, sin.w, &x.w, &y.w);
+        }
+        to.set_four(row, at, x);
+        to.set_four(row, at + half, y);
+      } else {
+        float x = from[row * to.d + at], y = from[row * to.d + at + half];
+        if (turns) rotate(a.cos[angle], a.inverse ? -a.sin[angle] : a.sin[angle], &x, &y);
+        to.set(row, at, x);
+        to.set(row, at + half, y);
+        if (at == 0) to.pad(row, 0, 1);
+      }
     }
   }
 }
@@ -334,82 +297,6 @@ __global__ void __launch_bounds__(kThreads) rope_append_rows(const RopeAppendArg
       store_pair<T>(a.kv.v, to, half, a.v[from], a.v[from + half]);
     }
   }
-}
-
-/// silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).
-struct SwigluGradient {
-  float gate, up;
-  __device__ SwigluGradient(float dy, float g, float u) {
-    const float s = sigmoid(g);
-    gate = dy * u * (s * fmaf(g, 1.0f - s, 1.0f));
-    up = dy * (g * s);
-  }
-};
-
-/// A block takes a row at a time, a thread every 256th element of it.
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    swiglu_rows(int64_t rows, int64_t d, const float* gate, const float* up, RowsOut<T> out) {
-  begin_after_previous();
-  int saturated = 0;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    for (int64_t i = threadIdx.x; i < d; i += kThreads) {
-      saturated += out.set(row, i, silu_times(gate[row * d + i], up[row * d + i]));
-    }
-    out.pad(row, threadIdx.x, kThreads);
-  }
-  out.count(saturated);
-}
-
-/// Outputs may be the inputs' memory.
-__global__ void __launch_bounds__(kThreads)
-    swiglu_gradient(int64_t rows, int64_t d, const float* dy, const float* gate, const float* up,
-                    RowsOut<Bf16> dgate, RowsOut<Bf16> dup) {
-  begin_after_previous();
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    for (int64_t i = threadIdx.x; i < d; i += kThreads) {
-      const int64_t at = row * d + i;
-      const SwigluGradient of(dy[at], gate[at], up[at]);
-      dgate.set(row, i, of.gate);
-      dup.set(row, i, of.up);
-    }
-    dgate.pad(row, threadIdx.x, kThreads);
-    dup.pad(row, threadIdx.x, kThreads);
-  }
-}
-
-// The same over all elements in fours, where rows need no padding: memory bounds them.
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    swiglu_fours(int64_t n, const float4* __restrict__ gate, const float4* __restrict__ up,
-                 RowsOut<T> out) {
-  begin_after_previous();
-  int saturated = 0;
-  for (int64_t i = loop_begin(); i < n; i += loop_step()) {
-    const float4 g = gate[i], u = up[i];
-    const float4 y = make_float4(silu_times(g.x, u.x), silu_times(g.y, u.y), silu_times(g.z, u.z),
-                                 silu_times(g.w, u.w));
-    saturated += out.set_four(0, 4 * i, y);
-  }
-  out.count(saturated);
-}
-
-__global__ void __launch_bounds__(kThreads)
-    swiglu_gradient_fours(int64_t n, const float4* dy, const float4* gate, const float4* up,
-                          RowsOut<Bf16> dgate, RowsOut<Bf16> dup) {
-  begin_after_previous();
-  for (int64_t i = loop_begin(); i < n; i += loop_step()) {
-    const float4 d = dy[i], g = gate[i], u = up[i];
-    const SwigluGradient x(d.x, g.x, u.x), y(d.y, g.y, u.y), z(d.z, g.z, u.z), w(d.w, g.w, u.w);
-    dgate.set_four(0, 4 * i, make_float4(x.gate, y.gate, z.gate, w.gate));
-    dup.set_four(0, 4 * i, make_float4(x.up, y.up, z.up, w.up));
-  }
-}
-
-/// to = sign > 0 ? to : 0; relu where both are the same.
-__global__ void __launch_bounds__(kThreads)
-    keep_where_positive(int64_t n, const float* sign, float* to) {
-  for (int64_t i = loop_begin(); i < n; i += loop_step()) to[i] = sign[i] > 0.0f ? to[i] : 0.0f;
 }
 
 template <typename T>
@@ -478,19 +365,23 @@ void rmsnorm_backward(const OpContext& context, int64_t rows, int64_t d, const f
               done ? nullptr : dy, done ? part : x, rstd, dw);
 }
 
-void rope(const OpContext& context, const RopeArgs& args) {
+void rope(const OpContext& context, const RopeArgs& a) {
   const StreamState* s = enter(context);
-  RopeArgs a = args;
-  const int64_t pairs = a.rows * (a.n_heads + a.n_kv_heads) * (a.head_dim / 2);
-  if (s == nullptr || pairs == 0) return;
-  // Rows that need padding are rounded by a launch of their own.
   const int64_t q = a.n_heads * a.head_dim, k = a.n_kv_heads * a.head_dim;
-  const bool pads = q % 8 != 0 || k % 8 != 0;
-  if (pads) a.q_prepared = a.k_prepared = nullptr;
-  launch_next("rope", rope_rows, dim3(loop_blocks(pairs, kThreads)), kThreads, 0, s->stream(), a);
-  if (!pads) return;
-  if (args.q_prepared != nullptr) round_rows(*s, a.rows, q, a.q, q, {args.q_prepared});
-  if (args.k_prepared != nullptr) round_rows(*s, a.rows, k, a.k, k, {args.k_prepared});
+  if (s == nullptr || a.rows * (q + k) == 0) return;
+  const auto rows = [](float* in_place, const PreparedRows& to, int64_t d) {
+    return rows_out<Bf16>(to.data == nullptr ? in_place : nullptr, to, d);
+  };
+  const RopeOut out{rows(a.q, a.q_prepared, q), rows(a.k, a.k_prepared, k),
+                    rows(nullptr, a.v_prepared, k)};
+  bool fours = a.head_dim % 8 == 0 && out.q.by_fours() && out.k.by_fours() && out.v.by_fours();
+  for (const float* from :
+       {static_cast<const float*>(a.q), static_cast<const float*>(a.k), a.v, a.cos, a.sin})
+    fours = fours && is_aligned16(from);
+  constexpr int64_t kMostBlocks = kSms * 2048 / kRopeThreads;
+  launch_next("rope", fours ? rope_rows<4> : rope_rows<1>,
+              dim3(static_cast<unsigned>(smaller(a.rows, kMostBlocks))), kRopeThreads, 0,
+              s->stream(), a, out);
 }
 
 void rope_append(const OpContext& context, const RopeAppendArgs& a) {
@@ -501,53 +392,6 @@ void rope_append(const OpContext& context, const RopeAppendArgs& a) {
   if (a.kv.dtype == KvDtype::kF32) kernel = rope_append_rows<float>;
   if (a.kv.dtype == KvDtype::kF16) kernel = rope_append_rows<Half>;
   launch_next("rope_append", kernel, dim3(loop_blocks(n, kThreads)), kThreads, 0, s->stream(), a);
-}
-
-void swiglu(const OpContext& context, int64_t rows, int64_t d, const float* gate, const float* up,
-            float* y, const PreparedRows& prepared) {
-  const StreamState* s = enter(context);
-  if (s == nullptr || rows * d == 0) return;
-  with_rows_out(prepared, [&]<typename T>(T) {
-    const auto out = rows_out<T>(y, prepared, d);
-    if (out.by_fours() && is_aligned16(gate) && is_aligned16(up)) {
-      const int64_t n = rows * d / 4;
-      launch_next("swiglu", swiglu_fours<T>, dim3(loop_blocks(n, kThreads)), kThreads, 0,
-                  s->stream(), n, reinterpret_cast<const float4*>(gate),
-                  reinterpret_cast<const float4*>(up), out);
-    } else {
-      launch_next("swiglu", swiglu_rows<T>, dim3(loop_blocks(rows, 1)), kThreads, 0, s->stream(),
-                  rows, d, gate, up, out);
-    }
-  });
-}
-
-void swiglu_backward(const OpContext& context, int64_t rows, int64_t d, const float* dy,
-                     const float* gate, const float* up, float* dgate, float* dup,
-                     void* dgate_prepared, void* dup_prepared) {
-  const StreamState* s = enter(context);
-  if (s == nullptr || rows * d == 0) return;
-  const auto to_gate = rows_out<Bf16>(dgate, {dgate_prepared}, d);
-  const auto to_up = rows_out<Bf16>(dup, {dup_prepared}, d);
-  if (to_gate.by_fours() && to_up.by_fours() && is_aligned16(dy) && is_aligned16(gate) &&
-      is_aligned16(up)) {
-    const int64_t n = rows * d / 4;
-    launch_next("swiglu_backward", swiglu_gradient_fours, dim3(loop_blocks(n, kThreads)), kThreads,
-                0, s->stream(), n, reinterpret_cast<const float4*>(dy),
-                reinterpret_cast<const float4*>(gate), reinterpret_cast<const float4*>(up), to_gate,
-                to_up);
-  } else {
-    launch_next("swiglu_backward", swiglu_gradient, dim3(loop_blocks(rows, 1)), kThreads, 0,
-                s->stream(), rows, d, dy, gate, up, to_gate, to_up);
-  }
-}
-
-void relu(const OpContext& context, int64_t n, float* x) { relu_backward(context, n, x, x); }
-
-void relu_backward(const OpContext& context, int64_t n, const float* y, float* dy) {
-  const StreamState* s = enter(context);
-  if (s == nullptr || n == 0) return;
-  keep_where_positive<<<loop_blocks(n, kThreads), kThreads, 0, s->stream()>>>(n, y, dy);
-  launched("relu");
 }
 
 }  // namespace ds::cuda

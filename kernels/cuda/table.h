@@ -26,11 +26,8 @@ void rmsnorm_backward(const OpContext&, int64_t rows, int64_t d, const float* dy
                       const float* w, const float* rstd, float* dx, void* dx_prepared, float* dw);
 void rope_append(const OpContext&, const RopeAppendArgs&);
 void rope(const OpContext&, const RopeArgs&);
-void swiglu(const OpContext&, int64_t rows, int64_t d, const float* gate, const float* up, float* y,
-            const PreparedRows& prepared);
-void swiglu_backward(const OpContext&, int64_t rows, int64_t d, const float* dy, const float* gate,
-                     const float* up, float* dgate, float* dup, void* dgate_prepared,
-                     void* dup_prepared);
+void swiglu(const OpContext&, const SwigluArgs&);
+void swiglu_backward(const OpContext&, const SwigluArgs&);
 void relu(const OpContext&, int64_t n, float* x);
 void relu_backward(const OpContext&, int64_t n, const float* y, float* dy);
 

@@ -92,17 +92,15 @@ class Watched {
     }
     real_.rmsnorm(c, rows, d, x, w, eps, y, rstd, to);
   }
-  static void swiglu(const OpContext& c, int64_t rows, int64_t d, const float* gate,
-                     const float* up, float* y, const PreparedRows& to) {
-    note(to);
-    real_.swiglu(c, rows, d, gate, up, y, to);
+  static void swiglu(const OpContext& c, const SwigluArgs& a) {
+    note(a.y_prepared);
+    real_.swiglu(c, a);
   }
-  static void swiglu_backward(const OpContext& c, int64_t rows, int64_t d, const float* dy,
-                              const float* gate, const float* up, float* dgate, float* dup,
-                              void* dgate_prepared, void* dup_prepared) {
-    note({dgate_prepared});
-    note({dup_prepared});
-    real_.swiglu_backward(c, rows, d, dy, gate, up, dgate, dup, dgate_prepared, dup_prepared);
+  static void swiglu_backward(const OpContext& c, const SwigluArgs& a) {
+    note(a.dgate_prepared);
+    note(a.dup_prepared);
+    note(a.y_prepared);
+    real_.swiglu_backward(c, a);
   }
   static void rmsnorm_backward(const OpContext& c, int64_t rows, int64_t d, const float* dy,
                                const float* x, const float* w, const float* rstd, float* dx,
@@ -111,8 +109,7 @@ class Watched {
     real_.rmsnorm_backward(c, rows, d, dy, x, w, rstd, dx, dx_prepared, dw);
   }
   static void rope(const OpContext& c, const RopeArgs& a) {
-    note({a.q_prepared});
-    note({a.k_prepared});
+    for (const PreparedRows& to : {a.q_prepared, a.k_prepared, a.v_prepared}) note(to);
     real_.rope(c, a);
   }
   static void cross_entropy(const OpContext& c, const CrossEntropyArgs& a) {

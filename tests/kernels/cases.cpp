@@ -151,22 +151,26 @@ Case rmsnorm_backward_case(int64_t rows, int64_t d) {
 Case swiglu_case(int64_t n, bool backward) {
   const char* name = backward ? "swiglu_backward" : "swiglu";
   return simple(
-      sized(name, n, 1), 5e-6, normal(3 * n, 6, 3.0f), Floats(backward ? 2 * n : n),
+      sized(name, n, 1), 5e-6, normal(3 * n, 6, 3.0f), Floats(backward ? 3 * n : n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         const float *g = in.data(), *u = g + n, *dy = u + n;
         float* to = out->data();
-        if (!backward) return ops.swiglu(c, 1, n, g, u, to, {});
+        if (!backward) return ops.swiglu(c, {.rows = 1, .d = n, .gate = g, .up = u, .y = to});
         std::copy(in.begin(), in.begin() + 2 * n, out->begin());  // outputs alias the inputs
-        ops.swiglu_backward(c, 1, n, dy, to, to + n, to, to + n, nullptr, nullptr);
+        SwigluArgs a{.rows = 1, .d = n, .gate = to, .up = to + n, .y = to + 2 * n};
+        a.dy = dy;
+        a.dgate = to, a.dup = to + n;
+        ops.swiglu_backward(c, a);
       },
       [=](const Floats& in) {
-        Vec y, dup;
+        Vec y, dgate, dup;
         for (int64_t i = 0; i < n; ++i) {
           const double g = in[i], u = in[n + i], dy = in[2 * n + i];
-          y.push_back(backward ? dy * u * reference::silu_slope(g) : reference::silu(g) * u);
+          y.push_back(reference::silu(g) * u);
+          dgate.push_back(dy * u * reference::silu_slope(g));
           dup.push_back(dy * reference::silu(g));
         }
-        return backward ? joined(y, dup) : y;
+        return backward ? joined(joined(dgate, dup), y) : y;
       });
 }
 
@@ -364,7 +368,10 @@ Case recording_case(int64_t n) {
       sized("begin_recording, end_recording, replay", n, 1), 5e-6, normal(4 * n, 22), Floats(n),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
         Floats x(in.begin(), in.begin() + 2 * n);
-        const auto run = [&] { ops.swiglu(c, 1, n, x.data(), x.data() + n, out->data(), {}); };
+        const auto run = [&] {
+          ops.swiglu(c,
+                     {.rows = 1, .d = n, .gate = x.data(), .up = x.data() + n, .y = out->data()});
+        };
         run();
         ops.finish(c);
         const uint64_t place = ops.recording_place(c);
@@ -498,6 +505,7 @@ std::vector<Case> all_cases() {
     all.push_back(rope_case(9, 2, 2, 20, flag));
   }
   add_prepared_cases(&all);
+  add_side_by_side_cases(&all);
   add_sample_cases(&all);
   all.push_back(relu_case(1001));
   for (const auto& make : {recording_case, memory_case}) all.push_back(make(1000));

@@ -67,7 +67,9 @@ Case prepared_swiglu(WeightFormat format) {
       format, "swiglu", rows, d, normal(2 * n, 32),
       [=](const Ops& ops, const OpContext& c, const Floats& in, float* y,
           const PreparedRows& prepared) {
-        ops.swiglu(c, rows, d, in.data(), in.data() + n, y, prepared);
+        SwigluArgs a{.rows = rows, .d = d, .gate = in.data(), .up = in.data() + n, .y = y};
+        a.y_prepared = prepared;
+        ops.swiglu(c, a);
       },
       [=](const Floats& in) {
         Vec y;
@@ -85,8 +87,11 @@ Case prepared_swiglu_backward(bool gate) {
           const PreparedRows& prepared) {
         Floats other(n);
         const float *g = in.data(), *u = g + n, *dy = u + n;
-        ops.swiglu_backward(c, rows, d, dy, g, u, gate ? y : other.data(), gate ? other.data() : y,
-                            gate ? prepared.data : nullptr, gate ? nullptr : prepared.data);
+        SwigluArgs a{.rows = rows, .d = d, .gate = g, .up = u, .dy = dy};
+        a.dgate = gate ? y : other.data();
+        a.dup = gate ? other.data() : y;
+        (gate ? a.dgate_prepared : a.dup_prepared) = prepared;
+        ops.swiglu_backward(c, a);
         ops.finish(c);
       },
       [=](const Floats& in) {
@@ -136,7 +141,7 @@ Case prepared_rope(int64_t heads, int64_t head_dim, bool keys) {
                    in.data() + n, in.data() + n + half};
         a.q = keys ? others.data() : turned.data();
         a.k = keys ? turned.data() : others.data();
-        (keys ? a.k_prepared : a.q_prepared) = prepared.data;
+        (keys ? a.k_prepared : a.q_prepared) = prepared;
         ops.rope(c, a);
         ops.finish(c);
         if (y != nullptr) std::copy(turned.begin(), turned.end(), y);
@@ -260,7 +265,9 @@ Case saturation_case(int64_t d) {
         };
         collect(0, [&](const PreparedRows& to) { ops.prepare(c, rows, d, in.data(), d, to); });
         collect(1, [&](const PreparedRows& to) {
-          ops.swiglu(c, rows, d, much.data(), in.data(), nullptr, to);  // silu(100) = 100
+          SwigluArgs a{.rows = rows, .d = d, .gate = much.data(), .up = in.data()};
+          a.y_prepared = to;
+          ops.swiglu(c, a);  // silu(100) = 100
         });
         collect(2, [&](const PreparedRows& to) {
           ops.rmsnorm(c, rows, d, ones.data(), in.data(), 0.0f, nullptr, nullptr, to);

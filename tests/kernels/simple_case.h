@@ -19,6 +19,8 @@ std::string sized(const std::string& name, int64_t a, int64_t b);  ///< "name 3x
 
 /// Of ops that leave their result for linear layers.
 void add_prepared_cases(std::vector<Case>* all);
+/// Of rows that lie side by side in 16 bits.
+void add_side_by_side_cases(std::vector<Case>* all);
 void add_sample_cases(std::vector<Case>* all);
 
 }  // namespace ds::test
