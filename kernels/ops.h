@@ -221,6 +221,10 @@ struct AttentionArgs {
   const int32_t* table = nullptr;    ///< [batch, table_width] page ids in the order of positions
   int64_t table_width = 0;
   KvView kv;
+  /// Instead of out, which is room for whatever then, where Ops::rows_side_by_side and n_heads *
+  /// head_dim is a multiple of 8: the `rows` of all sequences as linear layers read them.
+  PreparedRows out_16 = {};
+  int64_t rows = 0;
 };
 
 /// Training attention on whole sequences packed by rows, optionally behind a frozen prefix whose

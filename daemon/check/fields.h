@@ -42,7 +42,7 @@ DS_FIELD_ENDS(ds_kv_view, E(page_tokens), E(k_pages), E(v_pages), E(k_scale), E(
 DS_FIELD_ENDS(ds_train_view, E(flags), E(k), E(v), E(prefix_k), E(prefix_v))
 DS_FIELD_ENDS(ds_attn_args, E(flags), E(batch), E(layer), E(max_rows), E(max_keys), E(q), E(rows),
               E(kv), E(train), E(out), E(lse), E(scale), E(softcap), E(global_idx), E(dout), E(dq),
-              E(dk), E(dv), E(saved))
+              E(dk), E(dv), E(saved), E(out_16))
 DS_FIELD_ENDS(ds_qformat, E(layout_id), E(bits), E(group), E(scale_dtype), E(symmetric),
               E(packed_bytes), E(scale_bytes), E(zero_bytes), E(rel_tol), E(fused))
 DS_FIELD_ENDS(ds_qweight, E(flags), E(n), E(k), E(format), E(packed), E(scales), E(zeros))

@@ -91,12 +91,20 @@ Status ServingAttention::begin(const Attention& attention, const Ops& ops, const
   return call_.begin(ops, context, plan.workspace_bytes);
 }
 
-Status ServingAttention::layer(uint32_t layer, const float* q, float* out, const KvView& kv,
-                               std::byte* extra, int64_t extra_stride) {
+Status ServingAttention::layer(uint32_t layer, const float* q, float* out,
+                               const PreparedRows& out_16, const KvView& kv, std::byte* extra,
+                               int64_t extra_stride) {
   if (page_extra_bytes_ > 0) {
     extra_.set(extra, kAbiU8, {n_pages_, page_extra_bytes_}, device_);
     extra_.set_row_stride(extra_stride,
                           static_cast<uint64_t>((n_pages_ - 1) * extra_stride + page_extra_bytes_));
+  }
+  args_.out_16 = nullptr;
+  if (out_16.data != nullptr) {
+    const auto& shape = out_.get()->shape;
+    out_16_.set(out_16.data, out_16.format == WeightFormat::kF16 ? kAbiF16 : kAbiBf16,
+                {shape[0], shape[1], shape[2]}, device_);
+    args_.out_16 = out_16_.get();
   }
   args_.layer = layer;
   q_.move_to(q);

@@ -21,6 +21,8 @@ class Attention : public PluginGeneration {
   explicit Attention(std::shared_ptr<const PluginInstance> plugin, uint64_t generation);
 
   bool trains() const { return table_.backward != nullptr; }
+  /// Whether serving calls on a GPU take `out_16`.
+  bool gives_16_bits() const { return (table_.flags & DS_ATTENTION_OUT_16) != 0; }
 
   Result<ds_plan> plan(const ds_attn_args& args) const;
   /// decode() where every sequence has one row and the plugin has it.
@@ -45,17 +47,19 @@ class ServingAttention {
   /// What the plugin wants beside each page of a layer; known after begin().
   int64_t page_extra_bytes() const { return page_extra_bytes_; }
   const void* workspace() const { return call_.workspace(); }
-  /// q, out [rows, n_heads * head_dim]; `kv` of this layer, `extra` beside its pages,
-  /// `extra_stride` bytes from page to page.
-  Status layer(uint32_t layer, const float* q, float* out, const KvView& kv, std::byte* extra,
-               int64_t extra_stride);
+  bool gives_16_bits() const { return attention_->gives_16_bits(); }
+  /// q, out [rows, n_heads * head_dim]; with data in `out_16`, which Attention::gives_16_bits(),
+  /// the result goes there instead. `kv` of this layer, `extra` beside its pages, `extra_stride`
+  /// bytes from page to page.
+  Status layer(uint32_t layer, const float* q, float* out, const PreparedRows& out_16,
+               const KvView& kv, std::byte* extra, int64_t extra_stride);
 
  private:
   const Attention* attention_ = nullptr;
   bool one_row_each_ = false;
   ds_device device_{};
   int64_t n_pages_ = 0, page_extra_bytes_ = 0;
-  TensorView q_, out_, rows_view_, lengths_view_, table_view_, k_, v_, extra_;
+  TensorView q_, out_, out_16_, rows_view_, lengths_view_, table_view_, k_, v_, extra_;
   ds_kv_view kv_{};
   ds_attn_args args_{};
   PassCall call_;

@@ -267,10 +267,16 @@ Status Forward::block(const BaseWeights& base, int64_t layer, const StepBatch& b
   DS_TRY(linear({kQ, kK, kV}, base, layer, batch, normed,
                 {q_.as<float>(), k_.as<float>(), v_.as<float>()}, Epilogue::kNone, nullptr, fused));
   if (fused.rope == nullptr) ops.rope_append(compute_.context, rope);
+  const int64_t heads = c.n_heads * c.head_dim;
+  PreparedRows out_16{.format = base.format()};
+  if (attention_.gives_16_bits() && ops.rows_side_by_side && batch.watch == nullptr &&
+      !base.by_quantizer() && heads % 8 == 0) {
+    DS_ASSIGN(out_16.data, prepared_room(ops, base.format(), rows, heads, attended_prepared_));
+  }
   DS_TRY(attention_.layer(static_cast<uint32_t>(layer), q_.as<float>(), attended_.as<float>(),
-                          pages.layer(layer), pages.extra(layer), pages.extra_stride()));
-  DS_TRY(
-      linear({kO}, base, layer, batch, {attended_.as<float>()}, {x}, Epilogue::kResidual, x, {}));
+                          out_16, pages.layer(layer), pages.extra(layer), pages.extra_stride()));
+  DS_TRY(linear({kO}, base, layer, batch, {attended_.as<float>(), out_16.data}, {x},
+                Epilogue::kResidual, x, {}));
 
   const Input to_mlp = norm(base, batch, w.mlp_norm);
   fused = {};
@@ -357,6 +363,7 @@ StepRecordings::Key Forward::key(const BaseWeights& base, const StepBatch& batch
        {tables_.address(), static_cast<const void*>(to.logits), static_cast<const void*>(to.tokens),
         static_cast<const void*>(scratch_.prepared.data()),
         static_cast<const void*>(scratch_.workspace.data()),
+        static_cast<const void*>(attended_prepared_.data()),
         static_cast<const void*>(activated_prepared_.data()), attention_.workspace(),
         encoding_.workspace(), encoding_.saved(), static_cast<const void*>(pages.layer(0).k),
         static_cast<const void*>(pages.extra(0))})

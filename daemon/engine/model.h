@@ -368,7 +368,8 @@ class Forward {
   TextEncoding encoding_;
   ServingAttention attention_;
   LinearScratch scratch_;
-  Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_, activated_prepared_;
+  Buffer x_, normed_, q_, k_, v_, attended_, activated_, lora_t_, rows_, attended_prepared_,
+      activated_prepared_;
   Buffer out_, hidden_, tokens_;  ///< what goes to the host at the end, where that is a copy
   // [layer][target][slot], for steps that are recorded: whichever deltas a replay is for.
   Buffer lora_table_;

@@ -5,6 +5,7 @@
 #include "kernels/cuda/attention_mma.h"
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/pack.h"
 #include "kernels/cuda/table.h"
 
 namespace ds::cuda {
@@ -59,21 +60,29 @@ void attend_prompts(const StreamState& s, const AttentionArgs& a) {
   attend(s, PagedTiles<T>{a}, grid, a.kv.head_dim, a.q, a.scale, a.out, nullptr);
 }
 
+/// Behind kernels that leave FP32 alone.
+void round_attended(const StreamState& s, const AttentionArgs& a) {
+  const int64_t width = a.n_heads * a.kv.head_dim;
+  if (a.out_16.data != nullptr) round_rows(s, a.rows, width, a.out, width, a.out_16);
+}
+
 }  // namespace
 
 void attention(const OpContext& context, const AttentionArgs& a) {
   const StreamState* s = enter(context);
   if (s == nullptr || a.batch == 0 || a.max_rows == 0 || a.max_keys == 0) return;
   if (attend_one_row_each(*s, a, nullptr)) return;
-  if (a.max_rows == 1) return attend_rows(*s, a, nullptr);
-  if (attend_prompts_on_tensor_cores(*s, a, nullptr)) return;
-  if (a.kv.dtype == KvDtype::kF32) {
+  if (a.max_rows > 1 && attend_prompts_on_tensor_cores(*s, a, nullptr)) return;
+  if (a.max_rows == 1) {
+    attend_rows(*s, a, nullptr);
+  } else if (a.kv.dtype == KvDtype::kF32) {
     attend_prompts<float>(*s, a);
   } else if (a.kv.dtype == KvDtype::kF16) {
     attend_prompts<Half>(*s, a);
   } else {
     attend_prompts<Bf16>(*s, a);
   }
+  round_attended(*s, a);
 }
 
 void attention_selected(const OpContext& context, const AttentionArgs& a,
@@ -83,6 +92,7 @@ void attention_selected(const OpContext& context, const AttentionArgs& a,
   if (attend_one_row_each(*s, a, &selection)) return;
   if (a.max_rows > 1 && attend_prompts_on_tensor_cores(*s, a, &selection)) return;
   attend_rows(*s, a, &selection);
+  round_attended(*s, a);
 }
 
 }  // namespace ds::cuda

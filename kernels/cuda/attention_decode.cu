@@ -8,6 +8,7 @@
 // lengths up to its max_keys.
 #include "kernels/cuda/attention_rows.h"
 #include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/rows_out.cuh"
 
 namespace ds::cuda {
 namespace {
@@ -144,7 +145,8 @@ struct Joined {
 /// Warps' states in shared memory [warps][kHeads][d + 4], then, of a cluster, the block's
 /// [kHeads][d + 4], to the output.
 template <int kHeads>
-__device__ inline void join_warps(float* memory, int heads, int d, float* out) {
+__device__ inline void join_warps(float* memory, int heads, int d, const AttendedRows& out,
+                                  int64_t at_row) {
   const int step = d + 4, threads = static_cast<int>(blockDim.x), warps = threads / 32;
   float* of_block = memory + warps * kHeads * step;
   __syncthreads();
@@ -153,7 +155,7 @@ __device__ inline void join_warps(float* memory, int heads, int d, float* out) {
     const Joined all(warps, d, column,
                      [&](int i, int c) { return memory[(i * kHeads + h) * step + c]; });
     if (gridDim.x == 1) {
-      out[at] = all.out / all.sum;
+      out.set(at_row + at, all.out / all.sum);
       continue;
     }
     of_block[h * step + column] = all.out;
@@ -167,7 +169,7 @@ __device__ inline void join_warps(float* memory, int heads, int d, float* out) {
     const int h = at / d, column = at % d;
     const Joined all(static_cast<int>(gridDim.x), d, column,
                      [&](int i, int c) { return load_of_block(of_block + h * step + c, i); });
-    out[at] = all.out / all.sum;
+    out.set(at_row + at, all.out / all.sum);
   }
   cluster_barrier();  // the others' memory is there as long as it is read
 }
@@ -251,7 +253,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   if (team == 0 && column < d) {
     keep_state(memory + warp * kHeads * (d + 4), d, column, state);
   }
-  join_warps<kHeads>(memory, heads, d, a.out + at_row);
+  join_warps<kHeads>(memory, heads, d, AttendedRows(a), at_row);
 }
 
 template <typename T, int kLanes, int kHeads>

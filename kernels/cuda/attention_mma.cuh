@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/mma_tiles.cuh"
+#include "kernels/cuda/rows_out.cuh"
 
 namespace ds::cuda {
 
@@ -19,7 +20,8 @@ constexpr int kBlockUnits = kGroupWarps * 16 * kM;
 struct Attend {
   const float* q;
   float scale;  ///< above 0
-  float *out, *lse;
+  AttendedRows out;
+  float* lse;
 };
 
 /// What a warp's lanes hold of its units: C of the sums, and of each row the maximum and the lane's
@@ -144,12 +146,12 @@ __device__ inline void store_attended(const Attend& a, const QueryUnits& units, 
       const int unit = mine + m * 16 + half * 8 + lane / 4;
       if (unit >= units.count) continue;
       const int64_t index = units.index(unit);
-      float* to = a.out + index * units.d + lane % 4 * 2;
+      const int64_t to = index * units.d + lane % 4 * 2;
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
         if (c * 8 >= units.d) continue;
-        *reinterpret_cast<float2*>(to + c * 8) =
-            make_float2(state.out[m][c][2 * half] * share, state.out[m][c][2 * half + 1] * share);
+        a.out.set_two(to + c * 8, make_float2(state.out[m][c][2 * half] * share,
+                                              state.out[m][c][2 * half + 1] * share));
       }
       if (a.lse != nullptr && lane % 4 == 0) {
         a.lse[index] = fmaf(state.max[m][half], a.scale, logf(sum));

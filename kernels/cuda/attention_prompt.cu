@@ -53,7 +53,7 @@ bool attend_prompts_on_tensor_cores(const StreamState& s, const AttentionArgs& a
   if (!takes(a) || (chosen != nullptr && !map_fits(a.max_keys))) return false;
   const auto attend = [&](const auto& source) {
     const int64_t max_units = a.max_rows * (a.n_heads / a.kv.n_kv_heads);
-    const Attend what{a.q, a.scale, a.out, nullptr};
+    const Attend what{a.q, a.scale, AttendedRows(a), nullptr};
     if (chosen == nullptr) {
       attend_on_tensor_cores(s, source, a.kv.n_kv_heads, a.batch, max_units, a.kv.head_dim, what);
     } else {

@@ -435,7 +435,7 @@ void run_forward(const StreamState& s, const TrainAttentionArgs& a, const KeySel
                  const Part& part) {
   const PackedSource<T> source = part.source.of<T>();
   if (!round_some(s, a, part, source)) return;
-  const Attend attend{a.q, a.scale, a.out, a.lse};
+  const Attend attend{a.q, a.scale, AttendedRows(a.out), a.lse};
   const int64_t max_units = part.max_rows * (a.n_heads / a.n_kv_heads);
   if (chosen == nullptr) {
     attend_on_tensor_cores(s, source, a.n_kv_heads, part.count, max_units, a.head_dim, attend);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ways of a linear call. Up to kSomeRows of weights of 16 bits: some_rows() reads the weights
-// once, on tensor cores, all weights of the call and its epilogue in one launch. Up to kGemvRows
-// that it does not take (FP32, the head): few_rows() does the same without tensor cores. More:
-// cuBLAS, and what it cannot fuse in one launch behind it. Each way low-rank inputs t = A x come
-// first.
+// The ways of a linear call. Up to 32 rows (kSomeRows with rotation behind them) of weights of 16
+// bits: some_rows() reads the weights once, on tensor cores, all weights of the call and its
+// epilogue in one launch. Up to kGemvRows that it does not take (FP32, the head): few_rows() does
+// the same without tensor cores. More: cuBLAS, and what it cannot fuse in one launch behind it.
+// Each way low-rank inputs t = A x come first.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -12,7 +12,7 @@
 namespace ds::cuda {
 
 constexpr int64_t kFewRows = 16;          ///< rows that need not be rounded ahead of the call
-constexpr int64_t kSomeRows = 32;         ///< of one launch on tensor cores
+constexpr int64_t kSomeRows = 64;         ///< of one launch on tensor cores, at most
 constexpr int64_t kGemvRows = 8;          ///< of one launch without tensor cores
 constexpr int64_t kManyOutputs = 8192;    ///< from which on cuBLAS is better at fewer rows
 constexpr int64_t kSharedForSums = 1024;  ///< bytes of a block of few_rows() beside its input rows

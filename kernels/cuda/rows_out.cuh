@@ -73,4 +73,35 @@ void with_rows_out(const PreparedRows& to, const F& f) {
   }
 }
 
+/// Results of attention: FP32, or in its place rows of 16 bits that need no padding.
+struct AttendedRows {
+  float* out;
+  void* rows;  ///< null: FP32
+  bool is_half;
+
+  __host__ __device__ explicit AttendedRows(float* fp32)
+      : out(fp32), rows(nullptr), is_half(false) {}
+  __host__ __device__ explicit AttendedRows(const AttentionArgs& a)
+      : out(a.out), rows(a.out_16.data), is_half(a.out_16.format == WeightFormat::kF16) {}
+
+  __device__ void set(int64_t at, float value) const {
+    if (rows == nullptr) {
+      out[at] = value;
+    } else if (is_half) {
+      static_cast<Half*>(rows)[at] = from_float<Half>(value);
+    } else {
+      static_cast<Bf16*>(rows)[at] = from_float<Bf16>(value);
+    }
+  }
+  /// at and at + 1, at even.
+  __device__ void set_two(int64_t at, float2 v) const {
+    if (rows == nullptr) {
+      *reinterpret_cast<float2*>(out + at) = v;
+    } else {
+      static_cast<uint32_t*>(rows)[at / 2] =
+          is_half ? pack_pair<Half>(v.x, v.y) : pack_pair<Bf16>(v.x, v.y);
+    }
+  }
+};
+
 }  // namespace ds::cuda

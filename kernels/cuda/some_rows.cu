@@ -17,10 +17,11 @@ namespace {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
-constexpr int kOut = 16;                      // outputs of a tile
-constexpr int kStep = 32;                     // of k
-constexpr int kOutStep = kOut + 1;            // floats between rows of sums
-static_assert(kSomeRows * kOut <= kThreads);  // a thread finishes one output of one row
+constexpr int kOut = 16;                            // outputs of a tile
+constexpr int kStep = 32;                           // of k
+constexpr int kOutStep = kOut + 1;                  // floats between rows of sums
+constexpr int kMostEights = 4;                      // of the rows of a block
+static_assert(8 * kMostEights * kOut <= kThreads);  // a thread finishes one output of one row
 
 enum class Tiles {
   kOne,     ///< outputs of one weight
@@ -78,7 +79,7 @@ struct Outputs {
 
 /// A warp's sums over its steps of k: tiles of outputs times 8 kEights rows. It has the weights of
 /// kAhead steps under way, and the input of kInputs.
-template <typename T, int kEights, int kTiles>
+template <typename T, int kEights, int kTiles, bool kParts>
 struct WarpSums {
   static constexpr int kAhead = kEights * kTiles > 2 ? 2 : 3;
   static constexpr int kInputs = kEights > 2 ? 1 : kAhead;
@@ -86,6 +87,8 @@ struct WarpSums {
   float sum[kTiles][kEights][4] = {};
   float squares[kEights] = {};
 
+  /// The first of the block's rows; `kParts`: not all rows are its.
+  __device__ static int row0() { return kParts ? static_cast<int>(blockIdx.y) * 8 * kEights : 0; }
   __device__ void load_weights(const uint4* const (&row)[kTiles][2], int chunk, int chunks) {
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
@@ -133,7 +136,7 @@ struct WarpSums {
         const bool there = at < 2 * chunks;
 #pragma unroll
         for (int e = 0; e < kEights; ++e) {
-          const int row = min(8 * e + g, a.rows - 1);
+          const int row = min(row0() + 8 * e + g, a.rows - 1);
           const auto* from = reinterpret_cast<const float4*>(a.x + row * a.x_stride);
           x[u][e][part] = there ? from[at + part] : make_float4(0, 0, 0, 0);
         }
@@ -148,8 +151,8 @@ struct WarpSums {
       for (int e = 0; e < kEights; ++e) {
         scale(x[u][e][0], norm[u][0], squares[e]);
         scale(x[u][e][1], norm[u][1], squares[e]);
-        // Every block has all rows: the first counts.
-        const bool counts = blockIdx.x == 0 && 8 * e + g < a.rows;
+        // Every block of its rows has them all: the first counts.
+        const bool counts = blockIdx.x == 0 && row0() + 8 * e + g < a.rows;
         multiply(first + u, e, rounded(x[u][e], counts ? a.saturated : nullptr));
       }
     }
@@ -162,7 +165,7 @@ struct WarpSums {
       const int at = chunk + (first + u) * kWarps * (kStep / 8);
 #pragma unroll
       for (int e = 0; e < kEights; ++e) {
-        const int64_t row = min(8 * e + g, a.rows - 1);
+        const int64_t row = min(row0() + 8 * e + g, a.rows - 1);
         x[u][e] = at < chunks ? a.rounded[row * chunks + at] : make_uint4(0, 0, 0, 0);
       }
     }
@@ -202,11 +205,11 @@ struct WarpSums {
   }
 };
 
-template <typename T, int kEights, Tiles kTiles>
+template <typename T, int kEights, Tiles kTiles, bool kParts>
 __global__ void __launch_bounds__(kThreads) multiply_some(const __grid_constant__ SomeArgs a) {
   constexpr int kEach = tiles_of_block(kTiles), kRows = 8 * kEights;
   constexpr int kPart = (kEach * kOutStep + 1) * kRows;  // floats that a warp leaves
-  using Sums = WarpSums<T, kEights, kEach>;
+  using Sums = WarpSums<T, kEights, kEach, kParts>;
   extern __shared__ float parts[];  // [kWarps][kPart]
   const auto o = Outputs::of<kTiles>(a, static_cast<int>(blockIdx.x));
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
@@ -225,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) multiply_some(const __grid_constant_
   sums.load_weights(weights, first, chunks);
   begin_after_previous();
   // What this thread finishes, and what it needs for that.
-  const int row = static_cast<int>(threadIdx.x) / kOut, out = static_cast<int>(threadIdx.x) % kOut;
+  const int of_block = threadIdx.x / kOut, row = Sums::row0() + of_block, out = threadIdx.x % kOut;
   const bool finishes = row < a.rows && o.i0 + out < a.n[o.w0];
   const int64_t to = row * a.y_stride[o.w0] + o.i0 + out;
   const float residual = finishes && a.residual != nullptr ? a.residual[to] : 0.0f;
@@ -250,13 +253,13 @@ __global__ void __launch_bounds__(kThreads) multiply_some(const __grid_constant_
   };
   float factor = 1.0f;
   if (a.norm != nullptr) {
-    const float squares = total(kEach * kOutStep * kRows + row);
+    const float squares = total(kEach * kOutStep * kRows + of_block);
     factor = norm_factor<T>(squares, static_cast<float>(a.k), a.eps);
   }
-  float value = total(row * kOutStep + out) * factor, other = 0.0f;
+  float value = total(of_block * kOutStep + out) * factor, other = 0.0f;
   value = with_additions<T>(a.add, o.w0, o.i0 + out, row, value);
   if constexpr (kEach == 2) {
-    other = total((kRows + row) * kOutStep + out) * factor;
+    other = total((kRows + of_block) * kOutStep + out) * factor;
     other = with_additions<T>(a.add, o.w1, o.i1 + out, row, other);
   }
   if constexpr (kTiles == Tiles::kRope) {
@@ -275,19 +278,26 @@ __global__ void __launch_bounds__(kThreads) multiply_some(const __grid_constant_
 
 template <typename T, int kEights>
 void launch_some(const StreamState& s, const SomeArgs& a, Tiles tiles) {
-  auto* kernel = multiply_some<T, kEights, Tiles::kOne>;
-  if (tiles == Tiles::kSwiglu) kernel = multiply_some<T, kEights, Tiles::kSwiglu>;
-  if (tiles == Tiles::kRope) kernel = multiply_some<T, kEights, Tiles::kRope>;
+  auto* kernel = multiply_some<T, kEights, Tiles::kOne, false>;
+  if (tiles == Tiles::kSwiglu) kernel = multiply_some<T, kEights, Tiles::kSwiglu, false>;
+  if (tiles == Tiles::kRope) kernel = multiply_some<T, kEights, Tiles::kRope, false>;
+  if constexpr (kEights == kMostEights) {
+    if (a.rows > 8 * kEights) kernel = multiply_some<T, kEights, Tiles::kRope, true>;
+  }
   const int64_t shared = int64_t{kWarps} * (tiles_of_block(tiles) * kOutStep + 1) * 8 * kEights *
                          static_cast<int64_t>(sizeof(float));
   if (!allow_shared(kernel, shared)) return;
-  launch("linear of some rows", Launching{.early = !s.take_weights_changed()}, kernel,
-         dim3(static_cast<unsigned>(a.blocks)), kThreads, static_cast<size_t>(shared), s.stream(),
-         a);
+  launch(
+      "linear of some rows", Launching{.early = !s.take_weights_changed()}, kernel,
+      dim3(static_cast<unsigned>(a.blocks), static_cast<unsigned>(ceil_div(a.rows, 8 * kEights))),
+      kThreads, static_cast<size_t>(shared), s.stream(), a);
 }
 
 bool takes(const LinearArgs& a) {
-  if (is_f32(a.w[0].format) || a.rows > kSomeRows) return false;
+  // Of more rows than a block takes cuBLAS is quicker, but where it needs a launch before and one
+  // behind it.
+  const int64_t most = a.rope == nullptr ? 8 * kMostEights : kSomeRows;
+  if (is_f32(a.w[0].format) || a.rows > most) return false;
   const int64_t k = a.w[0].k;
   if (a.x_prepared == nullptr ? !input_rows(a, 0, nullptr).whole : k % 8 != 0) return false;
   if (a.y_prepared != nullptr && a.w[0].n % 8 != 0)

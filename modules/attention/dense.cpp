@@ -10,6 +10,7 @@ struct Dense {
   static constexpr std::string_view summary = "every key up to the row's own position";
   static constexpr std::uint64_t caps =
       DS_CAP_CPU | DS_CAP_CUDA | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
+  static constexpr std::uint32_t flags = DS_ATTENTION_OUT_16;
 
   explicit Dense(sdk::context) {}
 

@@ -121,6 +121,20 @@ inline AttentionArgs serving_args(const ds_attn_args& a, const AttentionShape& s
                                             {s.batch, out.table_width}, device)
                   .data();
   out.kv = kernel_kv(kv, s, device);
+  if (a.out_16 != nullptr) {
+    if (device != DS_DEV_CUDA || s.n_heads * s.head_dim % 8 != 0)
+      throw sdk::error(DS_E_UNSUPPORTED, "out_16: on a GPU alone, of columns in eights");
+    const auto rows = [&]<class T>(WeightFormat format, T) {
+      const auto to = sdk::flat<T>(a.out_16, "out_16", {s.rows, s.n_heads, s.head_dim}, device);
+      out.out_16 = {.data = to.data(), .format = format};
+    };
+    if (a.out_16->dtype.code == DS_BFLOAT) {
+      rows(WeightFormat::kBF16, sdk::bf16());
+    } else {
+      rows(WeightFormat::kF16, sdk::f16());
+    }
+    out.rows = s.rows;
+  }
   if (device != DS_DEV_CUDA) check_lengths(out);
   return out;
 }

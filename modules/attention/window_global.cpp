@@ -18,6 +18,7 @@ struct WindowGlobal {
   static constexpr std::string_view summary = "a local window and selected global tokens";
   static constexpr std::uint64_t caps =
       DS_CAP_CPU | DS_CAP_CUDA | DS_CAP_REENTRANT | DS_CAP_DETERMINISTIC;
+  static constexpr std::uint32_t flags = DS_ATTENTION_OUT_16;
   static constexpr std::string_view config_schema = R"({
     "type": "object", "additionalProperties": false, "properties": {
       "window": {"type": "integer", "minimum": 1, "maximum": 1048576, "default": 32},

@@ -74,8 +74,9 @@ Pair attention(const Ops& ops, const OpContext& context, int64_t keys) {
   const auto module = test::attention_module("dense");
   ServingAttention serving;
   DS_CHECK(serving.begin(*module, ops, context, kHeads, 0.125f, tables, kv, pages).ok());
-  return compare([&] { ops.attention(context, args); },
-                 [&] { DS_CHECK(serving.layer(0, q.data(), out.data(), kv, nullptr, 0).ok()); });
+  return compare(
+      [&] { ops.attention(context, args); },
+      [&] { DS_CHECK(serving.layer(0, q.data(), out.data(), {}, kv, nullptr, 0).ok()); });
 }
 
 Pair product(const Ops& ops, const OpContext& context, int64_t n, int64_t model) {

@@ -62,7 +62,7 @@ class Serving {
     ServingAttention serving;
     Status done = serving.begin(attention_, ops, context, kHeads, 0.25f, tables, kv, pages_n_ + 1);
     if (done.ok())
-      done = serving.layer(3, q_.data() + begin * kHeads * kDim, out.data(), kv, extra_.data(),
+      done = serving.layer(3, q_.data() + begin * kHeads * kDim, out.data(), {}, kv, extra_.data(),
                            serving.page_extra_bytes());
     EXPECT_TRUE(done.ok()) << done.message();
     return out;

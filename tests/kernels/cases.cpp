@@ -432,7 +432,7 @@ constexpr WeightFormat kFormats[] = {WeightFormat::kBF16, WeightFormat::kF32, We
 
 void add_linear_cases(std::vector<Case>* all) {
   for (WeightFormat format : kFormats) {
-    for (int64_t rows : {1, 2, 5, 17, 40, 100}) {
+    for (int64_t rows : {1, 2, 5, 17, 40, 64, 100}) {
       all->push_back(linear_case({rows, 37, {5, 16, 33}, format, Epilogue::kNone, true, 2}));
       all->push_back(linear_case({rows, 96, {70}, format, Epilogue::kResidual, rows == 5, 1}));
       all->push_back(linear_case({rows, 131, {56, 56}, format, Epilogue::kSwiglu, rows == 2, 3}));
@@ -447,7 +447,7 @@ void add_linear_cases(std::vector<Case>* all) {
       turned.transposed = true;
       all->push_back(linear_case(turned));
     }
-    for (int64_t rows : {1, 3, 8, 9, 20, 70}) {
+    for (int64_t rows : {1, 3, 8, 9, 20, 50, 70}) {
       LinearShape normed{rows, rows == 9 ? 1600 : 131, {56, 56}, format, Epilogue::kSwiglu, false,
                          2};
       normed.norm = true;
@@ -455,8 +455,8 @@ void add_linear_cases(std::vector<Case>* all) {
       normed.k = 576;
       all->push_back(linear_case(normed));
     }
-    for (int64_t rows : {1, 12, 70}) all->push_back(norm_range_case(rows, format));
-    for (int64_t rows : {1, 2, 7, 12, 30, 70}) {
+    for (int64_t rows : {1, 12, 40, 70}) all->push_back(norm_range_case(rows, format));
+    for (int64_t rows : {1, 2, 7, 12, 30, 40, 70}) {
       for (int64_t head_dim : {12, 32}) all->push_back(rope_linear_case(format, rows, head_dim));
     }
   }

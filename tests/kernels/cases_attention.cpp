@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 namespace ds::test {
 
@@ -119,6 +120,25 @@ AttentionProblem::Cache::Cache(const AttentionProblem& p) : problem(p) {
   kv = {s.dtype, s.n_kv_heads, s.d, memory_k.get(), memory_v.get()};
 }
 
+/// What `run` leaves in 16 bits is `out`, rounded: else the case shall fail.
+static void expect_rounded(const Ops& ops, const OpContext& context, AttentionArgs& args,
+                           const std::function<void()>& run, Floats& out) {
+  const int64_t width = args.n_heads * args.kv.head_dim;
+  Floats fp32(out.size()), narrow(out.size());
+  args.out = fp32.data();
+  for (const WeightFormat format : {WeightFormat::kF16, WeightFormat::kBF16}) {
+    const auto memory = aligned(ops.packed_bytes(format, args.rows, width));
+    args.out_16 = {.data = memory.get(), .format = format};
+    run();
+    ops.unpack(context, {format, args.rows, width, memory.get()}, narrow.data());
+    ops.finish(context);
+    const Floats want = format == WeightFormat::kF16 ? as_half(out) : as_bf16(out);
+    for (size_t i = 0; i < want.size(); ++i) {
+      if (narrow[i] != want[i]) out[i] = NAN;
+    }
+  }
+}
+
 void AttentionProblem::Cache::step(const Ops& ops, const OpContext& context,
                                    const std::vector<Part>& parts, Floats* out) {
   const AttentionShape& s = problem.shape;
@@ -162,14 +182,19 @@ void AttentionProblem::Cache::step(const Ops& ops, const OpContext& context,
   args.lengths = lengths.data();
   args.table = table.data();
   args.kv = kv;
-  if (s.selected) {
-    const Lists lists(positions, s.n_kv_heads);
-    ops.attention_selected(context, args, lists.view);
+  args.rows = std::ssize(positions);
+  std::optional<Lists> lists;
+  if (s.selected) lists.emplace(positions, s.n_kv_heads);
+  const auto run = [&] {
+    if (s.selected) {
+      ops.attention_selected(context, args, lists->view);
+    } else {
+      ops.attention(context, args);
+    }
     ops.finish(context);
-  } else {
-    ops.attention(context, args);
-    ops.finish(context);
-  }
+  };
+  run();
+  if (ops.rows_side_by_side && width % 8 == 0) expect_rounded(ops, context, args, run, *out);
 }
 
 Case attention_case(const AttentionShape& s) {

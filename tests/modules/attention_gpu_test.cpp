@@ -121,20 +121,36 @@ class Served {
     Status done = tables_.set(ops, place_.context, ids, spans, ids, {}, true);
     Rng rng(kSeed + static_cast<uint64_t>(done_[0]));
     const auto n = static_cast<size_t>(row0 * kHeads * kDim);
-    if (q_.bytes() < n * 4) q_ = place_.room(n * 4), out_ = place_.room(n * 4);
+    if (q_.bytes() < n * 4) {
+      for (Buffer* b : {&q_, &out_, &out_16_}) *b = place_.room(n * 4);
+    }
     place_.put(q_, coarse(rng, static_cast<int64_t>(n)));
     const auto enqueue = [&] {
       Status begun =
           serving_.begin(*attention_, ops, place_.context, kHeads, kScale, tables_, kv_, kPages);
       EXPECT_LE(serving_.page_extra_bytes(), kStride);
       if (!begun.ok()) return begun;
-      return serving_.layer(0, q_.as<float>(), out_.as<float>(), kv_, extra_.data(), kStride);
+      const auto layer = [&](const PreparedRows& out_16) {
+        return serving_.layer(0, q_.as<float>(), out_.as<float>(), out_16, kv_, extra_.data(),
+                              kStride);
+      };
+      if (ops.rows_side_by_side) begun = layer({.data = out_16_.data()});
+      return begun.ok() ? layer({}) : begun;
     };
     if (done.ok()) {
       done = recorded ? recordings_.run({static_cast<uint64_t>(row0)}, enqueue) : enqueue();
     }
     EXPECT_TRUE(done.ok()) << done.message();
-    return place_.floats(out_, n);
+    const std::vector<float> out = place_.floats(out_, n);
+    if (ops.rows_side_by_side) {
+      const Buffer unpacked = place_.room(n * 4);
+      ops.unpack(place_.context, {WeightFormat::kBF16, row0, kHeads * kDim, out_16_.data()},
+                 unpacked.as<float>());
+      std::vector<float> rounded = out;
+      for (float& x : rounded) x = round_to_bf16(x);
+      EXPECT_EQ(place_.floats(unpacked, n), rounded);
+    }
+    return out;
   }
 
  private:
@@ -143,7 +159,7 @@ class Served {
   Place place_;
   std::shared_ptr<const Attention> attention_;
   StepRecordings recordings_;
-  Buffer k_, v_, extra_, q_, out_;
+  Buffer k_, v_, extra_, q_, out_, out_16_;
   KvView kv_;
   std::vector<int32_t> pages_;
   std::vector<int64_t> done_ = {0, 0, 0};

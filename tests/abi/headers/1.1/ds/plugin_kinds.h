@@ -113,11 +113,18 @@ typedef struct ds_attn_args {
   void* saved; /* plan.saved_bytes, written by prefill with `train`, read by backward.
                   NULL in prefill: keep nothing. The host may drop it and call prefill
                   again, which then gives equal bits. */
+  /* 1.1: with DS_ATTENTION_OUT_16, serving on a GPU: f16 or bf16 [T, Hq, D], Hq * D a multiple of 8,
+   * or NULL. Written in place of out, which is room for whatever then. */
+  const ds_tensor* out_16;
 } ds_attn_args;
+
+/* ds_attention.flags, 1.1: prefill and decode leave what the next product reads, rounded as it
+ * multiplies, where they are asked to. */
+enum { DS_ATTENTION_OUT_16 = 1 };
 
 typedef struct ds_attention {
   uint32_t size;
-  uint32_t flags;
+  uint32_t flags; /* DS_ATTENTION_x */
   ds_code (*plan)(ds_instance*, const ds_attn_args*, ds_plan*, ds_status*);          /* [any] */
   ds_code (*prefill)(ds_instance*, const ds_call*, const ds_attn_args*, ds_status*); /* [hot] */
   /* [hot] opt. The same where each sequence has one row. */

@@ -36,7 +36,7 @@ concept encoder = component_class<T> && requires(T t, const ds_call& c, const ds
   t.encode(c, a);
 };
 
-/// plan, prefill; opt. decode, backward, explain(call, args, read).
+/// plan, prefill; opt. decode, backward, explain(call, args, read), static flags (DS_ATTENTION_x).
 template <class T>
 concept attention = component_class<T> && requires(T t, const ds_call& c, const ds_attn_args& a) {
   { t.plan(a) } -> std::same_as<ds_plan>;
@@ -140,6 +140,7 @@ template <class T>
 inline constexpr ds_attention attention_table = [] {
   ds_attention v{};
   v.size = sizeof v;
+  if constexpr (requires { T::flags; }) v.flags = T::flags;
   v.plan = [](ds_instance* i, const ds_attn_args* a, ds_plan* out, ds_status* st) {
     return guard(st, [&] { hand_out(self<T>(i).plan(widened(a)), out); });
   };
