@@ -71,6 +71,7 @@ void TrainGraph::linear_backward(const Call& call, int64_t layer, Target first, 
 /// Prepares gradients that are not. To dx, or in BF16 to dx_16, which is for one target.
 void TrainGraph::input_gradient(const Call& call, int64_t layer, Target first, Gradients& dy,
                                 float* dx, void* dx_16) {
+  if (!status_.ok()) return;  // there was no memory for dy
   if (dy.together.data != nullptr)
     return add_input_gradient(call, layer, first, dy.together, dy.of[0], dx, dx_16, false);
   Buffer* const rooms[kMaxFusedWeights] = {&prepared_dy_, &prepared_dup_, &prepared_dv_};
