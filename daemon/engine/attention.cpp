@@ -102,8 +102,7 @@ Status ServingAttention::layer(uint32_t layer, const float* q, float* out,
   args_.out_16 = nullptr;
   if (out_16.data != nullptr) {
     const auto& shape = out_.get()->shape;
-    out_16_.set(out_16.data, out_16.format == WeightFormat::kF16 ? kAbiF16 : kAbiBf16,
-                {shape[0], shape[1], shape[2]}, device_);
+    out_16_.set(out_16.data, element_of(out_16.format), {shape[0], shape[1], shape[2]}, device_);
     args_.out_16 = out_16_.get();
   }
   args_.layer = layer;

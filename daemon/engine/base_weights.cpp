@@ -104,8 +104,6 @@ Status pack_into(const Compute& compute, WeightFormat format, int64_t n, int64_t
   return {};
 }
 
-constexpr size_t kWeightAlign = 64;
-
 /// Those of one input: their weights lie one behind the other, so that a product is one.
 std::span<const Target> side_by_side(Target target) {
   static constexpr Target kAll[kTargets] = {kQ, kK, kV, kO, kGate, kUp, kDown};
@@ -122,10 +120,11 @@ Status lay_out(const Compute& compute, const ModelConfig& c, WeightFormat format
     const auto [n, k] = target_shape(c, t);
     return static_cast<size_t>(ops.packed_bytes(format, n, k));
   };
+  constexpr size_t kAlign = 64;
   size_t total = 0;
   for (const Target t : targets) total += bytes(t);
   for (const Target t : targets) {
-    if (bytes(t) % kWeightAlign != 0 || layer.linear[t].view.data != nullptr) return {};
+    if (bytes(t) % kAlign != 0 || layer.linear[t].view.data != nullptr) return {};
   }
   DS_ASSIGN(memory, Buffer::make(ops, total));
   size_t at = 0;
@@ -487,37 +486,23 @@ Result<WeightView> BaseWeights::second_pack(const Compute& compute, int64_t laye
   const auto pack_of = [&](Target t) -> std::unique_ptr<Linear>& {
     return packs[layer < 0 ? packs.size() - 1 : static_cast<size_t>(layer * kTargets + t)];
   };
-  const auto source = [&](Target t) -> const Linear& {
-    return layer < 0 ? head() : this->layer(layer).linear[t];
-  };
-  const auto bytes = [&](Target t) {
-    const WeightView& of = source(t).view;
-    return static_cast<size_t>(
-        compute.ops->packed_bytes(format, transposed ? of.k : of.n, transposed ? of.n : of.k));
-  };
   std::lock_guard lock(store_->second_mutex);
   if (pack_of(target) != nullptr) return pack_of(target)->view;
-  std::span<const Target> targets = side_by_side(target);
-  if (transposed || layer < 0 ||
-      !std::ranges::all_of(targets, [&](Target t) { return bytes(t) % kWeightAlign == 0; }))
-    targets = {&target, 1};
-  size_t total = 0;
-  for (const Target t : targets) total += bytes(t);
-  DS_ASSIGN(Buffer memory, Buffer::make(*compute.ops, total));
-  std::vector<std::unique_ptr<Linear>> made;
-  size_t at = 0;
+  const bool alone = transposed || layer < 0;
+  const auto targets = alone ? std::span<const Target>(&target, 1) : side_by_side(target);
+  LayerWeights made;  // of these alone
+  Buffer memory;
+  if (!alone) DS_TRY(lay_out(compute, config_, format, made, targets, memory));
   for (const Target t : targets) {
-    made.push_back(std::make_unique<Linear>());
-    made.back()->view.data = memory.data() + at;
-    DS_TRY(pack_again(compute, source(t), transposed, format, *made.back()));
-    at += bytes(t);
+    const Linear& source = layer < 0 ? head() : this->layer(layer).linear[t];
+    DS_TRY(pack_again(compute, source, transposed, format, made.linear[t]));
   }
-  made[0]->storage = std::move(memory);
-  for (size_t i = 0; i < targets.size(); ++i) pack_of(targets[i]) = std::move(made[i]);
+  if (memory.bytes() > 0) made.linear[targets[0]].storage = std::move(memory);
+  for (const Target t : targets) pack_of(t) = std::make_unique<Linear>(std::move(made.linear[t]));
   return pack_of(target)->view;
 }
 
-/// `source` in another format or turned, where `to` has its place.
+/// `source` in another format or turned, where `to` has its place, or else in memory of its own.
 Status BaseWeights::pack_again(const Compute& compute, const Linear& source, bool transposed,
                                WeightFormat format, Linear& to) const {
   const Ops& ops = *compute.ops;

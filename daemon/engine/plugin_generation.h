@@ -101,14 +101,19 @@ inline ds_dtype kv_element(KvDtype dtype) {
   return kElements[static_cast<size_t>(dtype)];
 }
 
+/// The elements of what linear layers multiply on a GPU, as the ABI has them.
+inline ds_dtype element_of(WeightFormat format) {
+  if (is_f32(format)) return kAbiF32;
+  return format == WeightFormat::kF16 ? kAbiF16 : kAbiBf16;
+}
+
 /// A packed matrix as the ABI has it: panels on the CPU; on a GPU rows, which may be padded.
 inline void show_packed(const Ops& ops, const OpContext& context, const WeightView& w,
                         TensorView& view) {
   const bool on_host = context.stream == nullptr;  // where all but BF16 is FP32
   const bool f32 = is_f32(w.format) || (on_host && w.format == WeightFormat::kF16);
-  const ds_dtype half = w.format == WeightFormat::kF16 ? kAbiF16 : kAbiBf16;
   const int64_t bytes = ops.packed_bytes(w.format, w.n, w.k);
-  view.set(w.data, f32 ? kAbiF32 : half, {w.n, w.k}, device_of(context));
+  view.set(w.data, f32 ? kAbiF32 : element_of(w.format), {w.n, w.k}, device_of(context));
   if (on_host) {
     view.set_packing(f32 ? DS_PACK_PANEL_F32 : DS_PACK_PANEL_BF16, static_cast<uint64_t>(bytes));
   } else {

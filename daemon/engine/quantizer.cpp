@@ -42,7 +42,7 @@ struct AbiSlots {
     slots.pairs = at.data();
     slots.t = from.t;
     slots.table = reinterpret_cast<const ds_lora_entry*>(from.table);
-    slots.table_dtype = is_f32(from.table_format) ? kAbiF32 : kAbiBf16;
+    slots.table_dtype = element_of(from.table_format);
   }
 
  private:

@@ -57,6 +57,11 @@ Floats as_bf16(Floats x) {
   for (float& v : x) v = as_bf16(v);
   return x;
 }
+
+Floats rounded_to(WeightFormat format, Floats x) {
+  if (is_f32(format)) return x;
+  return format == WeightFormat::kF16 ? as_half(std::move(x)) : as_bf16(std::move(x));
+}
 Vec as_double(const Floats& x) { return Vec(x.begin(), x.end()); }
 
 CaseMemory& case_memory() {

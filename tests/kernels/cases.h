@@ -96,6 +96,8 @@ float as_bf16(float x);
 float as_half(float x);
 Floats as_bf16(Floats x);
 Floats as_half(Floats x);
+/// As memory of that format keeps it.
+Floats rounded_to(WeightFormat format, Floats x);
 /// "f32", "bf16", "f16", "tf32".
 std::string format_name(WeightFormat format);
 /// Of products whose activations are rounded so, where BF16 has 5e-2.

@@ -132,7 +132,7 @@ static void expect_rounded(const Ops& ops, const OpContext& context, AttentionAr
     run();
     ops.unpack(context, {format, args.rows, width, memory.get()}, narrow.data());
     ops.finish(context);
-    const Floats want = format == WeightFormat::kF16 ? as_half(out) : as_bf16(out);
+    const Floats want = rounded_to(format, out);
     for (size_t i = 0; i < want.size(); ++i) {
       if (narrow[i] != want[i]) out[i] = NAN;
     }

@@ -34,8 +34,7 @@ LinearProblem::LinearProblem(const LinearShape& s) : shape(s) {
   uint32_t seed = s.seed * 1000;
   const auto matrix = [&](int64_t n, int64_t k, float scale) {
     Floats w = random_floats(static_cast<size_t>(n * k), ++seed, scale);
-    if (s.format == WeightFormat::kBF16) return as_bf16(std::move(w));
-    return s.format == WeightFormat::kF16 ? as_half(std::move(w)) : w;
+    return rounded_to(s.format, std::move(w));
   };
   x = random_floats(static_cast<size_t>(s.rows * s.k), ++seed);
   residual = random_floats(static_cast<size_t>(s.rows * s.n[0]), ++seed);

@@ -41,11 +41,6 @@ class Rows16 {
   std::shared_ptr<char> memory_;
 };
 
-Floats rounded_to(WeightFormat format, Floats x) {
-  for (float& v : x) v = format == WeightFormat::kF16 ? as_half(v) : as_bf16(v);
-  return x;
-}
-
 /// x W^T of two weights, one behind the other or not, in 16 bits.
 Case products_beside(WeightFormat format, bool adjacent, int64_t rows) {
   constexpr int64_t k = 48, n[] = {kBesideWidth, 40}, total = n[0] + n[1];
