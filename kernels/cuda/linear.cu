@@ -211,36 +211,6 @@ void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
   });
 }
 
-/// prepared [rows, n] = silu(gate) * up where nothing is added to the products [rows, stride]: a
-/// thread takes kEach neighbours. Results are rounded to T, so fast exponentials and divisions do.
-/// Products that are halves already are infinite where cuBLAS had no half for them.
-template <typename T, typename P>
-__global__ void __launch_bounds__(kThreads)
-    finish_swiglu_chunks(int n, const P* gate, const P* up, int64_t stride, T* prepared) {
-  begin_after_previous();
-  constexpr int kEach = Chunk<P>::kElements;
-  const int i = (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * kEach;
-  if (i >= n) return;
-  // The last rows first: of many, their products are still in L2.
-  const int64_t row = gridDim.x - 1 - blockIdx.x;
-  const auto chunk = [&](const P* from) {
-    Chunk<P> out = unpack_chunk(*reinterpret_cast<const uint4*>(from + row * stride + i), P());
-    if constexpr (std::is_same_v<P, Half>) {
-#pragma unroll
-      for (float& x : out.v)
-        if (isinf(x)) x = copysignf(kLargestHalf, x);
-    }
-    return out;
-  };
-  const Chunk<P> g = chunk(gate), u = chunk(up);
-  float y[kEach];
-#pragma unroll
-  for (int e = 0; e < kEach; ++e) y[e] = __fdividef(g.v[e], 1.0f + __expf(-g.v[e])) * u.v[e];
-#pragma unroll
-  for (int e = 0; e < kEach; e += 4)
-    store_four(prepared + row * n + i + e, make_float4(y[e], y[e + 1], y[e + 2], y[e + 3]));
-}
-
 /// Products of q, k and v side by side, to be finished and put where rope_append() puts them.
 struct FinishRope {
   const float* product = nullptr;  ///< [rows, stride]
@@ -342,23 +312,19 @@ bool continues(const WeightView& w, const WeightView& next) {
          static_cast<const char*>(w.data) + packed_bytes(w.format, w.n, w.k) == next.data;
 }
 
-/// Products that wait for swiglu alone, whose rounded rows need no padding.
-bool wait_for_swiglu_alone(const LinearArgs& a) {
-  return a.epilogue == Epilogue::kSwiglu && a.lora == nullptr && a.bias[0] == nullptr &&
-         a.bias[1] == nullptr && a.y_prepared != nullptr && a.w[0].n % 8 == 0;
-}
-
-/// They do so as halves: half the memory. BF16 would lose too much.
-bool is_narrow(const LinearArgs& a) {
-  return wait_for_swiglu_alone(a) && a.w[0].format == WeightFormat::kF16;
+/// The call's weights from `w` on that lie side by side, as one; `next`: the first that does not.
+WeightView side_by_side(const LinearArgs& a, int w, int* next) {
+  WeightView view = a.w[w];
+  while (++w < a.n_weights && continues(view, a.w[w])) view.n += a.w[w].n;
+  *next = w;
+  return view;
 }
 
 /// All weights' products side by side: [rows, total], in FP32 or `narrow`.
 bool multiply_side_by_side(const StreamState& s, const LinearArgs& a, const Piece& p,
                            char* products, int64_t total, bool narrow) {
   for (int w = 0; w < a.n_weights;) {
-    WeightView view = a.w[w];
-    while (++w < a.n_weights && continues(view, a.w[w])) view.n += a.w[w].n;
+    const WeightView view = side_by_side(a, w, &w);
     if (!multiply(s, view, p.rows, p.x, p.x_stride, nullptr, products, total, narrow)) return false;
     products += view.n * (narrow ? 2 : 4);
   }
@@ -368,27 +334,17 @@ bool multiply_side_by_side(const StreamState& s, const LinearArgs& a, const Piec
 void finish_swiglu(const StreamState& s, const LinearArgs& a, const Piece& p, const char* products,
                    int64_t total) {
   const int64_t n = a.w[0].n;
-  void* prepared = a.y_prepared == nullptr
-                       ? nullptr
-                       : static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(n);
-  if (wait_for_swiglu_alone(a)) {
-    const auto launch = [&]<typename T, typename P>(T, P) {
-      const dim3 grid(static_cast<unsigned>(p.rows),
-                      static_cast<unsigned>(ceil_div(n / Chunk<P>::kElements, kThreads)));
-      const auto* gate = reinterpret_cast<const P*>(products);
-      launch_next("end of swiglu", finish_swiglu_chunks<T, P>, grid, kThreads, 0, s.stream(),
-                  static_cast<int>(n), gate, gate + n, total, static_cast<T*>(prepared));
-    };
-    return is_narrow(a) ? launch(Half(), Half()) : launch(Bf16(), float());
-  }
   Finish f;
   f.rows = p.rows;
   f.n = n;
   f.product = reinterpret_cast<const float*>(products);
   f.up = f.product + n;
   f.stride = total;
-  f.prepared = prepared;
-  if (prepared == nullptr) f.out[0] = {a.y[0] + p.row * a.y_stride[0], a.y_stride[0], n};
+  if (a.y_prepared != nullptr) {
+    f.prepared = static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(n);
+  } else {
+    f.out[0] = {a.y[0] + p.row * a.y_stride[0], a.y_stride[0], n};
+  }
   f.add = additions_of(a, p.row);
   launch_finish(s, f, a.w[0].format);
 }
@@ -422,6 +378,23 @@ void finish_rope(const StreamState& s, const LinearArgs& a, const Piece& p, cons
   with_element(a.w[0].format, [&]<typename T>(T) {
     launch_next("end of q, k and v", finish_rope_rows<T>, grid, kThreads, 0, s.stream(), f);
   });
+}
+
+/// All of a piece in one launch, where nothing but swiglu or rotation follows its products.
+bool by_tiles(const StreamState& s, const LinearArgs& a, const Piece& p) {
+  if (p.rounded == nullptr || a.lora != nullptr) return false;
+  for (int w = 0; w < a.n_weights; ++w)
+    if (a.bias[w] != nullptr) return false;
+  if (a.epilogue == Epilogue::kSwiglu && a.y_prepared != nullptr) {
+    char* y = static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(a.w[0].n);
+    return swiglu_by_tiles(s, a.w[0], a.w[1], p.rows, p.rounded, p.x_stride, y);
+  }
+  if (a.rope == nullptr) return false;
+  int next = 0;
+  const WeightView heads = side_by_side(a, 0, &next);
+  return next == a.n_weights &&
+         rope_by_tiles(s, heads, p.rows, p.rounded, p.x_stride, a.y[0] + p.row * a.y_stride[0],
+                       a.y_stride[0], from_row(*a.rope, p.row));
 }
 
 /// t = A x of FP32 rows where all that have a low-rank part have the same one, known by now: what
@@ -484,8 +457,8 @@ void many_rows(const StreamState& s, const LinearArgs& a) {
       if (!multiply_side_by_side(s, a, p, y, total, true)) return;
       continue;
     }
-    if (!(wait ? multiply_side_by_side(s, a, p, products, total, is_narrow(a))
-               : multiply_each(s, a, p)))
+    if (by_tiles(s, a, p)) continue;
+    if (!(wait ? multiply_side_by_side(s, a, p, products, total, false) : multiply_each(s, a, p)))
       return;
     if (swiglu) {
       finish_swiglu(s, a, p, products, total);

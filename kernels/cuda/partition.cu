@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUDA driver API, "Green Contexts": a GPU's SMs are split (on sm_90 in groups of eight), what is
-// left over is a partition, too. The functions come from the runtime, so that nothing here links to
-// the driver.
-#include <cuda.h>
-
+// left over is a partition, too.
 #include <mutex>
 
+#include "kernels/cuda/driver.h"
 #include "kernels/cuda/partition.h"
 
 namespace ds::cuda {
@@ -19,29 +17,14 @@ struct Driver {
   decltype(&cuGreenCtxStreamCreate) create_stream = nullptr;
 };
 
-template <typename Function>
-bool find(const char* name, Function* function) {
-  constexpr unsigned kVersion = 13000;  // of the declarations above
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-  if (cudaGetDriverEntryPointByVersion(name, &found, kVersion, cudaEnableDefault, &result) !=
-          cudaSuccess ||
-      result != cudaDriverEntryPointSuccess) {
-    cudaGetLastError();
-    return false;
-  }
-  *function = reinterpret_cast<Function>(found);
-  return true;
-}
-
 /// Null where the driver is older than the toolkit.
 const Driver* driver() {
   static Driver d;
-  static const bool complete = find("cuDeviceGetDevResource", &d.get_resource) &&
-                               find("cuDevSmResourceSplitByCount", &d.split) &&
-                               find("cuDevResourceGenerateDesc", &d.describe) &&
-                               find("cuGreenCtxCreate", &d.create) &&
-                               find("cuGreenCtxStreamCreate", &d.create_stream);
+  static const bool complete = find_in_driver("cuDeviceGetDevResource", &d.get_resource) &&
+                               find_in_driver("cuDevSmResourceSplitByCount", &d.split) &&
+                               find_in_driver("cuDevResourceGenerateDesc", &d.describe) &&
+                               find_in_driver("cuGreenCtxCreate", &d.create) &&
+                               find_in_driver("cuGreenCtxStreamCreate", &d.create_stream);
   return complete ? &d : nullptr;
 }
 

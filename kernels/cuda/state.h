@@ -20,6 +20,8 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 __host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+constexpr int64_t kSms = 132;  // of an H100
+
 /// Bytes that one op may use beside its arguments: products that wait for an epilogue, rounded
 /// inputs, partial sums. Ops work in pieces where more would be needed.
 constexpr int64_t kScratchBytes = int64_t{256} << 20;
@@ -39,6 +41,8 @@ class StreamState {
   void* id() { return owned_ ? this : nullptr; }
   bool has(void* native) const;
   cudaStream_t stream() const { return current_->stream; }
+  /// SMs of its part.
+  int64_t sms() const { return current_->sms != 0 ? current_->sms : kSms; }
   /// Which part of the GPU stream() is on.
   uint64_t place() const { return static_cast<uint64_t>(current_ - lanes_); }
   /// Enqueues a product; false, and kept for finish(), if it cannot be.
@@ -141,8 +145,6 @@ bool launch_next(const char* what, void (*kernel)(Parameters...), dim3 grid, int
                  size_t shared, cudaStream_t stream, Arguments... arguments) {
   return launch(what, Launching{}, kernel, grid, threads, shared, stream, arguments...);
 }
-
-constexpr int64_t kSms = 132;  // of an H100
 
 /// Elements of a packed row: k rounded up to 16 bytes.
 __host__ __device__ constexpr int64_t padded_k(WeightFormat format, int64_t k) {

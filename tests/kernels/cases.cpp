@@ -464,6 +464,8 @@ void add_linear_cases(std::vector<Case>* all) {
     for (int64_t rows : {1, 2, 7, 12, 30, 40, 70}) {
       for (int64_t head_dim : {12, 32}) all->push_back(rope_linear_case(format, rows, head_dim));
     }
+    // On a GPU in one launch, by tiles of three sizes.
+    for (int64_t rows : {100, 2000, 7000}) all->push_back(rope_linear_case(format, rows, 64));
   }
   for (int64_t rows : {2, 100}) {
     LinearShape shape{rows, 96, {70}, WeightFormat::kTF32, Epilogue::kResidual, true, 1};

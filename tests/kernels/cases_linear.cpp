@@ -247,7 +247,7 @@ namespace {
 
 /// Sizes and places of rope_linear_case().
 struct RopeLinear {
-  static constexpr int64_t kHeads = 3, kKv = 1, kIn = 20, kPositions = 50, kSlots = 128;
+  static constexpr int64_t kHeads = 3, kKv = 1, kIn = 20, kPositions = 50, kSlots = 8192;
   WeightFormat format;
   int64_t rows, dim;
 
@@ -266,14 +266,18 @@ struct RopeLinear {
     a.x = in.data();
     a.x_stride = kIn;
     a.n_weights = 3;
-    std::shared_ptr<char> packed[3], prepared;
+    // Side by side, as a model has them.
+    const auto packed =
+        aligned(ops.packed_bytes(format, n(0), kIn) + 2 * ops.packed_bytes(format, n(1), kIn));
+    std::shared_ptr<char> prepared;
     const float* source = in.data() + rows * kIn;
+    char* weight = packed.get();
     float* to[] = {rope.q, rope.k, const_cast<float*>(rope.v)};
     for (int w = 0; w < 3; ++w) {
-      packed[w] = aligned(ops.packed_bytes(format, n(w), kIn));
-      ops.pack(c, format, n(w), kIn, source, false, packed[w].get());
+      ops.pack(c, format, n(w), kIn, source, false, weight);
+      a.w[w] = {format, n(w), kIn, weight};
       source += n(w) * kIn;
-      a.w[w] = {format, n(w), kIn, packed[w].get()};
+      weight += ops.packed_bytes(format, n(w), kIn);
       a.y[w] = to[w];
       a.y_stride[w] = n(w);
     }

@@ -156,8 +156,9 @@ Case prepared_rope(int64_t heads, int64_t head_dim, bool keys) {
 }
 
 /// `beyond`: of the first row a gate that no half can hold meets an up of 0, which gives 0.
-Case prepared_linear_swiglu(WeightFormat format, int64_t rows, int64_t d, bool beyond) {
-  const int64_t n = rows * d, k = 24;
+Case prepared_linear_swiglu(WeightFormat format, int64_t rows, int64_t d, bool beyond = false,
+                            int64_t k = 24) {
+  const int64_t n = rows * d;
   const auto gate_up = [=] {
     Floats in = random_floats(rows * k + 2 * d * k, 35);
     std::transform(in.begin(), in.begin() + rows * k, in.begin(),
@@ -302,7 +303,12 @@ void add_prepared_cases(std::vector<Case>* all) {
     all->push_back(prepared_swiglu(format));
     for (const int64_t d : {kWidth, int64_t{48}}) {  // with zeros at the end of rows, and without
       for (const int64_t rows : {int64_t{20}, kRows})
-        all->push_back(prepared_linear_swiglu(format, rows, d, false));
+        all->push_back(prepared_linear_swiglu(format, rows, d));
+    }
+    // More tiles than a GPU has SMs, and steps of k than a block has room for; large tiles.
+    for (const int64_t d : {int64_t{1104}, int64_t{1048}}) {
+      all->push_back(prepared_linear_swiglu(format, 1500, d, false, 456));
+      all->back().gpu_alone = true;
     }
     all->push_back(prepared_linear_swiglu(format, kRows, 48, true));
   }
