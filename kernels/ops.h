@@ -76,7 +76,8 @@ struct LoraEntry {
 };
 
 /// Low-rank parts of one call (a struct of the host). Rows choose their slot, so one batch may mix
-/// versions.
+/// versions. Slots of rows, table and factors are uploaded or packed, not results of other ops: a
+/// call may read them before the ops that were enqueued ahead of it are done.
 struct LoraSlots {
   const int32_t* slot_of_row = nullptr;  ///< [rows], -1 = base only
   int n_slots = 0;

@@ -18,6 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bin='' out=build/gpu anew=no rows=()
 all=(ops parts plugins codes precision model engine engine-window-global memcheck racecheck initcheck parity parity-fp16 gap held-out
      decode-1 decode-8 decode-64 decode-256 logits-256 prefill-512 prefill-4096 decode-1-fp16 decode-256-fp16 prefill-4096-fp16
+     decode-1-delta-fp16 decode-8-delta-fp16 decode-64-delta-fp16 prefill-512-delta-fp16
      decode-1-int8 decode-64-int8 decode-256-int8 prefill-512-int8 decode-1-int4 decode-64-int4 decode-256-int4 prefill-512-int4
      lora-8x64 lora-16x1024 full-4x512 full-16x1024 lora-8x64-fp16 full-4x512-fp16 full-16x1024-fp16 full-16x1024-tf32
      full-16x1024-fp32 share-lora-8x64 share-full-4x512

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Linear layers of many rows through cuBLAS, and the choice between them and few_rows().
 #include "kernels/cuda/linear.h"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/low_rank.cuh"
 #include "kernels/cuda/pack.h"
 #include "kernels/cuda/rope.cuh"
 #include "kernels/cuda/table.h"
@@ -29,7 +29,6 @@ struct Finish {
   Output out[kMaxFusedWeights];
   void* prepared = nullptr;  ///< [rows, padded n] in the format of the weights; null: into out
   int weight = 0;
-  bool alike = false;  ///< rows with a low-rank part have that of slot 0, by value
   Additions add;
 };
 
@@ -102,77 +101,59 @@ __global__ void __launch_bounds__(kThreads) finish_rows(const __grid_constant__ 
 
 constexpr int kLowRows = 16, kLowTiles = 4;  // of a warp of finish_low_rank(): tiles of 8 columns
 
-/// Two neighbours of a row of t, times `scale`, as two elements each: their sum is exact to 16 bits
-/// and more.
-template <typename T>
-__device__ inline void split_pair(float2 t, float scale, uint32_t& high, uint32_t& low) {
-  const float x = t.x * scale, y = t.y * scale;
-  const float x_high = to_float(from_float<T>(x)), y_high = to_float(from_float<T>(y));
-  high = pack_pair<T>(x_high, y_high);
-  low = pack_pair<T>(x - x_high, y - y_high);
-}
-
-/// finish_rows() of one slot on tensor cores, columns of outputs in whole tiles: a warp adds B t to
-/// 16 rows of products of 32 columns. Grid: rows, columns.
+/// finish_rows() on tensor cores: a warp adds B t to 16 rows of products of one output, of
+/// kLowTiles * 8 of its columns. Grid: rows, columns.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) finish_low_rank(const __grid_constant__ Finish a) {
-  begin_after_previous();
-  const int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
-  const auto first = static_cast<int64_t>(blockIdx.x) * kLowRows;
-  const int64_t begin =
-      (static_cast<int64_t>(blockIdx.y) * (kThreads / 32) + threadIdx.x / 32) * kLowTiles * 8;
-  if (begin >= a.n) return;
-  const int64_t rows[2] = {first + group, first + group + 8};
+  const int lane = threadIdx.x % 32, pair = lane % 4 * 2;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kLowRows + lane / 4;
+  int64_t first = static_cast<int64_t>(blockIdx.y) * (kThreads / 32) + threadIdx.x / 32;
+  int output = 0;
+  int64_t begin = 0;  // of the output, among all columns
+  for (;; begin = a.out[output++].end) {
+    if (begin >= a.n) return;
+    const int64_t warps = ceil_div(a.out[output].end - begin, kLowTiles * 8);
+    if (first < warps) break;
+    first -= warps;
+  }
+  first *= kLowTiles * 8;
+  const Output& to = a.out[output];
+  const int64_t n = to.end - begin;
+  const int w = a.weight + output;
+  const auto has = [&](int tile, int half) {
+    return first + tile * 8 < n && row + 8 * half < a.rows;
+  };
+  WarpSlots slots;
+  slots.look_up(a.add.slot_of_row, row, a.rows);
+  begin_after_previous();  // slots do not wait for kernels (LoraSlots)
   float sum[kLowTiles][4] = {};
 #pragma unroll
-  for (int n = 0; n < kLowTiles; ++n) {
-    const int64_t i = begin + n * 8 + pair;
-    if (i >= a.n) break;
+  for (int tile = 0; tile < kLowTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (rows[half] >= a.rows) continue;
-      const auto x = *reinterpret_cast<const float2*>(a.product + rows[half] * a.stride + i);
-      sum[n][2 * half] = x.x, sum[n][2 * half + 1] = x.y;
+      if (!has(tile, half)) continue;
+      const float* from = a.product + (row + 8 * half) * a.stride + begin + first + tile * 8 + pair;
+      const auto x = *reinterpret_cast<const float2*>(from);
+      sum[tile][2 * half] = x.x, sum[tile][2 * half + 1] = x.y;
     }
   }
-  int loaded = -1, output = 0;
-  uint32_t high[4], low[4];
+  for (int slot = slots.next(); slot >= 0; slot = slots.next()) {
+    add_low_rank<T, kLowTiles>(a.add, slots, slot, w, row, static_cast<int>(first),
+                               static_cast<int>(n),
+                               [&](int tile) -> float(&)[4] { return sum[tile]; });
+    slots.done(slot);
+  }
+  const float* bias = a.add.bias[w];
 #pragma unroll
-  for (int n = 0; n < kLowTiles; ++n) {
-    if (begin + n * 8 >= a.n) break;
-    while (begin + n * 8 >= a.out[output].end) ++output;
-    const Output& to = a.out[output];
-    const int64_t column = begin + n * 8 - (output > 0 ? a.out[output - 1].end : 0);
-    const int w = a.weight + output;
-    const LoraEntry& entry = a.add.low.value[w][0];
-    if (entry.b != nullptr) {
-      if (loaded != w) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const bool has = rows[half] < a.rows && a.add.slot_of_row[rows[half]] >= 0;
-          const float* t = a.add.t + (w * a.add.t_rows + rows[half]) * kLoraRank + pair;
-#pragma unroll
-          for (int k = 0; k < 2; ++k) {
-            const auto two = has ? *reinterpret_cast<const float2*>(t + 8 * k) : make_float2(0, 0);
-            split_pair<T>(two, entry.scale, high[half + 2 * k], low[half + 2 * k]);
-          }
-        }
-        loaded = w;
-      }
-      const auto* b = reinterpret_cast<const uint32_t*>(static_cast<const T*>(entry.b) +
-                                                        (column + group) * kLoraRank + pair);
-      const uint32_t b0 = b[0], b1 = b[4];
-      multiply_add<T>(low, b0, b1, sum[n]);
-      multiply_add<T>(high, b0, b1, sum[n]);
-    }
-    const float* bias = a.add.bias[w];
-    const float2 more = bias == nullptr ? make_float2(0, 0)
-                                        : make_float2(bias[column + pair], bias[column + pair + 1]);
+  for (int tile = 0; tile < kLowTiles; ++tile) {
+    const int64_t column = first + tile * 8 + pair;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (rows[half] >= a.rows) continue;
-      *reinterpret_cast<float2*>(to.y + rows[half] * to.stride + column + pair) =
-          make_float2(sum[n][2 * half] + more.x, sum[n][2 * half + 1] + more.y);
+      if (!has(tile, half)) continue;
+      const float2 more =
+          bias == nullptr ? make_float2(0, 0) : make_float2(bias[column], bias[column + 1]);
+      *reinterpret_cast<float2*>(to.y + (row + 8 * half) * to.stride + column) =
+          make_float2(sum[tile][2 * half] + more.x, sum[tile][2 * half + 1] + more.y);
     }
   }
 }
@@ -182,8 +163,8 @@ bool suits_low_rank(const Finish& a, WeightFormat format) {
   const auto even = [](const void* at, int64_t stride) {
     return is_aligned8(at) && stride % 2 == 0;
   };
-  bool suits = a.alike && !is_f32(format) && a.up == nullptr && a.prepared == nullptr &&
-               even(a.product, a.stride);
+  bool suits = a.add.slot_of_row != nullptr && !is_f32(format) && a.up == nullptr &&
+               a.prepared == nullptr && even(a.product, a.stride);
   int64_t end = 0;
   for (int i = 0; end < a.n; ++i) {
     end = a.out[i].end;
@@ -195,9 +176,11 @@ bool suits_low_rank(const Finish& a, WeightFormat format) {
 void launch_finish(const StreamState& s, const Finish& a, WeightFormat format) {
   if (a.rows == 0 || a.n == 0) return;
   if (suits_low_rank(a, format)) {
-    constexpr int64_t kEach = kThreads / 32 * kLowTiles * 8;
+    int64_t warps = 0, end = 0;
+    for (int i = 0; end < a.n; end = a.out[i++].end)
+      warps += ceil_div(a.out[i].end - end, kLowTiles * 8);
     const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kLowRows)),
-                    static_cast<unsigned>(ceil_div(a.n, kEach)));
+                    static_cast<unsigned>(ceil_div(warps, kThreads / 32)));
     const auto kernel =
         format == WeightFormat::kF16 ? finish_low_rank<Half> : finish_low_rank<Bf16>;
     launch_next("end of a linear layer", kernel, grid, kThreads, 0, s.stream(), a);
@@ -280,11 +263,6 @@ struct Piece {
   const void* rounded = nullptr;  ///< x, if it is of 16 bits
 };
 
-void add_to(Finish& f, const LinearArgs& a, int64_t row) {
-  f.add = additions_of(a, row);
-  f.alike = a.lora != nullptr && has_one_pair(*a.lora);
-}
-
 /// Each weight's products in its y, finished there.
 bool multiply_each(const StreamState& s, const LinearArgs& a, const Piece& p) {
   for (int w = 0; w < a.n_weights; ++w) {
@@ -300,7 +278,7 @@ bool multiply_each(const StreamState& s, const LinearArgs& a, const Piece& p) {
     f.stride = a.y_stride[w];
     f.out[0] = {y, f.stride, f.n};
     f.weight = w;
-    add_to(f, a, p.row);
+    f.add = additions_of(a, p.row);
     launch_finish(s, f, a.w[w].format);
   }
   return true;
@@ -359,7 +337,7 @@ void finish_each(const StreamState& s, const LinearArgs& a, const Piece& p, cons
   int64_t end = 0;
   for (int w = 0; w < a.n_weights; ++w)
     f.out[w] = {a.y[w] + p.row * a.y_stride[w], a.y_stride[w], end += a.w[w].n};
-  add_to(f, a, p.row);
+  f.add = additions_of(a, p.row);
   launch_finish(s, f, a.w[0].format);
 }
 
@@ -380,21 +358,20 @@ void finish_rope(const StreamState& s, const LinearArgs& a, const Piece& p, cons
   });
 }
 
-/// All of a piece in one launch, where nothing but swiglu or rotation follows its products.
+/// All of a piece in one launch, where swiglu or rotation follows its products; lora.t is there.
 bool by_tiles(const StreamState& s, const LinearArgs& a, const Piece& p) {
-  if (p.rounded == nullptr || a.lora != nullptr) return false;
-  for (int w = 0; w < a.n_weights; ++w)
-    if (a.bias[w] != nullptr) return false;
+  if (p.rounded == nullptr) return false;
   if (a.epilogue == Epilogue::kSwiglu && a.y_prepared != nullptr) {
     char* y = static_cast<char*>(a.y_prepared) + p.row * rounded_row_bytes(a.w[0].n);
-    return swiglu_by_tiles(s, a.w[0], a.w[1], p.rows, p.rounded, p.x_stride, y);
+    return swiglu_by_tiles(s, a.w[0], a.w[1], p.rows, p.rounded, p.x_stride, additions_of(a, p.row),
+                           y);
   }
   if (a.rope == nullptr) return false;
   int next = 0;
   const WeightView heads = side_by_side(a, 0, &next);
   return next == a.n_weights &&
-         rope_by_tiles(s, heads, p.rows, p.rounded, p.x_stride, a.y[0] + p.row * a.y_stride[0],
-                       a.y_stride[0], from_row(*a.rope, p.row));
+         rope_by_tiles(s, heads, p.rows, p.rounded, p.x_stride, additions_of(a, p.row),
+                       a.y[0] + p.row * a.y_stride[0], a.y_stride[0], from_row(*a.rope, p.row));
 }
 
 /// t = A x of FP32 rows where all that have a low-rank part have the same one, known by now: what

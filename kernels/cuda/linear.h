@@ -58,12 +58,13 @@ bool some_rows(const StreamState&, const LinearArgs&);
 // By tiles, with what follows in the same launch; x are rows of the weights' 16 bits, `x_stride`
 // elements from one to the next. False, and nothing enqueued, where something is not by steps that
 // these kernels take.
-/// y [rows, n] = silu(x gate^T) * x up^T, in that format; what FP16 cannot hold saturates.
+/// y [rows, n] = silu(gate) * up in that format, of products of x; what FP16 cannot hold saturates.
 bool swiglu_by_tiles(const StreamState&, const WeightView& gate, const WeightView& up, int64_t rows,
-                     const void* x, int64_t x_stride, void* y);
+                     const void* x, int64_t x_stride, const Additions& add, void* y);
 /// `heads` are the weights of q, k and v, as one; their products go where rope_append() puts them.
 bool rope_by_tiles(const StreamState&, const WeightView& heads, int64_t rows, const void* x,
-                   int64_t x_stride, float* q, int64_t q_stride, const RopeAppendArgs& rope);
+                   int64_t x_stride, const Additions& add, float* q, int64_t q_stride,
+                   const RopeAppendArgs& rope);
 
 /// FP32 is FP32: without TF32, unless that is asked for.
 inline Product product_of(WeightFormat format) {

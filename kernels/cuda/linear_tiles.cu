@@ -2,7 +2,7 @@
 // Linear layers of many rows by tiles (product_tiles.cuh), with what follows their products in the
 // same launch.
 #include "kernels/cuda/driver.h"
-#include "kernels/cuda/linear.h"
+#include "kernels/cuda/low_rank.cuh"
 #include "kernels/cuda/product_tiles.cuh"
 #include "kernels/cuda/rope.cuh"
 
@@ -11,6 +11,48 @@ namespace {
 
 // ------------------------------------------------------------------ what becomes of sums
 
+__device__ inline int first_column(const TilePlace& at) {
+  return at.column - static_cast<int>(threadIdx.x) % 4 * 2;
+}
+
+/// The outputs of one weight that neighbouring columns of a tile are: from `output` on, below
+/// `end`.
+struct Outputs {
+  int w, output, end;
+};
+
+/// Adds low-rank parts and biases to sums: of(run) says what the tile's run-th kEights eights of
+/// columns are.
+template <typename T, int kEights, typename Tile, typename Of>
+__device__ inline void add_to_sums(const Additions& add, WarpSlots slots, const TilePlace& at,
+                                   TileSums<Tile>& sums, const Of& of) {
+  constexpr int kRuns = Tile::kColumns / 8 / kEights;
+  for (int slot = slots.next(); slot >= 0; slot = slots.next()) {
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      const Outputs o = of(run);
+      add_low_rank<T, kEights>(add, slots, slot, o.w, at.row, o.output, o.end,
+                               [&](int i) -> float(&)[4] { return sums.eight(run * kEights + i); });
+    }
+    slots.done(slot);
+  }
+#pragma unroll
+  for (int run = 0; run < kRuns; ++run) {
+    const Outputs o = of(run);
+    if (add.bias[o.w] == nullptr) continue;
+    const float* bias = add.bias[o.w] + o.output + static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      if (o.output + i * 8 >= o.end) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        sums.at(run * kEights + i, half, 0) += bias[i * 8];
+        sums.at(run * kEights + i, half, 1) += bias[i * 8 + 1];
+      }
+    }
+  }
+}
+
 /// Stores pairs of 16 bits, pair(c, half) those of the lane's two columns of eight c, by fours:
 /// neighbouring lanes change pairs of neighbouring eights. Columns are a multiple of 8.
 template <int kEights, typename Pair>
@@ -18,7 +60,7 @@ __device__ inline void store_pairs(const TilePlace& at, void* y, int64_t stride,
   static_assert(kEights % 2 == 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool odd = lane % 2 != 0;
-  const int column = at.column - lane % 4 * 2 + lane % 2 * 8 + lane % 4 / 2 * 4;
+  const int column = first_column(at) + lane % 2 * 8 + lane % 4 / 2 * 4;
   auto* to = static_cast<uint16_t*>(y) + at.row * stride + column;
 #pragma unroll
   for (int c = 0; c < kEights; c += 2) {
@@ -34,19 +76,27 @@ __device__ inline void store_pairs(const TilePlace& at, void* y, int64_t stride,
 }
 
 /// y = silu(gate) * up as T, of which the matrices are gate and up.
+template <bool kAdds>
 struct SwigluEnd {
   static constexpr int kMatrices = 2;
   void* y;
   int64_t stride;
+  Additions add;  ///< read if kAdds
 
-  struct Nothing {};
   template <typename Tile>
-  __device__ Nothing look_up(const TilePlace&) const {
-    return {};
+  __device__ WarpSlots look_up(const TilePlace& at) const {
+    WarpSlots slots;
+    if constexpr (kAdds) slots.look_up(add.slot_of_row, at.row, at.rows);
+    return slots;
   }
   template <typename T, typename Tile>
-  __device__ void store(const TilePlace& at, const TileSums<Tile>& sums, Nothing) const {
+  __device__ void store(const TilePlace& at, TileSums<Tile>& sums, const WarpSlots& slots) const {
     constexpr int kEights = Tile::kColumns / 16;
+    if constexpr (kAdds) {
+      add_to_sums<T, kEights>(add, slots, at, sums, [&](int w) {
+        return Outputs{w, first_column(at), at.columns};
+      });
+    }
     // Results are rounded to T, so fast exponentials and divisions do.
     store_pairs<kEights>(at, y, stride, [&](int c, int half) {
       float out[2];
@@ -60,21 +110,27 @@ struct SwigluEnd {
   }
 };
 
+constexpr int kHeadDim = 64;  ///< of heads that RopeEnd takes
+
 /// Heads of q, k and v, side by side, go where rope_append() puts them.
+template <bool kAdds>
 struct RopeEnd {
-  static constexpr int kMatrices = 1, kHeadDim = 64, kHalf = kHeadDim / 2;
+  static constexpr int kMatrices = 1, kHalf = kHeadDim / 2;
   float* q;
   int64_t q_stride;
   RopeAppendArgs rope;
+  Additions add;  ///< read if kAdds
 
   /// Of the lane's two rows: where they go, and the angles of its eight pairs.
   struct Ahead {
-    int32_t slot[2];
+    int32_t slot[2];  // in the pages
+    WarpSlots low_rank;
     float2 cos[2][kHalf / 8], sin[2][kHalf / 8];
   };
   template <typename Tile>
   __device__ Ahead look_up(const TilePlace& at) const {
     Ahead ahead;
+    if constexpr (kAdds) ahead.low_rank.look_up(add.slot_of_row, at.row, at.rows);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = min(at.row + 8 * half, at.rows - 1);
@@ -89,7 +145,16 @@ struct RopeEnd {
     return ahead;
   }
   template <typename T, typename Tile>
-  __device__ void store(const TilePlace& at, const TileSums<Tile>& sums, const Ahead& ahead) const {
+  __device__ void store(const TilePlace& at, TileSums<Tile>& sums, const Ahead& ahead) const {
+    if constexpr (kAdds) {
+      add_to_sums<T, kHeadDim / 8>(add, ahead.low_rank, at, sums, [&](int h) {
+        const int number = at.column / kHeadDim + h;
+        const auto [w, head] = head_of(rope, number);
+        const int output = head * kHeadDim;
+        // Of a head behind the last: nothing.
+        return Outputs{w, output, number * kHeadDim < at.columns ? output + kHeadDim : 0};
+      });
+    }
 #pragma unroll
     for (int h = 0; h < Tile::kColumns / kHeadDim; ++h) {
       if (at.column + h * kHeadDim >= at.columns) return;
@@ -165,7 +230,7 @@ struct Factors {
 
 template <typename Tile, typename End>
 struct Launch {
-  static constexpr int64_t kOutputs = Tile::kColumns / End::kMatrices;
+  static constexpr int64_t kOutputs = TileWalk<Tile, End::kMatrices>::kOutputs;
 
   static int64_t tiles(const Factors& f) {
     return ceil_div(f.rows, Tile::kRows) * ceil_div(f.w[0]->n, kOutputs);
@@ -215,25 +280,38 @@ bool suits(const WeightView& w, const void* x, int64_t x_stride) {
          is_aligned16(x) && x_stride % 8 == 0 && encoder() != nullptr;
 }
 
+/// f(with): whether anything is added to products, as a constant.
+template <typename F>
+void for_additions(const Additions& add, const F& f) {
+  bool adds = add.slot_of_row != nullptr;
+  for (const float* bias : add.bias) adds = adds || bias != nullptr;
+  adds ? f(std::true_type()) : f(std::false_type());
+}
+
 }  // namespace
 
 bool swiglu_by_tiles(const StreamState& s, const WeightView& gate, const WeightView& up,
-                     int64_t rows, const void* x, int64_t x_stride, void* y) {
+                     int64_t rows, const void* x, int64_t x_stride, const Additions& add, void* y) {
   if (!suits(gate, x, x_stride) || !suits(up, x, x_stride)) return false;
   if (gate.n != up.n || gate.n % 8 != 0 || !is_aligned8(y)) return false;
-  Choice<Tile<1, 1, 96>, Tile<2, 1, 96>, Tile<2, 2, 96>>::run(s, {rows, x, x_stride, {&gate, &up}},
-                                                              SwigluEnd{y, gate.n});
+  for_additions(add, [&]<typename Adds>(Adds) {
+    Choice<Tile<1, 1, 96>, Tile<2, 1, 96>, Tile<2, 2, 96>>::run(
+        s, {rows, x, x_stride, {&gate, &up}}, SwigluEnd<Adds::value>{y, gate.n, add});
+  });
   return true;
 }
 
 bool rope_by_tiles(const StreamState& s, const WeightView& heads, int64_t rows, const void* x,
-                   int64_t x_stride, float* q, int64_t q_stride, const RopeAppendArgs& rope) {
-  if (!suits(heads, x, x_stride) || rope.kv.head_dim != RopeEnd::kHeadDim) return false;
+                   int64_t x_stride, const Additions& add, float* q, int64_t q_stride,
+                   const RopeAppendArgs& rope) {
+  if (!suits(heads, x, x_stride) || rope.kv.head_dim != kHeadDim) return false;
   if (q_stride % 2 != 0 || !is_aligned8(q) || !is_aligned8(rope.cos) || !is_aligned8(rope.sin) ||
       !is_aligned8(rope.kv.k) || !is_aligned8(rope.kv.v))
     return false;
-  Choice<Tile<1, 1, 64>, Tile<2, 1, 64>, Tile<2, 2, 96>>::run(
-      s, {rows, x, x_stride, {&heads, nullptr}}, RopeEnd{q, q_stride, rope});
+  for_additions(add, [&]<typename Adds>(Adds) {
+    Choice<Tile<1, 1, 64>, Tile<2, 1, 64>, Tile<2, 2, 96>>::run(
+        s, {rows, x, x_stride, {&heads, nullptr}}, RopeEnd<Adds::value>{q, q_stride, rope, add});
+  });
   return true;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The first half of low-rank parts, t = A x, and what the second half is told.
 #include "kernels/cuda/linear.h"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/low_rank.cuh"
 
 namespace ds::cuda {
 namespace {
@@ -58,59 +58,68 @@ __global__ void __launch_bounds__(kLoraRank * 32)
 
 constexpr int kTileRows = 16, kTileWarps = 8;
 
-/// The same of rounded rows that have one slot, on tensor cores: a block takes 16 rows of one
-/// weight, a warp every 8th step of 32 columns, and the warps' sums are added in order. Of a step a
-/// lane reads 8 neighbours of each of its rows, x and A alike, so that these need not be the
-/// columns that the instruction says.
+/// The same of rounded rows, on tensor cores: a block takes 16 rows of one weight, a warp every 8th
+/// step of 32 columns, and the warps' sums are added in order. Of a step a lane reads 8 neighbours
+/// of each of its rows, x and A alike, so that these need not be the columns that the instruction
+/// says.
 template <typename T>
 __global__ void __launch_bounds__(kTileWarps * 32)
     low_rank_tiles(const __grid_constant__ LowInputs a) {
-  begin_after_previous();
   __shared__ float of_warp[kTileWarps][kTileRows][kLoraRank + 1];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, w = blockIdx.y, group = lane / 4;
-  const auto* low = static_cast<const T*>(a.pairs.at(w, 0).a);
-  if (low == nullptr) return;
   const auto padded = static_cast<int>(a.in.padded);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileRows;
   const auto* rows = static_cast<const T*>(a.in.rounded);
   // Rows beyond the last: as that one, and not stored.
   const T* const x[2] = {rows + smaller(first + group, a.rows - 1) * padded,
                          rows + smaller(first + group + 8, a.rows - 1) * padded};
-  const T* const ranks[2] = {low + group * padded, low + (group + 8) * padded};
-  float sum[2][4] = {};
+  const int row = threadIdx.x / kLoraRank, rank = threadIdx.x % kLoraRank;  // that it stores
+  const int of_row = first + row < a.rows ? a.slot_of_row[first + row] : -1;
+  WarpSlots slots;
+  slots.look_up(a.slot_of_row, first + group, a.rows);
+  const int slot0 = slots.next();
+  const auto* low0 = slot0 < 0 ? nullptr : static_cast<const T*>(a.pairs.at(w, slot0).a);
+  begin_after_previous();  // slots and factors do not wait for kernels (LoraSlots)
+  for (int slot = slot0; slot >= 0; slot = slots.next()) {
+    slots.done(slot);
+    const auto* low = slot == slot0 ? low0 : static_cast<const T*>(a.pairs.at(w, slot).a);
+    if (low == nullptr) continue;
+    const T* const ranks[2] = {low + group * padded, low + (group + 8) * padded};
+    float sum[2][4] = {};
 #pragma unroll 3
-  for (int column = warp * 32 + lane % 4 * 8; column - lane % 4 * 8 < padded;
-       column += kTileWarps * 32) {
-    uint4 of_x[2] = {}, of_a[2] = {};
-    if (column < padded) {
+    for (int column = warp * 32 + lane % 4 * 8; column - lane % 4 * 8 < padded;
+         column += kTileWarps * 32) {
+      uint4 of_x[2] = {}, of_a[2] = {};
+      if (column < padded) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          of_x[half] = __ldg(reinterpret_cast<const uint4*>(x[half] + column));
+          of_a[half] = __ldg(reinterpret_cast<const uint4*>(ranks[half] + column));
+        }
+      }
+      const uint32_t lower[4] = {of_x[0].x, of_x[1].x, of_x[0].y, of_x[1].y};
+      const uint32_t upper[4] = {of_x[0].z, of_x[1].z, of_x[0].w, of_x[1].w};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        of_x[half] = __ldg(reinterpret_cast<const uint4*>(x[half] + column));
-        of_a[half] = __ldg(reinterpret_cast<const uint4*>(ranks[half] + column));
+        multiply_add<T>(lower, of_a[half].x, of_a[half].y, sum[half]);
+        multiply_add<T>(upper, of_a[half].z, of_a[half].w, sum[half]);
       }
     }
-    const uint32_t lower[4] = {of_x[0].x, of_x[1].x, of_x[0].y, of_x[1].y};
-    const uint32_t upper[4] = {of_x[0].z, of_x[1].z, of_x[0].w, of_x[1].w};
+    const int pair = lane % 4 * 2;
+    __syncthreads();  // what was left for the slot before has been read
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      multiply_add<T>(lower, of_a[half].x, of_a[half].y, sum[half]);
-      multiply_add<T>(upper, of_a[half].z, of_a[half].w, sum[half]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        of_warp[warp][group + e / 2 * 8][half * 8 + pair + e % 2] = sum[half][e];
     }
+    __syncthreads();
+    if (of_row != slot) continue;
+    float total = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kTileWarps; ++i) total += of_warp[i][row][rank];
+    a.t[(w * a.t_rows + first + row) * kLoraRank + rank] = total;
   }
-  const int pair = lane % 4 * 2;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      of_warp[warp][group + e / 2 * 8][half * 8 + pair + e % 2] = sum[half][e];
-  }
-  __syncthreads();
-  const int row = threadIdx.x / kLoraRank, rank = threadIdx.x % kLoraRank;
-  if (first + row >= a.rows) return;
-  float total = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kTileWarps; ++i) total += of_warp[i][row][rank];
-  a.t[(w * a.t_rows + first + row) * kLoraRank + rank] = total;
 }
 
 template <typename T, bool kRounded>
@@ -162,10 +171,9 @@ void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int
   low.slot_of_row = a.lora->slot_of_row + row;
   low.t = a.lora->t + row * kLoraRank;
   low.pairs = low_pairs(a);
-  const bool alike = has_one_pair(*a.lora);
   with_element(a.w[0].format, [&]<typename T>(T) {
     if constexpr (sizeof(T) == 2) {
-      if (rounded != nullptr && alike && rows > kFewRows) {
+      if (rounded != nullptr && rows > kFewRows) {
         const dim3 grid(static_cast<unsigned>(ceil_div(rows, kTileRows)),
                         static_cast<unsigned>(a.n_weights));
         launch_next("low-rank inputs", low_rank_tiles<T>, grid, kTileWarps * 32, 0, s.stream(),

@@ -47,18 +47,22 @@ struct TileArgs {
 /// Sums of a warpgroup's 64 rows.
 template <typename Tile>
 struct TileSums {
-  float v[Tile::kParts][Tile::kWidth / 2];
+  static constexpr int kEights = Tile::kWidth / 8;  ///< of a part
+  float v[Tile::kParts][kEights][4];
 
-  /// Of eight c: column e of the lane's two, in its upper or lower row.
-  __device__ float at(int c, int half, int e) const {
-    return v[c / (Tile::kWidth / 8)][c % (Tile::kWidth / 8) * 4 + half * 2 + e];
+  __device__ float (&of_part(int p))[Tile::kWidth / 2] {
+    return reinterpret_cast<float(&)[Tile::kWidth / 2]>(v[p]);
   }
+  /// Those of eight c of columns: a C of mma.cuh.
+  __device__ float (&eight(int c))[4] { return v[c / kEights][c % kEights]; }
+  /// Column e of the lane's two, in its upper or lower row.
+  __device__ float& at(int c, int half, int e) { return eight(c)[half * 2 + e]; }
 };
 
-/// Which tiles a block takes, in order.
+/// The tiles in the order in which blocks take them.
 template <typename Tile, int kMatrices>
 struct TileWalk {
-  static constexpr int kOutputs = Tile::kColumns / kMatrices;
+  static constexpr int kOutputs = Tile::kColumns / kMatrices;  ///< of a matrix in a tile
   int across, count;
 
   __device__ explicit TileWalk(const TileArgs& a)
@@ -100,13 +104,13 @@ struct TileStages {
 /// By one thread: all boxes of the block's tiles.
 template <typename Tile, int kMatrices, typename T>
 __device__ inline void copy_tiles(const TileArgs& a, TileStages<Tile, T> to) {
-  constexpr int kOutputs = Tile::kColumns / kMatrices;
-  const TileWalk<Tile, kMatrices> walk(a);
+  using Walk = TileWalk<Tile, kMatrices>;
+  const Walk walk(a);
   const auto copy_weights = [&](int step, int tile) {
     expect_bytes(to.full + to.at, Tile::kStageElements * 2);
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) {
-      copy_box(to.weights() + m * kOutputs * kBoxColumns, a.w[m], step * kBoxColumns,
+      copy_box(to.weights() + m * Walk::kOutputs * kBoxColumns, a.w[m], step * kBoxColumns,
                walk.column(tile), to.full + to.at);
     }
   };
@@ -145,7 +149,7 @@ __device__ inline void multiply_tile(const TileArgs& a, int warpgroup, TileStage
       for (int p = 0; p < Tile::kParts; ++p) {
         multiply_rows<T>(x + i * kNextColumns,
                          w + i * kNextColumns + p * (Tile::kWidth / 8) * kNextEightRows,
-                         step > 0 || i > 0, sums.v[p]);
+                         step > 0 || i > 0, sums.of_part(p));
       }
     }
     commit_products();
@@ -161,8 +165,8 @@ __device__ inline void multiply_tile(const TileArgs& a, int warpgroup, TileStage
 /// End, what becomes of sums, has
 ///   static constexpr int kMatrices   1, or 2 whose outputs of the same numbers are in one tile
 ///   template <typename Tile> Ahead   looked_up(const TilePlace&) while products are made
-///   template <typename T, typename Tile>
-///   void store(const TilePlace&, const TileSums<Tile>&, const Ahead&) const
+///   template <typename T, typename Tile> void store(const TilePlace&, TileSums<Tile>&, Ahead)
+///   const
 template <typename T, typename Tile, typename End>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     multiply_tiles(const __grid_constant__ TileArgs a, const __grid_constant__ End end) {

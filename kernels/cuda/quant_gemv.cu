@@ -396,7 +396,8 @@ void few_quant_rows(const StreamState& s, const QuantLinearArgs& q, int64_t row,
           g.w.groups * kQuantGroup,
           a.norm,
           a.norm_eps,
-          whole};
+          whole,
+          nullptr};
   g.rows = static_cast<int>(rows);
   g.low_f32 = is_f32(low_rank_format(a));
   for (int w = 0; w < a.n_weights; ++w) {

@@ -7,6 +7,8 @@
 //   decode-B     one token for each of B sequences behind 256 tokens, drawn on the GPU, greedily,
 //                as the engine does it; logits-B: with all logits on the host
 //   prefill-T    a prompt of T tokens, 4,096 rows at a time, and the first token of the answer
+//   decode-B-delta, prefill-T-delta
+//                the same with a learned delta, of rank 8 on all weights but k's
 //   lora-BxT     LoRA step (rank 8 on every linear), B sequences of T tokens, loss on all of them
 //   full-BxT     the same for every parameter
 //   attention-T, attention-R+K, attention-decode-BxK, attention-train-BxT
@@ -35,6 +37,7 @@
 #include "tests/bench/attention_rows.h"
 #include "tests/bench/precision_rows.h"
 #include "tests/bench/share_rows.h"
+#include "tests/daemon/random_delta.h"
 #include "tests/daemon/reference_model.h"
 #include "tests/kernels/cases.h"
 
@@ -110,10 +113,12 @@ class Serving {
   }
   /// Tokens are not drawn: all logits come to the host.
   void want_logits() { draws_.clear(); }
+  void set_delta(std::shared_ptr<const LoraDelta> delta) { delta_ = std::move(delta); }
   /// Each sequence's next `rows` tokens from `position` on.
   void step(int64_t rows, int64_t position) {
     const std::vector<TokenId> ids = some_ids(rows * batch_, base_->config().vocab, position);
-    const std::vector<int32_t> slots(ids.size(), -1);
+    const std::vector<int32_t> slots(ids.size(), delta_ != nullptr ? 0 : -1);
+    const LoraDelta* const delta = delta_.get();
     std::vector<SequenceSpan> spans;
     std::vector<int32_t> last;
     for (int64_t b = 0; b < batch_; ++b) {
@@ -124,6 +129,7 @@ class Serving {
     batch.ids = ids;
     batch.sequences = spans;
     batch.slot_of_row = slots;
+    if (delta != nullptr) batch.deltas = {&delta, 1};
     batch.logit_rows = last;
     batch.draws = draws_;
     DS_CHECK(
@@ -133,6 +139,7 @@ class Serving {
 
  private:
   std::shared_ptr<const BaseWeights> base_;
+  std::shared_ptr<const LoraDelta> delta_;  ///< null: the base alone
   int64_t batch_, width_;
   KvPages pages_;
   Forward forward_;
@@ -266,23 +273,30 @@ struct Bench {
                          std::array{WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16});
   }
 
-  void decode(const char* row, int64_t batch, bool logits) const {
+  /// A delta where the row asks for one.
+  std::shared_ptr<const LoraDelta> delta_of(const std::string& row) const {
+    return row.ends_with("-delta") ? test::random_delta(*base, gpu, 8, 1) : nullptr;
+  }
+
+  void decode(const std::string& row, int64_t batch, bool logits) const {
     Serving serving(gpu, base, batch, 320, std::max<int64_t>(batch, 512));
+    serving.set_delta(delta_of(row));
     if (logits) serving.want_logits();
     int64_t position = 256;
     const double s = seconds(gpu, [&] { serving.step(1, position++); });
-    std::printf("%s%s: %.0f tok/s, %.1f us a step\n", row, suffix.c_str(), double(batch) / s,
-                s * 1e6);
+    std::printf("%s%s: %.0f tok/s, %.1f us a step\n", row.c_str(), suffix.c_str(),
+                double(batch) / s, s * 1e6);
   }
 
-  void prefill(int64_t tokens) const {
+  void prefill(const std::string& row, int64_t tokens) const {
     constexpr int64_t kChunk = 4096;
     Serving serving(gpu, base, 1, tokens, kChunk);
+    serving.set_delta(delta_of(row));
     const double s = seconds(gpu, [&] {
       for (int64_t at = 0; at < tokens; at += kChunk)
         serving.step(std::min(kChunk, tokens - at), at);
     });
-    std::printf("prefill-%ld%s: %.0f tok/s, %.2f ms\n", tokens, suffix.c_str(), double(tokens) / s,
+    std::printf("%s%s: %.0f tok/s, %.2f ms\n", row.c_str(), suffix.c_str(), double(tokens) / s,
                 s * 1e3);
   }
 
@@ -369,11 +383,11 @@ struct Bench {
     } else if (row == "held-out") {
       if (!held_out()) return false;
     } else if (std::sscanf(row.c_str(), "decode-%ld", &batch) == 1 && batch > 0) {
-      decode(row.c_str(), batch, false);
+      decode(row, batch, false);
     } else if (std::sscanf(row.c_str(), "logits-%ld", &batch) == 1 && batch > 0) {
-      decode(row.c_str(), batch, true);
+      decode(row, batch, true);
     } else if (std::sscanf(row.c_str(), "prefill-%ld", &tokens) == 1 && tokens > 0) {
-      prefill(tokens);
+      prefill(row, tokens);
     } else if (std::sscanf(row.c_str(), "lora-%ldx%ld", &batch, &tokens) == 2) {
       train(batch, tokens, false);
     } else if (std::sscanf(row.c_str(), "full-%ldx%ld", &batch, &tokens) == 2) {

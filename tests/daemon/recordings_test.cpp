@@ -5,9 +5,9 @@
 
 #include <array>
 #include <atomic>
-#include <random>
 
 #include "engine/quantizer.h"
+#include "random_delta.h"
 #include "reference_model.h"
 #include "served_model.h"
 
@@ -28,24 +28,7 @@ Ops with_recording(bool (*begin)(const OpContext&)) {
 
 std::shared_ptr<const LoraDelta> random_delta(const BaseWeights& base, const Compute& compute,
                                               uint32_t seed) {
-  constexpr int64_t kRank = 4;
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal(0.0f, 0.3f);
-  std::vector<LoraDelta::LayerFactors> factors(static_cast<size_t>(base.config().n_layers));
-  for (LoraDelta::LayerFactors& layer : factors) {
-    for (int t = 0; t < kTargets; ++t) {
-      if (t == kK) continue;  // a weight without a low-rank part
-      const auto [n, k] = target_shape(base.config(), static_cast<Target>(t));
-      layer[t].a.resize(static_cast<size_t>(kRank * k));
-      layer[t].b.resize(static_cast<size_t>(n * kRank));
-      for (auto* part : {&layer[t].a, &layer[t].b}) {
-        for (float& x : *part) x = normal(rng);
-      }
-    }
-  }
-  auto packed = LoraDelta::pack(base, compute, kRank, 0.5f, factors);
-  DS_CHECK(packed.ok());
-  return *packed;
+  return test::random_delta(base, compute, 4, seed);
 }
 
 /// Decode steps of some sequences, every second of which is on a delta.

@@ -461,11 +461,12 @@ void add_linear_cases(std::vector<Case>* all) {
       all->push_back(linear_case(normed));
     }
     for (int64_t rows : {1, 12, 40, 70}) all->push_back(norm_range_case(rows, format));
-    for (int64_t rows : {1, 2, 7, 12, 30, 40, 70}) {
-      for (int64_t head_dim : {12, 32}) all->push_back(rope_linear_case(format, rows, head_dim));
+    add_rope_linear_cases(format, all);
+    for (int64_t rows : {12, 40, 140}) {
+      LinearShape shape{rows, 131, {56, 56}, format, Epilogue::kSwiglu, rows == 140, 3};
+      shape.y_prepared = true;
+      all->push_back(linear_case(shape));
     }
-    // On a GPU in one launch, by tiles of three sizes.
-    for (int64_t rows : {100, 2000, 7000}) all->push_back(rope_linear_case(format, rows, 64));
   }
   for (int64_t rows : {2, 100}) {
     LinearShape shape{rows, 96, {70}, WeightFormat::kTF32, Epilogue::kResidual, true, 1};

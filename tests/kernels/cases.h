@@ -63,6 +63,7 @@ struct LinearShape {
   uint32_t seed = 1;
   bool transposed = false;  ///< the pack of W^T, where Ops::reads_transposed
   bool norm = false;        ///< the input is `raw` after RMSNorm, where Ops::fuses_phases
+  bool y_prepared = false;  ///< of kSwiglu, where there are such rows
 };
 
 struct LinearProblem {
@@ -112,7 +113,7 @@ double error_of(const Floats& got, const Vec& expected);
 
 Case linear_case(const LinearShape& shape);
 Case norm_range_case(int64_t rows, WeightFormat format);
-Case rope_linear_case(WeightFormat format, int64_t rows, int64_t head_dim);
+void add_rope_linear_cases(WeightFormat format, std::vector<Case>* all);
 /// Small and odd shapes of every op, for correctness.
 std::vector<Case> all_cases();
 /// The shapes of a 135M model (d 576, ff 1536, 9/3 heads of 64, vocab 49152), for timing.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <numeric>
 
 #include "tests/kernels/simple_case.h"
 
@@ -20,6 +21,19 @@ struct Packed {
     return {format, n, k, memory.back().get(), turned};
   }
 };
+
+std::vector<int64_t> first_rows(int64_t count) {
+  std::vector<int64_t> rows(static_cast<size_t>(count));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+Floats rows_of(const Floats& all, int64_t width, const std::vector<int64_t>& rows) {
+  Floats out;
+  for (int64_t r : rows)
+    out.insert(out.end(), all.begin() + r * width, all.begin() + (r + 1) * width);
+  return out;
+}
 
 int64_t total_outputs(const LinearShape& s) {
   if (s.epilogue == Epilogue::kSwiglu) return s.n[0];
@@ -101,21 +115,16 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
     Packed packed;
     Floats x, residual, t;
     Ints slots;
-    std::shared_ptr<char> prepared;
+    std::shared_ptr<char> prepared, y_prepared;
   };
   const LinearShape& s = shape;
-  if (rows.empty()) {
-    for (int64_t r = 0; r < s.rows; ++r) rows.push_back(r);
-  }
+  if (rows.empty()) rows = first_rows(s.rows);
   auto bound = std::make_shared<Bound>();
   const bool normed_there = s.norm && ops.fuses_phases;
   const Floats& input = normed_there ? raw : x;
-  for (int64_t r : rows) {
-    bound->x.insert(bound->x.end(), input.begin() + r * s.k, input.begin() + (r + 1) * s.k);
-    bound->residual.insert(bound->residual.end(), residual.begin() + r * s.n[0],
-                           residual.begin() + (r + 1) * s.n[0]);
-    bound->slots.push_back(slots[r]);
-  }
+  bound->x = rows_of(input, s.k, rows);
+  bound->residual = rows_of(residual, s.n[0], rows);
+  for (int64_t r : rows) bound->slots.push_back(slots[r]);
   LinearArgs& a = bound->args;
   a.rows = static_cast<int64_t>(rows.size());
   a.x = bound->x.data();
@@ -152,12 +161,19 @@ std::function<void()> LinearProblem::bind(const Ops& ops, const OpContext& conte
     bound->prepared = aligned(bytes);
     a.x_prepared = bound->prepared.get();
   }
-  return [&ops, context, bound, s] {
+  if (const int64_t bytes = ops.prepared_bytes(s.format, a.rows, s.n[0]);
+      bytes > 0 && s.y_prepared && !ops.host_memory) {
+    bound->y_prepared = aligned(bytes);
+    a.y_prepared = bound->y_prepared.get();
+  }
+  return [&ops, context, bound, s, to = out->data()] {
     if (bound->prepared) {
       ops.prepare(context, bound->args.rows, s.k, bound->args.x, bound->args.x_stride,
                   {bound->prepared.get(), s.format});
     }
     ops.linear(context, bound->args);
+    if (bound->y_prepared)
+      ops.unpack(context, {s.format, bound->args.rows, s.n[0], bound->y_prepared.get()}, to);
   };
 }
 
@@ -177,6 +193,7 @@ Case linear_case(const LinearShape& s) {
   if (s.lora_slots > 0) c.name += " lora" + std::to_string(s.lora_slots);
   if (s.transposed) c.name += " transposed";
   if (s.norm) c.name += " norm";
+  if (s.y_prepared) c.name += " to rows";
   c.tolerance = 2e-5;
   c.tolerance_bf16 = rounding_tolerance(s.format);
   c.flops = 2.0 * static_cast<double>(s.rows * s.k) * outputs;
@@ -248,12 +265,28 @@ namespace {
 /// Sizes and places of rope_linear_case().
 struct RopeLinear {
   static constexpr int64_t kHeads = 3, kKv = 1, kIn = 20, kPositions = 50, kSlots = 8192;
+  static constexpr float kScale = 0.5f;
   WeightFormat format;
   int64_t rows, dim;
+  bool low_rank;  ///< every third row has slot 0, every third slot 1
 
   int64_t half() const { return dim / 2; }
   int64_t n(int w) const { return (w == 0 ? kHeads : kKv) * dim; }
-  int64_t weights() const { return (kHeads + 2 * kKv) * dim * kIn; }
+  int64_t outputs() const { return (kHeads + 2 * kKv) * dim; }
+  int64_t weights() const { return outputs() * kIn; }
+  /// Behind the weights: of each slot and weight A, then B.
+  int64_t factors() const { return low_rank ? 2 * kLoraRank * (3 * kIn + outputs()) : 0; }
+  /// f(slot, w, A, B)
+  void for_factors(const float* at,
+                   const std::function<void(int, int, const float*, const float*)>& f) const {
+    for (int slot = 0; low_rank && slot < 2; ++slot) {
+      for (int w = 0; w < 3; ++w) {
+        f(slot, w, at, at + kLoraRank * kIn);
+        at += kLoraRank * (kIn + n(w));
+      }
+    }
+  }
+  static int32_t slot_of(int64_t r) { return static_cast<int32_t>(r % 3) - 1; }
 
   static int32_t position(int64_t r) { return static_cast<int32_t>(r * 7 % kPositions); }
   static int32_t slot(int64_t r) { return static_cast<int32_t>((r * 11 + 3) % kSlots); }
@@ -285,6 +318,21 @@ struct RopeLinear {
       a.x_prepared = (prepared = aligned(bytes)).get();
       ops.prepare(c, rows, kIn, a.x, kIn, {prepared.get(), format});
     }
+    Packed factors_packed;
+    Floats t(3 * rows * kLoraRank);
+    Ints slots;
+    for (int64_t r = 0; r < rows; ++r) slots.push_back(slot_of(r));
+    LoraSlots lora;
+    lora.slot_of_row = slots.data();
+    lora.n_slots = 2;
+    lora.t = t.data();
+    for_factors(source, [&](int slot, int w, const float* low_a, const float* low_b) {
+      const auto factor = [&](int64_t n, int64_t k, const float* of) {
+        return factors_packed.add(ops, c, format, n, k, Floats(of, of + n * k));
+      };
+      lora.pair[slot][w] = {factor(kLoraRank, kIn, low_a), factor(n(w), kLoraRank, low_b), kScale};
+    });
+    if (low_rank) a.lora = &lora;
     if (ops.fuses_phases) a.rope = &rope;
     ops.linear(c, a);
     if (a.rope == nullptr) ops.rope_append(c, rope);
@@ -292,7 +340,7 @@ struct RopeLinear {
   }
 
   /// q of all rows, then k and v of each.
-  void outputs(const Ops& ops, const OpContext& c, const Floats& in, Floats* out) const {
+  void results(const Ops& ops, const OpContext& c, const Floats& in, Floats* out) const {
     Floats cos(kPositions * half()), sin(kPositions * half()), k(rows * kKv * dim), v(k);
     for (int64_t i = 0; i < kPositions * half(); ++i)
       cos[i] = std::cos(angle(i)), sin[i] = std::sin(angle(i));
@@ -321,6 +369,13 @@ struct RopeLinear {
       y[w] = reference::matmul(rows, n(w), kIn, x, slice(in, at, at + n(w) * kIn));
       at += n(w) * kIn;
     }
+    for_factors(in.data() + at, [&](int slot, int w, const float* low_a, const float* low_b) {
+      const Vec t = reference::matmul(rows, kLoraRank, kIn, x, Vec(low_a, low_a + kLoraRank * kIn));
+      const Vec low =
+          reference::matmul(rows, n(w), kLoraRank, t, Vec(low_b, low_b + n(w) * kLoraRank));
+      for (int64_t i = 0; i < rows * n(w); ++i)
+        if (slot_of(i / n(w)) == slot) y[w][i] += double{kScale} * low[i];
+    });
     Vec kv;
     for (int64_t r = 0; r < rows; ++r) {
       Vec cos, sin;
@@ -338,19 +393,37 @@ struct RopeLinear {
   }
 };
 
-}  // namespace
-
 /// q, k and v, turned and put into their pages.
-Case rope_linear_case(WeightFormat format, int64_t rows, int64_t head_dim) {
-  const RopeLinear of{format, rows, head_dim};
-  return simple(
-      sized("linear rope", rows, head_dim) + " " + format_name(format), 2e-5,
-      [=] { return as_bf16(random_floats(rows * RopeLinear::kIn + of.weights(), 51)); },
-      Floats(rows * (RopeLinear::kHeads + 2 * RopeLinear::kKv) * head_dim),
+Case rope_linear_case(WeightFormat format, int64_t rows, int64_t head_dim, bool low_rank) {
+  const RopeLinear of{format, rows, head_dim, low_rank};
+  Case c = simple(
+      sized("linear rope", rows, head_dim) + " " + format_name(format) + (low_rank ? " lora" : ""),
+      2e-5,
+      [=] {
+        return as_bf16(random_floats(rows * RopeLinear::kIn + of.weights() + of.factors(), 51));
+      },
+      Floats(rows * of.outputs()),
       [=](const Ops& ops, const OpContext& c, const Floats& in, Floats* out) {
-        of.outputs(ops, c, in, out);
+        of.results(ops, c, in, out);
       },
       [=](const Floats& in) { return of.expect(in); });
+  if (low_rank) c.tolerance_bf16 = rounding_tolerance(format);  // A x is rounded
+  return c;
+}
+
+}  // namespace
+
+void add_rope_linear_cases(WeightFormat format, std::vector<Case>* all) {
+  for (int64_t rows : {1, 2, 7, 12, 30, 40, 70}) {
+    for (int64_t head_dim : {12, 32})
+      all->push_back(rope_linear_case(format, rows, head_dim, false));
+  }
+  // On a GPU in one launch, by tiles of three sizes.
+  for (int64_t rows : {100, 2000, 7000}) all->push_back(rope_linear_case(format, rows, 64, false));
+  for (int64_t rows : {5, 40, 100}) {
+    for (int64_t head_dim : {32, 64})
+      all->push_back(rope_linear_case(format, rows, head_dim, true));
+  }
 }
 
 }  // namespace ds::test
