@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linear layers of many rows through cuBLAS, and the choice between them and few_rows().
+// Linear layers of many rows, and the choice between the ways of a call.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/low_rank.cuh"
 #include "kernels/cuda/pack.h"

@@ -2,8 +2,9 @@
 // The ways of a linear call. Up to 32 rows (kSomeRows with rotation behind them) of weights of 16
 // bits: some_rows() reads the weights once, on tensor cores, all weights of the call and its
 // epilogue in one launch. Up to kGemvRows that it does not take (FP32, the head): few_rows() does
-// the same without tensor cores. More: cuBLAS, and what it cannot fuse in one launch behind it.
-// Each way low-rank inputs t = A x come first.
+// the same without tensor cores. More: by tiles where swiglu or rotation follows, else cuBLAS, and
+// what it cannot fuse in one launch behind it. Low-rank inputs t = A x come first, but for the
+// fewest rows of some_rows(), whose blocks make them.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
