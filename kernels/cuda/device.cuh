@@ -105,11 +105,16 @@ __device__ inline float rounded_as(float x) {
   return to_float(from_float<T>(x));
 }
 
-/// First in every kernel that launch_next() starts: the next one may be set up meanwhile, and from
-/// here on everything that was enqueued before is done. All threads call it.
-__device__ inline void begin_after_previous() {
+/// The next kernel may be set up meanwhile.
+__device__ inline void let_next_begin() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+/// From here on everything that was enqueued before is done.
+__device__ inline void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+/// First in every kernel that launch_next() starts: both. All threads call it.
+__device__ inline void begin_after_previous() {
+  let_next_begin();
+  wait_for_previous();
 }
 
 /// 16 bytes of elements in FP32: 8 of 16 bits, 4 of FP32.

@@ -122,19 +122,18 @@ __global__ void __launch_bounds__(kTileWarps * 32)
   }
 }
 
-template <typename T, bool kRounded>
-void launch_low_rank(const StreamState& s, const LowInputs& a, int n_weights) {
-  constexpr int kMany = 4;
-  if (a.rows <= kFewRows) {
-    const dim3 grid(static_cast<unsigned>(a.rows), static_cast<unsigned>(n_weights));
-    launch_next("low-rank inputs", low_rank_rows<T, kRounded, 1>, grid, kLoraRank * 32, 0,
-                s.stream(), a);
-  } else {
-    const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kMany)),
-                    static_cast<unsigned>(n_weights));
-    launch_next("low-rank inputs", low_rank_rows<T, kRounded, kMany>, grid, kLoraRank * 32, 0,
-                s.stream(), a);
-  }
+template <typename T, bool kRounded, int kRows>
+void launch_rows(const StreamState& s, const LowInputs& a, int n_weights) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kRows)), static_cast<unsigned>(n_weights));
+  launch_next("low-rank inputs", low_rank_rows<T, kRounded, kRows>, grid, kLoraRank * 32, 0,
+              s.stream(), a);
+}
+
+template <typename T>
+void launch_tiles(const StreamState& s, const LowInputs& a, int n_weights) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, kTileRows)),
+                  static_cast<unsigned>(n_weights));
+  launch_next("low-rank inputs", low_rank_tiles<T>, grid, kTileWarps * 32, 0, s.stream(), a);
 }
 
 }  // namespace
@@ -171,18 +170,15 @@ void low_rank_inputs(const StreamState& s, const LinearArgs& a, int64_t row, int
   low.slot_of_row = a.lora->slot_of_row + row;
   low.t = a.lora->t + row * kLoraRank;
   low.pairs = low_pairs(a);
+  const bool many = rows > kFewRows;
   with_element(a.w[0].format, [&]<typename T>(T) {
     if constexpr (sizeof(T) == 2) {
-      if (rounded != nullptr && rows > kFewRows) {
-        const dim3 grid(static_cast<unsigned>(ceil_div(rows, kTileRows)),
-                        static_cast<unsigned>(a.n_weights));
-        launch_next("low-rank inputs", low_rank_tiles<T>, grid, kTileWarps * 32, 0, s.stream(),
-                    low);
-        return;
-      }
-      if (rounded != nullptr) return launch_low_rank<T, true>(s, low, a.n_weights);
+      if (rounded != nullptr)
+        return many ? launch_tiles<T>(s, low, a.n_weights)
+                    : launch_rows<T, true, 1>(s, low, a.n_weights);
     }
-    launch_low_rank<T, false>(s, low, a.n_weights);
+    many ? launch_rows<T, false, 4>(s, low, a.n_weights)
+         : launch_rows<T, false, 1>(s, low, a.n_weights);
   });
 }
 

@@ -26,7 +26,7 @@ struct Tile {
 
   /// Cycles for 64 of k, as measured: the tensor cores' own time, but not less than what it takes
   /// from one step to the next; and those around a tile.
-  static constexpr int kStepCycles = kWarpgroups * kColumns > 140 ? 2 * kWarpgroups* kColumns : 280;
+  static constexpr int64_t kStepCycles = larger(280, 2 * kWarpgroups * kColumns);
   static constexpr int kEndCycles = 700 + kWarpgroups * kColumns * 4;
 };
 
@@ -114,12 +114,12 @@ __device__ inline void copy_tiles(const TileArgs& a, TileStages<Tile, T> to) {
                walk.column(tile), to.full + to.at);
     }
   };
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  let_next_begin();
   const TileStages<Tile, T> begin = to;
   const int first = static_cast<int>(blockIdx.x);
   const int early = min(a.steps, Tile::kStages);
   for (int step = 0; step < early; ++step, to.next()) copy_weights(step, first);
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  wait_for_previous();
   to = begin;
   for (int tile = first; tile < walk.count; tile += static_cast<int>(gridDim.x)) {
     for (int step = 0; step < a.steps; ++step, to.next()) {
@@ -162,11 +162,10 @@ __device__ inline void multiply_tile(const TileArgs& a, int warpgroup, TileStage
   if (tells) arrive(from.empty + before);
 }
 
-/// End, what becomes of sums, has
-///   static constexpr int kMatrices   1, or 2 whose outputs of the same numbers are in one tile
-///   template <typename Tile> Ahead   looked_up(const TilePlace&) while products are made
-///   template <typename T, typename Tile> void store(const TilePlace&, TileSums<Tile>&, Ahead)
-///   const
+/// End says what becomes of sums:
+///   static constexpr int kMatrices: 1, or 2 whose outputs of the same numbers are in one tile;
+///   look_up<Tile>(TilePlace): what it wants to know, asked for while products are made;
+///   store<T, Tile>(TilePlace, TileSums<Tile>&, that).
 template <typename T, typename Tile, typename End>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     multiply_tiles(const __grid_constant__ TileArgs a, const __grid_constant__ End end) {
@@ -181,7 +180,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     return;
   }
   if constexpr (Tile::kWarpgroups == 2) take_registers<240>();
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  wait_for_previous();
   const TileWalk<Tile, End::kMatrices> walk(a);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   for (int tile = static_cast<int>(blockIdx.x); tile < walk.count;
